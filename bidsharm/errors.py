@@ -1,0 +1,75 @@
+"""Errors that a user can act on: each says what happened, where, and what to do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the commands (documented in ``docs/usage.md``)."""
+
+    OK = 0
+    SCAN_FAILED = 1
+    USAGE = 2
+    NOTHING_TO_DO = 3
+    INTERNAL = 70
+    CONFIGURATION = 78
+
+
+class BidsharmError(Exception):
+    """Base of all errors that bidsharm raises on purpose.
+
+    Parameters
+    ----------
+    what
+        What is wrong, in one plain sentence.
+    where
+        The file, scan or option that it concerns.
+    fix
+        What the user can do about it.
+    """
+
+    exit_code: ExitCode = ExitCode.SCAN_FAILED
+
+    def __init__(self, what: str, *, where: str = '', fix: str = '') -> None:
+        self.what, self.where, self.fix = what, str(where), fix
+        super().__init__(what, self.where, fix)
+
+    def __str__(self) -> str:
+        place = f'{self.where}: ' if self.where else ''
+        advice = f' {self.fix}' if self.fix else ''
+        return f'{place}{self.what}{advice}'
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive pickling between nipype's worker processes otherwise.
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[BidsharmError], what: str, where: str, fix: str) -> BidsharmError:
+    return kind(what, where=where, fix=fix)
+
+
+class ScanError(BidsharmError):
+    """One scan cannot be processed; the others go on."""
+
+
+class UsageError(BidsharmError):
+    """The command line or a settings file asks for something impossible."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NothingToDo(BidsharmError):
+    """No scan matches what was asked for."""
+
+    exit_code = ExitCode.NOTHING_TO_DO
+
+
+class ConfigurationError(BidsharmError):
+    """A device, template or weights file that was asked for is not there."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class MissingNeed(UsageError):
+    """The data set does not offer what the chosen harmonizer needs."""

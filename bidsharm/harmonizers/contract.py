@@ -1,0 +1,272 @@
+"""What every harmonizer promises: the card, the scan, the target, and the two verbs ``fit`` and ``harmonize``."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Volume = NDArray[np.float32]
+Progress = Callable[[int, int, str], None]
+
+#: What a method may need, and how a sentence names it when it is missing.
+NEED_PHRASES: dict[str, str] = {
+    'cohort': 'several scans of the same contrast to learn a common scale from',
+    'site': 'site labels for the scans',
+    'reference': 'a reference image or a site as target',
+    'paired': 'scans of the same people at several sites',
+    'multi_contrast': 'several contrasts of the same session',
+    'tissue': 'a tissue segmentation of each scan',
+    'weights': 'a model bundle',
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method is and what it needs; printed by ``bidsharm-models`` and copied into every sidecar.
+
+    Parameters
+    ----------
+    name
+        Registry name, as given to ``--harmonizer``.
+    title
+        The method in a few words.
+    paper, doi
+        Reference, and its DOI where there is one.
+    family
+        Family of the survey (``classical``, ``unet``, ``gan``, ...).
+    supervision
+        How it learns: ``none``, ``unpaired`` or ``paired``.
+    domain, output
+        What goes in (volume, surface, table) and what comes out (image, features, task).
+    geometry
+        ``native`` methods map intensities on the scan's own grid; ``grid`` methods work on a 1 mm
+        model grid, and the workflow carries their change back to the native grid.
+    contrasts
+        BIDS suffixes that it handles; empty means every contrast.
+    needs_fit, needs_apply
+        Keys of :data:`NEED_PHRASES` needed to learn a target and to harmonize one scan.
+    targets
+        Which targets it can aim at, of ``canonical``, ``site``, ``reference``.
+    changes_anatomy
+        Whether the method could, in principle, draw structure that is not in its input.
+    fidelity
+        How close this implementation is to the paper: ``faithful``, ``adapted`` or ``minimal``.
+    deviations
+        In what it differs from the paper.
+    licence
+        Licence of the implementation that is used.
+    uses_device
+        Whether it runs on ``--device`` (otherwise it is CPU-only).
+    memory_gb
+        Peak memory for a 1 mm head, in GB: what the scheduler is told.
+    """
+
+    name: str
+    title: str
+    paper: str
+    doi: str = ''
+    family: str = 'classical'
+    supervision: Literal['none', 'unpaired', 'paired'] = 'none'
+    domain: Literal['volume', 'surface', 'table'] = 'volume'
+    output: Literal['image', 'features', 'task'] = 'image'
+    geometry: Literal['native', 'grid'] = 'native'
+    contrasts: tuple[str, ...] = ()
+    needs_fit: tuple[str, ...] = ()
+    needs_apply: tuple[str, ...] = ()
+    targets: tuple[Literal['canonical', 'site', 'reference'], ...] = ('canonical', 'site', 'reference')
+    changes_anatomy: bool = False
+    fidelity: Literal['faithful', 'adapted', 'minimal'] = 'faithful'
+    deviations: str = ''
+    licence: str = 'Apache-2.0'
+    uses_device: bool = False
+    memory_gb: float = 1.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One preprocessed scan: bias-corrected intensities on its own grid, with its brain mask.
+
+    Parameters
+    ----------
+    data
+        Intensities, shape (X, Y, Z), float32, any linear scale.
+    mask
+        Brain mask, shape (X, Y, Z), bool.
+    affine
+        Voxel to world (RAS+ mm), shape (4, 4).
+    contrast
+        BIDS suffix (``T1w``, ``T2w``, ``FLAIR``, ``PDw``).
+    name
+        Name for messages, for example ``sub-01_ses-1_T1w``.
+    site
+        Site label, or an empty string.
+    tissue
+        Probabilities of CSF, GM and WM, shape (3, X, Y, Z), float32 in [0, 1]; None when not segmented.
+    """
+
+    data: Volume
+    mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+    contrast: str
+    name: str = ''
+    site: str = ''
+    tissue: Volume | None = None
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The method's own standard contrast."""
+
+    label: ClassVar[str] = 'canonical'
+
+
+@dataclass(frozen=True)
+class Site:
+    """The average look of one site's scans."""
+
+    name: str
+
+    @property
+    def label(self) -> str:
+        """The label written to sidecars."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The look of one given image."""
+
+    path: str
+
+    @property
+    def label(self) -> str:
+        """The label written to sidecars: the file's name, never the folder it lies in."""
+        return f'reference:{Path(self.path).name}'
+
+
+Target = Canonical | Site | Reference
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Scans to learn from, and what they offer."""
+
+    scans: Sequence[Scan]
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Keys of :data:`NEED_PHRASES` that these scans satisfy."""
+        offers = set()
+        if len(self.scans) > 1:
+            offers.add('cohort')
+        if self.scans and all(scan.site for scan in self.scans):
+            offers.add('site')
+        if self.scans and all(scan.tissue is not None for scan in self.scans):
+            offers.add('tissue')
+        if self.scans:
+            offers.add('reference')
+        return frozenset(offers)
+
+    def of_contrast(self, contrast: str) -> Cohort:
+        """Return only the scans of one contrast."""
+        return Cohort([scan for scan in self.scans if scan.contrast == contrast])
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how to run: resolved once, recorded in every sidecar."""
+
+    device: str = 'cpu'
+    precision: str = 'float32'
+    threads: int = 1
+    seed: int = 0
+    oom_fallback: Literal['fail', 'cpu'] = 'fail'
+    steps: list[str] = field(default_factory=list)  # what the out-of-memory ladder did
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit used: names of the scans, and anything the method wants to say."""
+
+    scans: tuple[str, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Harmonized:
+    """The result for one scan.
+
+    Parameters
+    ----------
+    image
+        Harmonized intensities on the grid of the input, float32, exactly 0 outside the mask.
+    uncertainty
+        Standard deviation per voxel in the same units, or None when the method cannot tell.
+    details
+        Numbers worth recording (the fitted scale, for example), JSON types only.
+    """
+
+    image: Volume
+    uncertainty: Volume | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Harmonizer(ABC):
+    """A harmonization method.
+
+    An instance carries what it learned. ``harmonize`` must depend on nothing but the instance,
+    the scan, the target and the seed, so that jobs running in parallel agree.
+    """
+
+    card: ClassVar[Card]
+
+    def __init__(self, execution: Execution | None = None) -> None:
+        self.execution = execution or Execution()
+
+    def fit(
+        self,
+        cohort: Cohort,
+        *,
+        target: Target | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> FitReport:
+        """Learn the target from a cohort, one standard per contrast.
+
+        Methods with a fixed canonical contrast need no fit for :class:`Canonical`.
+
+        Raises
+        ------
+        bidsharm.errors.MissingNeed
+            If the cohort does not offer what the card says is needed.
+        """
+        return FitReport(tuple(scan.name for scan in cohort.scans))
+
+    @abstractmethod
+    def harmonize(self, scan: Scan, target: Target) -> Harmonized:
+        """Return the scan as the target's scanner would have made it.
+
+        Raises
+        ------
+        bidsharm.errors.ScanError
+            If this scan cannot be harmonized (constant, no brain, a contrast not fitted).
+        """
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return what was learned: named arrays, and JSON-safe settings."""
+        return {}, {}
+
+    def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        del arrays, settings  # a method without a state has nothing to take back
