@@ -263,6 +263,23 @@ class Harmonizer(ABC):
             If this scan cannot be harmonized (constant, no brain, a contrast not fitted).
         """
 
+    def target_quantiles(self, contrast: str) -> NDArray[np.float64] | None:
+        """Return how intensities are distributed at the target, for measuring the distance to it.
+
+        Parameters
+        ----------
+        contrast
+            BIDS suffix.
+
+        Returns
+        -------
+        ndarray or None
+            The 0, 1, ..., 100 % quantiles of the intensities inside the mask, shape (101,), that the fitted
+            scans have after being harmonized to the target (mean over scans); None when that is not known.
+        """
+        del contrast  # a method that was not fitted knows no target distribution
+        return None
+
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return what was learned: named arrays, and JSON-safe settings."""
         return {}, {}

@@ -1,0 +1,1 @@
+"""What is in a data set, and what bidsharm writes."""

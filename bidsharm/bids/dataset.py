@@ -1,0 +1,110 @@
+"""The root of the derivatives: what makes the folder a BIDS data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bidsharm import __version__
+from bidsharm.bids.atomic import write_json, write_text
+from bidsharm.errors import UsageError
+from bidsharm.settings import Settings
+
+BIDS_VERSION = '1.10.0'
+
+#: What BIDS has no name for yet; the validator passes over it.
+BIDSIGNORE = '*.html\nlogs/\nmodels/\n**/figures/\n*_xfm.*\n*_qc.*\ngroup_*\n'
+
+README = """# Harmonized MRI
+
+Written by bidsharm. Every `sub-*.html` shows what was changed in one subject's scans and that the anatomy was not;
+`group.html` shows all of them together. `desc-harmonized` images are the result; `desc-preproc` images are the same
+scans with only the bias field removed. What each file is: the page "outputs" of the documentation.
+"""
+
+_DESCRIPTIONS = (
+    ('desc_id', 'description'),
+    ('harmonized', 'Brain as the target scanner would have made it'),
+    ('preproc', 'Bias field removed, intensities of the scanner'),
+    ('brain', 'Brain mask'),
+)
+
+
+def prepare_root(settings: Settings) -> None:
+    """Write the root files, each only if it is not there with the same content.
+
+    Raises
+    ------
+    UsageError
+        If the folder cannot be written, or holds the derivatives of another pipeline.
+    """
+    root = settings.output_dir
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(root)) from None
+    _refuse_foreign(root)
+    if not os.access(root, os.W_OK):
+        raise UsageError('The output folder cannot be written.', where=str(root), fix='Check its permissions.')
+    write_json(root / 'dataset_description.json', description(settings))
+    write_text(root / '.bidsignore', BIDSIGNORE)
+    if not (root / 'README.md').exists():
+        write_text(root / 'README.md', README)
+    write_text(root / 'descriptions.tsv', ''.join('\t'.join(row) + '\n' for row in _DESCRIPTIONS))
+    labels = (('index', 'name', 'abbreviation'), ('1', 'Grey matter', 'GM'), ('2', 'White matter', 'WM'),
+              ('3', 'Cerebrospinal fluid', 'CSF'))  # fmt: skip
+    write_text(root / 'dseg.tsv', ''.join('\t'.join(row) + '\n' for row in labels))
+
+
+def _refuse_foreign(root: Path) -> None:
+    file = root / 'dataset_description.json'
+    if not file.exists():
+        return
+    content = read_json(file)
+    makers = [maker.get('Name') for maker in content.get('GeneratedBy', []) if isinstance(maker, dict)]
+    if 'bidsharm' not in makers:
+        raise UsageError(
+            'The output folder already holds another data set.', where=str(root), fix='Give an empty folder.'
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is missing or broken is an empty one."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def description(settings: Settings) -> dict[str, Any]:
+    """Return the content of ``dataset_description.json``."""
+    raw = read_json(settings.bids_dir / 'dataset_description.json')
+    generator: dict[str, Any] = {
+        'Name': 'bidsharm',
+        'Version': __version__,
+        'Description': 'Harmonization of brain MRI across scanners',
+    }
+    image = os.environ.get('BIDSHARM_CONTAINER')
+    if image:
+        kind, _, tag = image.partition(':')
+        generator['Container'] = {'Type': kind, 'Tag': tag}
+    links = {'raw': settings.bids_dir.as_uri()}
+    links |= {name: folder.as_uri() for name, folder in settings.derivatives.items()}
+    source: dict[str, Any] = {'URL': settings.bids_dir.as_uri()}
+    if raw.get('DatasetDOI'):
+        source['DOI'] = str(raw['DatasetDOI'])
+    content: dict[str, Any] = {
+        'Name': f'bidsharm: {raw.get("Name", "harmonized MRI")}',
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [generator],
+        'SourceDatasets': [source],
+        'DatasetLinks': links,
+        'HowToAcknowledge': 'Please cite what logs/CITATION.md names.',
+    }
+    if raw.get('License'):
+        content['License'] = str(raw['License'])
+    return content

@@ -1,0 +1,309 @@
+"""What is in the data set: the scans that a run is about, their sites, and how they belong together."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidsharm.bids.names import ScanFile, parse_name
+from bidsharm.errors import NothingToDo, ScanError, UsageError
+from bidsharm.settings import CONTRASTS, Settings, check_keys
+
+if TYPE_CHECKING:
+    from bids.layout import BIDSLayout
+
+#: Sidecar fields that tell one scanner from another, in the order in which they appear in a site label.
+SCANNER_FIELDS = ('Manufacturer', 'ManufacturersModelName', 'MagneticFieldStrength', 'StationName')
+
+#: Keys of a BIDS filter file, one per contrast; upper and lower case are the same.
+FILTER_KEYS = {name.lower(): name for name in CONTRASTS}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The scans of a run, and those left out with the reason."""
+
+    scans: tuple[ScanFile, ...]
+    left_out: tuple[ScanError, ...] = ()
+    structural: tuple[ScanFile, ...] = ()  # every T1w of the subjects, whatever the session, run and contrast asked for
+
+    def anchor(self, scan: ScanFile) -> ScanFile:
+        """Return the scan that ``scan`` follows (:func:`anchor_of`)."""
+        return anchor_of(scan, [*self.structural, *self.scans])
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subject labels in order."""
+        return tuple(dict.fromkeys(scan.subject for scan in self.scans))
+
+    def of_subject(self, subject: str) -> tuple[ScanFile, ...]:
+        """Return the scans of one subject."""
+        return tuple(scan for scan in self.scans if scan.subject == subject)
+
+
+def open_layout(settings: Settings) -> BIDSLayout:
+    """Index the anatomical part of the data set with pybids.
+
+    Only ``anat`` folders of the asked-for subjects are read; indexing everything is the largest
+    start-up cost of BIDS Apps. Derivatives and hidden folders are skipped.
+    """
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    subjects = '|'.join(re.escape(label) for label in settings.participant_label)
+    other_subject = [re.compile(rf'^/?sub-(?!(?:{subjects})(?:/|_|$))')] if subjects else []
+    ignore = [
+        re.compile(r'/\.'),
+        re.compile(r'^/?(?:derivatives|sourcedata|code|models|stimuli|work)(?:/|$)'),
+        re.compile(r'/(?:func|dwi|fmap|perf|eeg|meg|ieeg|beh|pet|micr|nirs|motion|mrs)(?:/|$)'),
+        *other_subject,
+    ]
+    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=True)
+    database = settings.bids_database_dir
+    return BIDSLayout(
+        settings.bids_dir,
+        validate=False,
+        indexer=indexer,
+        database_path=str(database) if database else None,
+        reset_database=False,
+    )
+
+
+def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Selection:
+    """Choose the scans that match the settings.
+
+    Raises
+    ------
+    UsageError
+        If a participant or session that was asked for is not in the data set, or the filter file is wrong.
+    NothingToDo
+        If nothing is left, naming the filter that removed the last scan.
+    """
+    layout = layout or open_layout(settings)
+    _check_labels(settings, layout)
+    filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
+    by_contrast = {name: _find(settings, layout, name, filters) for name in {*settings.contrasts, 'T1w'}}
+    kept = _narrow(settings, [scan for contrast in settings.contrasts for scan in by_contrast[contrast]])
+    scans, left_out = _refuse_doubtful(kept)
+    participants = read_participants(settings.bids_dir)
+    structural, _ = _refuse_doubtful(by_contrast['T1w'])
+    label = functools.partial(_with_site, participants=participants, rule=settings.site)
+    return Selection(
+        tuple(sorted(map(label, scans), key=_order)),
+        tuple(left_out),
+        tuple(sorted(map(label, structural), key=_order)),
+    )
+
+
+def _with_site(scan: ScanFile, *, participants: Mapping[str, Mapping[str, str]], rule: str) -> ScanFile:
+    return replace(scan, site=site_of(scan, participants, rule))
+
+
+def _order(scan: ScanFile) -> tuple[str, str, int, str]:
+    return scan.subject, scan.session or '', CONTRASTS.index(scan.suffix), scan.name
+
+
+def _find(
+    settings: Settings, layout: BIDSLayout, contrast: str, filters: Mapping[str, Mapping[str, Any]]
+) -> list[ScanFile]:
+    query: dict[str, Any] = {'datatype': 'anat', 'suffix': contrast, 'extension': ['.nii', '.nii.gz']}
+    if settings.participant_label:
+        query['subject'] = list(settings.participant_label)
+    query.update(filters.get(contrast, {}))
+    scans = []
+    for image in layout.get(**query):
+        parsed = parse_name(Path(image.path).name)
+        if parsed is None or parsed[0].get('part', 'mag') != 'mag':
+            continue  # phase, real and imaginary parts are no pictures of anatomy
+        try:
+            metadata = dict(image.get_metadata())
+        except (ValueError, TypeError):  # a broken sidecar costs its metadata, not the scan
+            metadata = {}
+        scans.append(ScanFile(Path(image.path), parsed[0], parsed[1], settings.bids_dir, metadata=metadata))
+    return scans
+
+
+def _check_labels(settings: Settings, layout: BIDSLayout) -> None:
+    folders = {path.name.removeprefix('sub-') for path in settings.bids_dir.glob('sub-*') if path.is_dir()}
+    for option, wanted, present in (
+        ('--participant-label', settings.participant_label, folders),
+        ('--session-label', settings.session_label, set(layout.get_sessions())),
+    ):
+        missing = sorted(set(wanted) - present)
+        if missing:
+            raise UsageError(
+                f'Not in the data set: {", ".join(missing)}.',
+                where=option,
+                fix=f'There are: {_some(sorted(present))}.',
+            )
+
+
+def _some(labels: Sequence[str], most: int = 12) -> str:
+    rest = f' and {len(labels) - most} more' if len(labels) > most else ''
+    return (', '.join(labels[:most]) or 'none') + rest
+
+
+def _narrow(settings: Settings, scans: list[ScanFile]) -> list[ScanFile]:
+    """Apply the session and run filters one by one, so that the one that empties the list can be named."""
+    if not scans:
+        filtered = f' with the filter file {settings.bids_filter_file}' if settings.bids_filter_file else ''
+        raise NothingToDo(
+            f'No {", ".join(settings.contrasts)} image was found{filtered}.',
+            where=str(settings.bids_dir),
+            fix='Check the folder, --participant-label, --contrasts and --bids-filter-file.',
+        )
+    for option, wanted, entity in (
+        ('--session-label', settings.session_label, 'ses'),
+        ('--run', settings.run, 'run'),
+    ):
+        if not wanted:
+            continue
+        kept = [scan for scan in scans if _same_label(scan.entities.get(entity), wanted)]
+        if not kept:
+            present = sorted({scan.entities.get(entity, 'none') for scan in scans})
+            raise NothingToDo(
+                f'{option} {" ".join(wanted)} leaves no scan out of {len(scans)}.',
+                where=str(settings.bids_dir),
+                fix=f'There are: {_some(present)}.',
+            )
+        scans = kept
+    return scans
+
+
+def _same_label(label: str | None, wanted: Iterable[str]) -> bool:
+    """Compare labels; index labels such as run-1 and run-01 are the same."""
+    if label is None:
+        return False
+    return any(label == w or (label.isdigit() and w.isdigit() and int(label) == int(w)) for w in wanted)
+
+
+def _refuse_doubtful(scans: list[ScanFile]) -> tuple[list[ScanFile], list[ScanError]]:
+    """Leave out scans whose outputs would overwrite each other."""
+    count = Counter(scan.name.lower() for scan in scans)
+    kept, refused = [], []
+    for scan in scans:
+        if count[scan.name.lower()] == 1:
+            kept.append(scan)
+            continue
+        refused.append(
+            ScanError(
+                'Several files would have the same outputs (.nii beside .nii.gz, or names that differ only in case).',
+                where=scan.relative,
+                fix='Keep one of them.',
+            )
+        )
+    return kept, refused
+
+
+def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a BIDS filter file; keys are contrasts in either case, values pybids queries.
+
+    ``"Query.NONE"``, ``"Query.ANY"`` and ``"Query.OPTIONAL"`` have pybids' meaning.
+
+    Raises
+    ------
+    UsageError
+        If the file is not JSON, a contrast is unknown, or a filter is not an entity of pybids.
+    """
+    from bids.layout import Query
+
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UsageError(f'The filter file cannot be read: {error}.', where=str(path)) from None
+    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+        raise UsageError(
+            'The filter file must hold one object per contrast.', where=str(path), fix='{"t1w": {"run": 1}}'
+        )
+    lowered = {str(key).lower(): value for key, value in content.items()}
+    check_keys(lowered, tuple(FILTER_KEYS), where=str(path))
+    queries = {f'Query.{item.name}': item for item in Query}
+    filters: dict[str, dict[str, Any]] = {}
+    for key, value in lowered.items():
+        check_keys(value, FILTER_ENTITIES, where=f'{path} ({key})')
+        filters[FILTER_KEYS[key]] = {
+            name: queries.get(entry, entry) if isinstance(entry, str) else entry for name, entry in value.items()
+        }
+    return filters
+
+
+#: Entities that a filter may name (pybids' long names).
+FILTER_ENTITIES = (
+    'subject', 'session', 'sample', 'acquisition', 'ceagent', 'reconstruction', 'direction', 'run', 'modality',
+    'echo', 'flip', 'inversion', 'mtransfer', 'part', 'suffix', 'extension', 'datatype',
+)  # fmt: skip
+
+
+def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
+    """Read ``participants.tsv`` by subject label; an unreadable table is an empty one.
+
+    A byte-order mark and duplicate rows are tolerated: the first row of a subject counts.
+    """
+    table: dict[str, dict[str, str]] = {}
+    try:
+        with (bids_dir / 'participants.tsv').open(encoding='utf-8-sig', newline='') as file:
+            for row in csv.DictReader(file, delimiter='\t'):
+                label = (row.get('participant_id') or '').strip().removeprefix('sub-')
+                if label:
+                    table.setdefault(label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)})
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return table
+    return table
+
+
+def site_of(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule: str) -> str:
+    """Return the label of the scanner or site of a scan.
+
+    Parameters
+    ----------
+    rule
+        ``auto``: the scanner by its sidecar fields (:data:`SCANNER_FIELDS`), else the column ``site`` of
+        participants.tsv, else ``unknown``. Otherwise names, separated by commas, each either a column of
+        participants.tsv, ``session``, or a sidecar field; sidecar fields win over columns.
+
+    Returns
+    -------
+    str
+        Letters, digits, points and hyphens only, so that it can stand in a file name.
+    """
+    row = participants.get(scan.subject, {})
+    if rule == 'auto':
+        values = [_label(scan.metadata.get(name), name) for name in SCANNER_FIELDS]
+        return '-'.join(filter(None, values)) or _label(row.get('site')) or 'unknown'
+    names = [name.strip() for name in rule.split(',') if name.strip()]
+    known = {**row, **scan.metadata, 'session': scan.session}
+    return '-'.join(filter(None, (_label(known.get(name), name) for name in names))) or 'unknown'
+
+
+def _label(value: object, name: str = '') -> str:
+    """Turn a metadata value into a part of a site label; missing values give an empty string."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ('', 'n/a')):
+        return ''
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    unit = 'T' if name == 'MagneticFieldStrength' and isinstance(value, (int, float)) else ''
+    return re.sub(r'[^0-9A-Za-z.]+', '', str(value))[:40] + unit
+
+
+def anchor_of(scan: ScanFile, scans: Iterable[ScanFile]) -> ScanFile:
+    """Return the scan that gives ``scan`` its brain mask and its way to the template.
+
+    A T1w is its own anchor. Other contrasts follow the T1w of their session, else the first T1w of the
+    subject. A subject without any T1w falls back on the first scan of the session, by the order of
+    :data:`bidsharm.settings.CONTRASTS`.
+    """
+    if scan.suffix == 'T1w':
+        return scan
+    scans = [other for other in scans if other.subject == scan.subject]
+    enhanced = [other for other in scans if other.suffix == 'T1w']
+    structural = [other for other in enhanced if 'ce' not in other.entities] or enhanced
+    same_session = [other for other in structural if other.session == scan.session]
+    if structural:
+        return (same_session or structural)[0]
+    return next(other for other in scans if other.session == scan.session)

@@ -1,0 +1,1 @@
+"""The commands: parsing only; whatever is heavy is imported when it is needed."""

@@ -1,0 +1,183 @@
+"""``bidsharm-models``: which harmonization methods there are, what they need, and whether a bundle is whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bidsharm.harmonizers.contract import Card
+
+#: What the list calls the needs, short enough for a column.
+SHORT_NEEDS = {
+    'cohort': 'cohort',
+    'site': 'sites',
+    'reference': 'reference',
+    'paired': 'travelling subjects',
+    'multi_contrast': 'contrasts',
+    'tissue': 'tissues',
+    'weights': 'weights',
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog='bidsharm-models', description='Show harmonization methods, and check model bundles.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    listing = commands.add_parser('list', help='list all methods')
+    listing.add_argument('--json', action='store_true', help='print the cards as JSON')
+    show = commands.add_parser('show', help='print the card of one method')
+    show.add_argument('name', metavar='NAME', help='name of the method')
+    show.add_argument('--json', action='store_true', help='print the card as JSON')
+    check = commands.add_parser('check', help='check that a model bundle is whole and can be loaded')
+    check.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Parameters
+    ----------
+    argv
+        Arguments after the name of the command; those of the process by default.
+    """
+    arguments = build_parser().parse_args(argv)
+    from bidsharm.errors import BidsharmError
+
+    try:
+        if arguments.command == 'list':
+            return _list(as_json=arguments.json)
+        if arguments.command == 'show':
+            return _show(arguments.name, as_json=arguments.json)
+        return _check(arguments.folder)
+    except BidsharmError as error:
+        print(f'bidsharm-models: {error}', file=sys.stderr)
+        return int(error.exit_code)
+
+
+def _cards() -> tuple[list[Card], dict[str, str]]:
+    """Return the cards of all methods, and what is wrong with those that cannot be loaded."""
+    from bidsharm.errors import ConfigurationError
+    from bidsharm.harmonizers import registry
+
+    cards, broken = [], {}
+    for name in registry.available():
+        try:
+            cards.append(registry.card(name))
+        except ConfigurationError as error:
+            broken[name] = error.what
+    return cards, broken
+
+
+def _list(*, as_json: bool) -> int:
+    cards, broken = _cards()
+    if as_json:
+        content = {'harmonizers': [card.to_dict() for card in cards], 'broken': broken}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_table(cards))
+    console.print(
+        "Aims at: canonical = the method's own standard contrast, site = the look of one site, reference = the "
+        'look of one image. Learns from: what it must see before it can aim at its canonical contrast. '
+        '"bidsharm-models show NAME" tells more.'
+    )
+    for what in broken.values():
+        console.print(f'Left out: {what}', markup=False)
+    return 0
+
+
+def _table(cards: Sequence[Card]) -> Any:
+    """Return the list as a table for 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_lines=False)
+    table.add_column('Name', no_wrap=True, style='bold')
+    table.add_column('What it does', ratio=1, min_width=14, overflow='fold')
+    table.add_column('Aims at', min_width=9)
+    table.add_column('Learns\nfrom', min_width=6)
+    table.add_column('Con-\ntrast', min_width=5)
+    table.add_column('Runs\non', min_width=4)
+    table.add_column('Fidelity', min_width=8)
+    table.add_column('May\nalter\nanatomy', min_width=7)
+    for card in cards:
+        needs = dict.fromkeys((*card.needs_fit, *card.needs_apply))
+        table.add_row(
+            card.name,
+            card.title,
+            '\n'.join(card.targets),
+            '\n'.join(SHORT_NEEDS.get(need, need) for need in needs) or '-',
+            '\n'.join(card.contrasts) or 'all',
+            'GPU' if card.uses_device else 'CPU',
+            card.fidelity,
+            'yes' if card.changes_anatomy else 'no',
+        )
+    return table
+
+
+def _show(name: str, *, as_json: bool) -> int:
+    from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.contract import NEED_PHRASES
+
+    card = registry.card(name)
+    if as_json:
+        print(json.dumps(card.to_dict(), indent=2, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def phrases(needs: Sequence[str]) -> str:
+        return '; '.join(NEED_PHRASES.get(need, need) for need in needs) or 'nothing'
+
+    rows = {
+        'Name': card.name,
+        'What it does': card.title,
+        'Paper': card.paper,
+        'DOI': f'https://doi.org/{card.doi}' if card.doi else '-',
+        'Family': f'{card.family}, supervision: {card.supervision}',
+        'Works on': f'{card.domain} -> {card.output}, {card.geometry} geometry',
+        'Contrasts': ', '.join(card.contrasts) or 'all',
+        'Aims at': ', '.join(card.targets),
+        'Learns from': phrases(card.needs_fit),
+        'Needs per scan': phrases(card.needs_apply),
+        'May change anatomy': 'yes' if card.changes_anatomy else 'no',
+        'Fidelity': card.fidelity,
+        'Differs from paper': card.deviations or '-',
+        'Runs on': 'GPU or CPU' if card.uses_device else 'CPU',
+        'Memory': f'{card.memory_gb:g} GB for a 1 mm head',
+        'Licence': card.licence,
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, value in rows.items():
+        table.add_row(Text(key, style='bold'), Text(value))
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _check(folder: Path) -> int:
+    from bidsharm.harmonizers import bundle
+
+    harmonizer = bundle.load(folder)
+    content = bundle.read_card(folder)
+    target = content['settings'].get('target') or 'none'
+    print(f'{folder}: whole')
+    print(f'  method     {harmonizer.card.name} (saved by bidsharm {content.get("bidsharm", "?")})')
+    print(f'  target     {target}')
+    print(f'  contrasts  {", ".join(content.get("contrasts", [])) or "none"}')
+    print(f'  digest     {bundle.digest(folder)}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

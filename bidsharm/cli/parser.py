@@ -1,0 +1,240 @@
+"""The command line of ``bidsharm``: parsing only, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from bidsharm import __version__
+from bidsharm.errors import ExitCode, UsageError
+from bidsharm.settings import CONTRASTS, DEFAULT_HARMONIZER, Settings, from_dict, load_values
+
+EPILOG = """exit codes: 0 all done; 1 at least one scan failed; 2 usage; 3 nothing to do; 70 internal error;
+78 a device, template or weights file is missing.
+More: bidsharm-models list (every harmonizer and what it needs), bidsharm-simulate (travelling heads to try it on)."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors end with our exit code for usage."""
+
+    def error(self, message: str) -> Any:
+        """Print usage and message, and exit with code 2."""
+        self.print_usage()
+        self.exit(int(ExitCode.USAGE), f'{self.prog}: {message}\n')
+
+
+def build_parser() -> Parser:
+    """Return the parser; options that are not given are absent from the result, so a settings file can fill them."""
+    parser = Parser(
+        prog='bidsharm',
+        description='Harmonize brain MRI across scanners (BIDS App), and show that the anatomy survived.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument('bids_dir', type=_folder, help='the BIDS data set; it is never changed')
+    parser.add_argument('output_dir', type=_absolute, help='where the derivatives go')
+    parser.add_argument('analysis_level', choices=('participant', 'group'), help='what to run')
+    parser.add_argument('--version', action='version', version=f'bidsharm {__version__}')
+    _add_selection(parser)
+    _add_method(parser)
+    _add_preprocessing(parser)
+    _add_resources(parser)
+    _add_modes(parser)
+    return parser
+
+
+def _add_selection(parser: Parser) -> None:
+    group = parser.add_argument_group('which scans')
+    group.add_argument(
+        '--participant-label', '--participant_label', nargs='+', type=_label('sub'), metavar='LABEL',
+        help='subjects, with or without "sub-"',
+    )  # fmt: skip
+    group.add_argument(
+        '--session-label', '--session-id', nargs='+', type=_label('ses'), metavar='LABEL', help='sessions'
+    )
+    group.add_argument('--run', '--run-id', nargs='+', type=_label('run'), metavar='RUN', help='runs')
+    group.add_argument('--contrasts', '--modalities', nargs='+', choices=CONTRASTS, help='default: all four')
+    group.add_argument(
+        '--bids-filter-file', type=_file, metavar='JSON', help='pybids filters by contrast: {"t1w": {"run": 1}}'
+    )
+    group.add_argument(
+        '-d', '--derivatives', nargs='+', type=_derivative, metavar='NAME=PATH',
+        help='reuse masks, transforms and preprocessed T1w of fMRIPrep or sMRIPrep',
+    )  # fmt: skip
+    group.add_argument('--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there')
+    group.add_argument('--skip-bids-validation', action='store_true', help='do not run the BIDS validator first')
+
+
+def _add_method(parser: Parser) -> None:
+    group = parser.add_argument_group('harmonization')
+    group.add_argument('--harmonizer', metavar='NAME', help=f'see bidsharm-models list; default: {DEFAULT_HARMONIZER}')
+    group.add_argument(
+        '--target', metavar='TARGET', help='canonical (default), the label of a site, or the path of a reference image'
+    )
+    group.add_argument(
+        '--target-scans', type=_positive, metavar='N', help='learn a target from at most N scans a contrast; default 10'
+    )
+    group.add_argument(
+        '--site', metavar='RULE',
+        help='what makes a site: a participants.tsv column, "session", sidecar fields separated by commas; default auto: '
+        'Manufacturer, model, field strength and station, else the column "site"',
+    )  # fmt: skip
+    group.add_argument('--model', type=_folder, metavar='DIR', help='use this model bundle')
+    group.add_argument('--weights-dir', type=_absolute, metavar='DIR', help='where model bundles are looked for')
+    group.add_argument('--device', type=_device, help='auto, cpu, cuda, cuda:N or mps; default auto')
+    group.add_argument(
+        '--oom-fallback', choices=('fail', 'cpu'), help='when the card is too small even for small tiles; default fail'
+    )
+
+
+def _add_preprocessing(parser: Parser) -> None:
+    group = parser.add_argument_group('preprocessing and outputs')
+    group.add_argument('--skull-strip', choices=('auto', 'force', 'skip'), help='auto sees that a scan is stripped')
+    group.add_argument('--brain-extraction', choices=('deepbet', 'ants'), help='default deepbet')
+    group.add_argument('--registration', choices=('affine', 'syn'), help='to the template; default affine')
+    group.add_argument(
+        '--output-spaces', nargs='+', metavar='SPACE',
+        help='native (default; the scan\'s own grid), T1w, or TemplateFlow names such as MNI152NLin2009cAsym:res-1; '
+        'MNI152NLin2009aSym is built in',
+    )  # fmt: skip
+    group.add_argument('--random-seed', type=int, metavar='N', help='default 0')
+    group.add_argument('--sloppy', action='store_true', help='fewer iterations: for trying out only')
+
+
+def _add_resources(parser: Parser) -> None:
+    group = parser.add_argument_group('resources')
+    group.add_argument('-w', '--work-dir', type=_absolute, metavar='DIR', help='keep intermediate files there')
+    group.add_argument('--clean-workdir', action='store_true', help='empty the working folder afterwards')
+    group.add_argument(
+        '--nprocs', '--nthreads', '--n-cpus', '--n_cpus', dest='nprocs', type=_positive, metavar='N', help='processes'
+    )
+    group.add_argument('--omp-nthreads', type=_positive, metavar='N', help='threads of one step')
+    group.add_argument(
+        '--mem', '--mem-gb', '--memory-gb', dest='mem_gb', type=parse_memory, metavar='SIZE', help='8, 8G, 1.5GB, 8000M'
+    )
+    group.add_argument('--use-plugin', '--nipype-plugin-file', type=_file, metavar='YAML', help='nipype plugin file')
+    group.add_argument('--resource-monitor', action='store_true', help='record memory and CPU of every step')
+    group.add_argument('--offline', action='store_true', help='never use the network, not even for templates')
+
+
+def _add_modes(parser: Parser) -> None:
+    group = parser.add_argument_group('what to do')
+    group.add_argument('--dry-run', action='store_true', help='say what would be done, and end')
+    group.add_argument('--force', action='store_true', help='do again what is done already')
+    group.add_argument('--reports-only', action='store_true', help='write the reports anew')
+    group.add_argument('--boilerplate-only', action='store_true', help='print the method section and end')
+    group.add_argument('--write-graph', action='store_true', help='draw the graph into the working folder')
+    group.add_argument('--stop-on-first-crash', action='store_true', help='end at the first failed scan')
+    group.add_argument('--config-file', type=_file, metavar='TOML', help='settings; options given here win')
+    group.add_argument('--notrack', action='store_true', help='accepted: there is no telemetry')
+    group.add_argument('-v', '--verbose', action='count', help='more detail')
+
+
+def parse_settings(argv: list[str] | None = None) -> Settings:
+    """Parse the command line into settings.
+
+    Raises
+    ------
+    UsageError
+        For combinations that cannot be.
+    """
+    from bidsharm.cli.machine import available_cores, available_memory_gb
+
+    given = vars(build_parser().parse_args(argv))
+    config = given.pop('config_file', None)
+    values: dict[str, Any] = {**(load_values(config) if config else {}), **given}
+    values['derivatives'] = _named(values.get('derivatives', {}))
+    values.setdefault('nprocs', available_cores())
+    values.setdefault('omp_nthreads', min(int(values['nprocs']), 4))
+    values.setdefault('mem_gb', available_memory_gb())
+    values['notrack'] = True
+    settings = from_dict(values, where=str(config or 'command line'))
+    _check(settings)
+    return settings
+
+
+def _named(derivatives: Any) -> dict[str, str]:
+    if isinstance(derivatives, dict):
+        return {str(name): str(path) for name, path in derivatives.items()}
+    named: dict[str, str] = {}
+    for name, path in derivatives:
+        if name in named:
+            raise UsageError(f'The name "{name}" is given twice.', where='--derivatives')
+        named[name] = str(path)
+    return named
+
+
+def _check(settings: Settings) -> None:
+    inside = [settings.bids_dir, *settings.bids_dir.parents]
+    work = settings.work_dir
+    if work is not None and (work == settings.bids_dir or settings.bids_dir in work.parents):
+        raise UsageError('The working folder may not lie inside the data set.', where=f'--work-dir {work}')
+    if settings.output_dir == settings.bids_dir:
+        raise UsageError('The output folder may not be the data set itself.', where=str(settings.output_dir))
+    if settings.output_dir in inside:
+        raise UsageError('The data set may not lie inside the output folder.', where=str(settings.output_dir))
+
+
+def parse_memory(text: str) -> float:
+    """Read an amount of memory as GB.
+
+    Examples
+    --------
+    >>> [parse_memory(text) for text in ('8', '8G', '1.5GB', '8000M')]
+    [8.0, 8.0, 1.5, 8.0]
+    """
+    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*', text, flags=re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is no amount of memory; write 8, 8G, 1.5GB or 8000M')
+    scale = {'K': 1e-6, 'M': 1e-3, '': 1.0, 'G': 1.0, 'T': 1e3}[match[2].upper()]
+    return float(match[1]) * scale
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _folder(text: str) -> Path:
+    path = _absolute(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f'the folder {text} does not exist')
+    return path
+
+
+def _file(text: str) -> Path:
+    path = _absolute(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f'the file {text} does not exist')
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+def _label(entity: str) -> Any:
+    def strip(text: str) -> str:
+        return text.removeprefix(f'{entity}-')
+
+    return strip
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no device; choose auto, cpu, cuda, cuda:N or mps')
+    return text
+
+
+def _derivative(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition('=')
+    if not separator:
+        name, path = Path(text).name, text
+    if not re.fullmatch(r'[A-Za-z0-9_.-]+', name):
+        raise argparse.ArgumentTypeError(f'{name!r} is no name for a derivatives folder')
+    return name, _absolute(path)

@@ -1,0 +1,1 @@
+"""Did the anatomy survive? Metrics, distributions and the verdict on one harmonized scan."""

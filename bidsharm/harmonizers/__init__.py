@@ -1,0 +1,1 @@
+"""The methods, behind one contract: a card, ``fit`` and ``harmonize``."""

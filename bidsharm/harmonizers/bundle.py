@@ -1,0 +1,226 @@
+"""Model bundles: a folder with ``model.safetensors`` and ``card.json``, whole or not there, never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import bidsharm
+from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.harmonizers import registry
+from bidsharm.harmonizers.contract import Execution, Harmonizer
+
+FORMAT = 1
+TENSORS = 'model.safetensors'
+CARD = 'card.json'
+
+
+def save(harmonizer: Harmonizer, folder: Path) -> str:
+    """Write what a method learned as a bundle.
+
+    The folder appears at once and complete. A complete bundle of the same method that is already there is
+    kept: of several jobs that write the same one, the first wins, and all return its digest.
+
+    Parameters
+    ----------
+    harmonizer
+        The method to save.
+    folder
+        Folder to make; its parents are made too.
+
+    Returns
+    -------
+    str
+        Digest of the bundle that is in the folder afterwards.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder holds something else.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    folder = Path(folder)
+    arrays, settings = harmonizer.state()
+    tensors = to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    content = {
+        'format': FORMAT,
+        'name': harmonizer.card.name,
+        'bidsharm': bidsharm.__version__,
+        'card': harmonizer.card.to_dict(),
+        'contrasts': list(settings.get('contrasts', [])),
+        'settings': settings,
+        'tensors_sha256': hashlib.sha256(tensors).hexdigest(),
+    }
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f'.tmp-{uuid.uuid4().hex}-{folder.name}'
+    temporary.mkdir()
+    try:
+        (temporary / TENSORS).write_bytes(tensors)
+        (temporary / CARD).write_text(text, encoding='utf-8')
+        _take_place(temporary, folder, harmonizer.card.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest(folder)
+
+
+def load(folder: Path, execution: Execution | None = None, *, name: str | None = None) -> Harmonizer:
+    """Return the method that was saved, with what it had learned.
+
+    Parameters
+    ----------
+    folder
+        A bundle.
+    execution
+        Where and how it is going to run.
+    name
+        The method that is expected; any by default.
+
+    Raises
+    ------
+    ConfigurationError
+        If a file is missing, damaged or of another format, or the bundle is of another method.
+    """
+    folder = Path(folder)
+    content, tensors = _read(folder)
+    found = str(content['name'])
+    if name is not None and found != name:
+        raise ConfigurationError(
+            f'The bundle was made by "{found}", not by "{name}".',
+            where=str(folder),
+            fix=f'Choose --harmonizer {found}, or another bundle.',
+        )
+    try:
+        harmonizer = registry.get(found)(execution)
+    except UsageError as error:
+        raise ConfigurationError(
+            f'The bundle needs the harmonizer "{found}", which is not installed.',
+            where=str(folder),
+            fix='Install the package that offers it.',
+        ) from error
+    arrays = _unpack(tensors, folder)
+    try:
+        harmonizer.restore(arrays, content['settings'])
+    except ConfigurationError as error:
+        raise ConfigurationError(error.what, where=str(folder), fix=error.fix) from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise _damaged(folder, f'its content does not fit "{found}" ({error})') from error
+    restored = {key: (array.shape, array.dtype) for key, array in harmonizer.state()[0].items()}
+    stored = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+    if restored != stored:
+        changed = sorted(
+            key for key in restored.keys() | stored.keys() if restored.get(key) != stored.get(key)
+        )
+        raise _damaged(folder, f'"{found}" does not take these arrays as they are: {", ".join(changed)}')
+    return harmonizer
+
+
+def digest(folder: Path) -> str:
+    """Return the sha256 over both files of a bundle, after checking that they belong together.
+
+    Raises
+    ------
+    ConfigurationError
+        If the bundle is not whole.
+    """
+    folder = Path(folder)
+    _, tensors = _read(folder)
+    total = hashlib.sha256((folder / CARD).read_bytes())
+    total.update(tensors)
+    return total.hexdigest()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the content of ``card.json`` of a whole bundle; errors as :func:`digest`."""
+    return _read(Path(folder))[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Return the card's content and the bytes of the tensors, verified against each other."""
+    try:
+        text = (folder / CARD).read_text(encoding='utf-8')
+        tensors = (folder / TENSORS).read_bytes()
+    except UnicodeDecodeError as error:
+        raise _damaged(folder, f'{CARD} is not text') from error
+    except OSError as error:
+        raise ConfigurationError(
+            f'This is no model bundle: {CARD} or {TENSORS} cannot be read ({error.strerror}).',
+            where=str(folder),
+            fix='Give the folder of a bundle, with both files.',
+        ) from error
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(folder, f'{CARD} is not JSON') from error
+    if not isinstance(content, dict) or 'format' not in content:
+        raise _damaged(folder, f'{CARD} does not say its format')
+    if content['format'] != FORMAT:
+        raise ConfigurationError(
+            f'The bundle has format {content["format"]!r}; this version of bidsharm reads {FORMAT}.',
+            where=str(folder),
+            fix='Use the version of bidsharm that made it, or fit the method again.',
+        )
+    if not isinstance(content.get('settings'), dict) or not isinstance(content.get('name'), str):
+        raise _damaged(folder, f'{CARD} has no name or no settings')
+    if hashlib.sha256(tensors).hexdigest() != content.get('tensors_sha256'):
+        raise _damaged(folder, f'{TENSORS} is not the file that {CARD} describes')
+    return content, tensors
+
+
+def _unpack(tensors: bytes, folder: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    try:
+        # The arrays are read-only views of the bytes otherwise.
+        return {name: np.array(array) for name, array in from_bytes(tensors).items()}
+    except SafetensorError as error:
+        raise _damaged(folder, f'{TENSORS} cannot be read ({error})') from error
+
+
+def _damaged(folder: Path, how: str) -> ConfigurationError:
+    return ConfigurationError(
+        f'The bundle is damaged: {how}.',
+        where=str(folder),
+        fix='Copy it again from its source, or fit again.',
+    )
+
+
+def _take_place(temporary: Path, folder: Path, name: str) -> None:
+    """Give the finished bundle its name; keep a whole one of the same method, replace remains of one."""
+    try:
+        # Onto nothing or an empty folder this succeeds; onto anything else it fails and changes nothing.
+        os.replace(temporary, folder)
+        return
+    except OSError:
+        if not folder.exists():
+            raise
+    if not folder.is_dir() or any(item.name not in (TENSORS, CARD) for item in folder.iterdir()):
+        raise ConfigurationError(
+            'There is something else in the place of the bundle.',
+            where=str(folder),
+            fix='Choose another folder.',
+        )
+    try:
+        found = str(_read(folder)[0]['name'])
+    except ConfigurationError:
+        remains = folder.parent / f'.tmp-{uuid.uuid4().hex}-{folder.name}'
+        with contextlib.suppress(FileNotFoundError):  # another job was faster to move them away
+            os.replace(folder, remains)
+        shutil.rmtree(remains, ignore_errors=True)
+        _take_place(temporary, folder, name)
+        return
+    if found != name:
+        raise ConfigurationError(
+            f'There is a bundle of "{found}" in this place.', where=str(folder), fix='Choose another folder.'
+        )

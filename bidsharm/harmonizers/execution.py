@@ -1,0 +1,241 @@
+"""Where a method runs: the device, its lock, and what to do when its memory does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from bidsharm.errors import ConfigurationError, ScanError, UsageError
+from bidsharm.harmonizers.contract import Execution
+
+Result = TypeVar('Result')
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_device(name: str) -> str:
+    """Return the device to run on.
+
+    Parameters
+    ----------
+    name
+        ``auto`` (the first GPU where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Returns
+    -------
+    str
+        ``cpu``, ``cuda:N`` or ``mps``, where N counts the cards that this process may see.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of these.
+    ConfigurationError
+        If a device that was asked for by name is not there; never replaced by another one in silence.
+    """
+    if name == 'cpu':
+        return 'cpu'
+    if name not in ('auto', 'mps') and not re.fullmatch(r'cuda(:\d+)?', name):
+        raise UsageError(
+            f'There is no kind of device "{name}".',
+            where='--device',
+            fix='Choose auto, cpu, cuda, cuda:N or mps.',
+        )
+    try:
+        import torch
+    except ImportError as error:
+        if name == 'auto':
+            return 'cpu'
+        raise _absent(name, 'PyTorch is not installed') from error
+    if name == 'mps':
+        if not torch.backends.mps.is_available():
+            raise _absent(name, 'PyTorch finds no Apple GPU')
+        return 'mps'
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == 'auto':
+        return 'cuda:0' if cards else 'cpu'
+    number = int(name.partition(':')[2] or 0)
+    if number >= cards:
+        raise _absent(name, f'PyTorch finds {cards or "no"} CUDA device{"" if cards == 1 else "s"}')
+    return f'cuda:{number}'
+
+
+def _absent(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f'The device "{name}" is not there: {why}.',
+        where='--device',
+        fix='Choose --device auto or --device cpu.',
+    )
+
+
+@contextlib.contextmanager
+def device_lock(device: str, folder: Path) -> Iterator[None]:
+    """Hold one physical GPU for the time of the block; others that want it wait. The CPU needs no lock.
+
+    The lock is a file in a folder that all jobs share, and ends with the process that holds it. It goes by
+    the card itself, so that jobs that see different cards as ``cuda:0`` do not wait for each other.
+
+    Parameters
+    ----------
+    device
+        As returned by :func:`resolve_device`.
+    folder
+        Folder of the lock files; made when it is not there.
+    """
+    if device == 'cpu':
+        yield
+        return
+    from filelock import FileLock
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f'{_physical_name(device)}.lock'):
+        yield
+
+
+def _physical_name(device: str) -> str:
+    """Return a name that is the same in all processes for one card, fit for a file name."""
+    name = ''
+    if device.startswith('cuda'):
+        number = int(device.partition(':')[2] or 0)
+        name = _uuid(number)
+        if not name:
+            seen = [
+                item.strip() for item in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if item.strip()
+            ]
+            name = seen[number] if number < len(seen) else str(number)
+            name = f'{socket.gethostname()}-{name}'
+    else:
+        name = f'{socket.gethostname()}-{device}'
+    return 'gpu-' + re.sub(r'[^A-Za-z0-9.-]', '_', name)
+
+
+def _uuid(number: int) -> str:
+    """Return the identity of a CUDA card, or an empty string when it cannot be told."""
+    try:
+        import torch
+
+        return str(getattr(torch.cuda.get_device_properties(number), 'uuid', ''))
+    except (ImportError, RuntimeError, AssertionError):
+        return ''
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How much of a volume is worked on at once.
+
+    Parameters
+    ----------
+    batch
+        Tiles, or slices, per step.
+    tile
+        Edges of a tile in voxels; None for the whole volume.
+    stitch_device
+        Device on which the tiles are put together.
+    device
+        Device on which the method runs.
+    """
+
+    batch: int = 1
+    tile: tuple[int, int, int] | None = None
+    stitch_device: str = 'cpu'
+    device: str = 'cpu'
+
+    def __str__(self) -> str:
+        tile = 'whole volume' if self.tile is None else 'tile ' + 'x'.join(map(str, self.tile))
+        return f'{self.device}, batch {self.batch}, {tile}, stitched on {self.stitch_device}'
+
+
+def memory_ladder(
+    start: TileSettings, *, tiles: Sequence[int] = (192, 128, 96, 64)
+) -> tuple[TileSettings, ...]:
+    """Return settings that need less and less device memory.
+
+    First smaller batches, then smaller tiles, then stitching on the CPU, then everything on the CPU.
+
+    Parameters
+    ----------
+    start
+        What to try first.
+    tiles
+        Edges of the cubes to fall back to, in voxels; those that would not shrink the tile are passed over.
+    """
+    ladder = [start]
+    while ladder[-1].batch > 1:
+        ladder.append(replace(ladder[-1], batch=ladder[-1].batch // 2))
+    for edge in sorted(tiles, reverse=True):
+        current = ladder[-1].tile
+        smaller = (edge, edge, edge) if current is None else tuple(min(edge, side) for side in current)
+        if smaller != current:
+            ladder.append(replace(ladder[-1], tile=(smaller[0], smaller[1], smaller[2])))
+    if ladder[-1].stitch_device != 'cpu':
+        ladder.append(replace(ladder[-1], stitch_device='cpu'))
+    if ladder[-1].device != 'cpu':
+        ladder.append(replace(ladder[-1], device='cpu'))
+    return tuple(ladder)
+
+
+def with_memory_ladder(
+    run: Callable[[TileSettings], Result], *, execution: Execution, ladder: Sequence[TileSettings]
+) -> Result:
+    """Run with the first settings of the ladder that fit into the memory of the device.
+
+    Only CUDA's out-of-memory error leads down the ladder; every other error is raised as it is. Each step
+    is added to ``execution.steps``, because smaller tiles may change the result in the last digits.
+
+    Parameters
+    ----------
+    run
+        What to run; must be able to start again from nothing.
+    execution
+        Says by ``oom_fallback`` whether the CPU may take over.
+    ladder
+        Settings to try, as from :func:`memory_ladder`; those on the CPU are passed over when the run is
+        on a GPU and ``oom_fallback`` is ``fail``.
+
+    Raises
+    ------
+    ScanError
+        If memory does not suffice for any of them.
+    """
+    may_use_cpu = execution.oom_fallback == 'cpu' or execution.device == 'cpu'
+    rungs = [tile for tile in ladder if may_use_cpu or tile.device != 'cpu']
+    for index, tile in enumerate(rungs):
+        try:
+            return run(tile)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+        # Outside the handler, where the error no longer keeps the tensors of the failed try alive.
+        _free_cache()
+        following = str(rungs[index + 1]) if index + 1 < len(rungs) else 'nothing smaller is left'
+        step = f'out of memory with {tile}: {following}'
+        execution.steps.append(step)
+        _log.warning('%s', step)
+    fix = '' if may_use_cpu else '--oom-fallback cpu (slower), '
+    raise ScanError(
+        f'The memory of {execution.device} does not suffice, even in the smallest steps ({len(rungs)} tried).',
+        fix=f'Free the device, or choose {fix}--device cpu, or a harmonizer that needs less memory.',
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    try:
+        import torch
+    except ImportError:
+        return type(error).__name__ == 'OutOfMemoryError'
+    return isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def _free_cache() -> None:
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

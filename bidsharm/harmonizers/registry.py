@@ -1,0 +1,121 @@
+"""Which methods there are: entry points in the group ``bidsharm.harmonizers``, ours and those of others alike."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.harmonizers.contract import Card, Harmonizer
+
+GROUP = 'bidsharm.harmonizers'
+
+#: The methods of this package, for when it is used from a checkout that was not installed.
+_BUILTIN = {
+    'identity': 'bidsharm.harmonizers.linear:Identity',
+    'robust': 'bidsharm.harmonizers.linear:Robust',
+    'zscore': 'bidsharm.harmonizers.linear:ZScore',
+    'kde': 'bidsharm.harmonizers.linear:KDE',
+    'fcm': 'bidsharm.harmonizers.linear:FCM',
+    'whitestripe': 'bidsharm.harmonizers.linear:WhiteStripe',
+    'lsq': 'bidsharm.harmonizers.linear:LSQ',
+    'nyul': 'bidsharm.harmonizers.histogram:Nyul',
+    'histogram': 'bidsharm.harmonizers.histogram:HistogramMatching',
+}
+
+_log = logging.getLogger(__name__)
+
+
+def available() -> dict[str, EntryPoint]:
+    """Return the entry point of every method by name: built-in ones first, then others by name.
+
+    Nothing is imported. A method of another package cannot take the name of a built-in one.
+    """
+    ours = {name: EntryPoint(name, value, GROUP) for name, value in _BUILTIN.items()}
+    others: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if point.dist is not None and point.dist.name == 'bidsharm':
+            ours[point.name] = point
+        elif point.name in _BUILTIN or point.name in others:
+            _log.warning('The harmonizer "%s" of %s is ignored: the name is taken.', point.name, point.value)
+        else:
+            others[point.name] = point
+    return {**ours, **dict(sorted(others.items()))}
+
+
+def get(name: str) -> type[Harmonizer]:
+    """Return the class of a method.
+
+    Parameters
+    ----------
+    name
+        As printed by ``bidsharm-models list``.
+
+    Raises
+    ------
+    UsageError
+        If there is no method of that name.
+    ConfigurationError
+        If the package that offers it cannot be imported, or offers something else than a harmonizer.
+    """
+    points = available()
+    if name not in points:
+        near = difflib.get_close_matches(name.lower(), points, n=3)
+        known = f'Did you mean {" or ".join(near)}?' if near else f'There are: {", ".join(points)}.'
+        raise UsageError(f'There is no harmonizer "{name}".', where='--harmonizer', fix=known)
+    point = points[name]
+    try:
+        found = point.load()
+    except Exception as error:
+        raise ConfigurationError(
+            f'The harmonizer "{name}" ({point.value}) cannot be loaded: {type(error).__name__}: {error}.',
+            fix='Repair or remove the package that offers it.',
+        ) from error
+    problem = _problem(found, name)
+    if problem:
+        raise ConfigurationError(
+            f'The harmonizer "{name}" ({point.value}) {problem}.',
+            fix='Repair or remove the package that offers it.',
+        )
+    return found
+
+
+def _problem(found: object, name: str) -> str:
+    """Return what keeps an object from being the harmonizer of this name, or an empty string."""
+    if not (inspect.isclass(found) and issubclass(found, Harmonizer)):
+        return 'is not a subclass of Harmonizer'
+    if not isinstance(getattr(found, 'card', None), Card):
+        return 'has no card'
+    if found.card.name != name:
+        return f'calls itself "{found.card.name}" in its card'
+    if inspect.isabstract(found):
+        return 'does not implement harmonize'
+    return ''
+
+
+def card(name: str) -> Card:
+    """Return the card of a method; errors as :func:`get`."""
+    return get(name).card
+
+
+def could_run(offers: Iterable[str]) -> list[str]:
+    """Return the methods whose needs are all offered, for their canonical target.
+
+    Parameters
+    ----------
+    offers
+        Keys of ``NEED_PHRASES``, such as ``Cohort.offers``.
+    """
+    offered = frozenset(offers)
+    names = []
+    for name in available():
+        try:
+            found = card(name)
+        except ConfigurationError:
+            continue  # someone else's broken package is no reason to fail here; `bidsharm-models list` names it
+        if offered.issuperset((*found.needs_fit, *found.needs_apply)) and 'canonical' in found.targets:
+            names.append(name)
+    return names

@@ -1,0 +1,1 @@
+"""Pure functions on arrays and affines: grids, masks, bias field, segmentation, templates."""

@@ -1,0 +1,51 @@
+"""Brain extraction with deepbet (Fisch et al. 2024, doi:10.1016/j.compbiomed.2024.108845); MIT, weights in its wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidsharm.errors import ScanError
+
+
+def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[str, Any]:
+    """Write the brain mask of a whole head.
+
+    Parameters
+    ----------
+    in_file
+        Image in canonical axis order.
+    out_file
+        Where the mask goes (uint8, same grid).
+    device
+        ``cpu``, or a CUDA device.
+
+    Returns
+    -------
+    dict
+        ``volume_ml`` of the mask.
+
+    Raises
+    ------
+    ScanError
+        If no brain was found.
+    """
+    import nibabel as nib
+    from deepbet import BrainExtraction
+
+    from bidsharm.imaging.grids import make_image
+    from bidsharm.imaging.masks import volume_ml
+
+    image = nib.load(in_file)
+    try:
+        _, mask, _ = BrainExtraction(no_gpu=not device.startswith('cuda')).run(image)
+    except (AssertionError, ValueError, IndexError, RuntimeError) as error:
+        raise ScanError(
+            f'deepbet found no brain in it ({str(error).splitlines()[0] if str(error) else type(error).__name__}).',
+            fix='Look at the scan; try --brain-extraction ants, or give a mask with --derivatives.',
+        ) from None
+    found = np.asarray(mask.dataobj) > 0
+    make_image(found, image.affine, np.uint8).to_filename(out_file)
+    return {'volume_ml': volume_ml(found, image.affine)}

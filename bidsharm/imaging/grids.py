@@ -1,0 +1,300 @@
+"""Headers, voxels and grids: check a scan, bring its axes into canonical order, crop, shrink, and go back."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bidsharm.errors import ScanError
+
+Floats = NDArray[np.float32]
+Affine = NDArray[np.float64]
+
+#: Voxel sizes outside this range (mm) are wrong units or a broken header.
+VOXEL_SIZE_MM = (0.15, 12.0)
+#: A 3-D head has at least this many voxels along each axis, and at most this many altogether.
+MIN_SIZE, MAX_VOXELS = 8, 800_000_000
+#: Directions may deviate this much from right angles before a scan is refused (cosine; 0.05 is 3 degrees).
+MAX_SHEAR = 0.05
+
+
+@dataclass(frozen=True)
+class Conformed:
+    """A checked scan in canonical axis order.
+
+    Parameters
+    ----------
+    image
+        Float32, 3-D, axes in closest RAS+ order, orthonormal directions; nothing was resampled.
+    warnings
+        What was found and mended, in plain words.
+    """
+
+    image: nib.Nifti1Image
+    warnings: tuple[str, ...]
+
+
+def load_checked(path: Path) -> nib.Nifti1Image:
+    """Open an image and refuse what cannot be a 3-D scan before its voxels are read.
+
+    Raises
+    ------
+    ScanError
+        For a missing file, a broken link, a file that is not an image, or an impossible header.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ScanError(
+            'The file is a link that leads nowhere.', where=path.name, fix='With DataLad, run: datalad get FILE.'
+        )
+    if not path.exists():
+        raise ScanError('The file does not exist.', where=path.name)
+    try:
+        image = nib.load(path)
+        shape, kind = image.shape, image.get_data_dtype()
+    except Exception as error:  # noqa: BLE001 - nibabel raises many kinds for a broken file
+        raise ScanError(f'This is not a readable image ({_first_line(error)}).', where=path.name) from None
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if kind.fields is not None or kind.kind not in 'iuf':
+        raise ScanError(f'Voxels of type {kind} (colour or complex) are no intensities.', where=path.name)
+    if len(shape) != 3:
+        raise ScanError(
+            f'The image has shape {image.shape}; one 3-D volume is needed.',
+            where=path.name,
+            fix='Give one volume per file (fslroi, mrconvert or nibabel can split it).',
+        )
+    if min(shape) < MIN_SIZE or np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise ScanError(f'A size of {shape} voxels is not plausible for a head.', where=path.name)
+    return image
+
+
+def conform(path: Path) -> Conformed:
+    """Check a scan's header and voxels, and bring it into canonical axis order without resampling.
+
+    An oblique scan stays oblique: its affine is kept. The sform counts where its code is set, else the
+    qform, as nibabel does.
+
+    Raises
+    ------
+    ScanError
+        Naming what is wrong and what can be done.
+    """
+    image = load_checked(path)
+    warnings: list[str] = []
+    affine = _checked_affine(image, path.name, warnings)
+    data = _checked_voxels(image, path.name, warnings)
+    orientation = io_orientation(affine)
+    canonical = np.ascontiguousarray(apply_orientation(data, orientation), dtype=np.float32)
+    result = make_image(canonical, affine @ inv_ornt_aff(orientation, data.shape))
+    return Conformed(result, tuple(warnings))
+
+
+def make_image(data: NDArray, affine: Affine, dtype: type = np.float32) -> nib.Nifti1Image:
+    """Return a NIfTI-1 image in mm with sform and qform set to the same affine."""
+    image = nib.Nifti1Image(np.asarray(data, dtype=dtype), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units('mm')
+    return image
+
+
+def to_native(image: nib.Nifti1Image, native: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Put a result back on the grid of the raw scan, exactly: same axes, shape and affine, no resampling.
+
+    Parameters
+    ----------
+    image
+        A result in canonical axis order; it may be cropped (outside is filled with 0) and 4-D.
+    native
+        The raw scan.
+
+    Raises
+    ------
+    ValueError
+        If the image does not lie on the scan's voxels.
+    """
+    orientation = io_orientation(native.affine)
+    shape = tuple(int(native.shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])]) for axis in range(3))
+    data = np.asanyarray(image.dataobj)
+    canonical = native.affine @ inv_ornt_aff(orientation, native.shape[:3])
+    start = np.linalg.inv(canonical[:3, :3]) @ (image.affine[:3, 3] - canonical[:3, 3])
+    first = np.round(start).astype(int)
+    last = first + data.shape[:3]
+    if np.abs(start - first).max() > 0.05 or first.min() < 0 or (last > shape).any():
+        raise ValueError(f'the image (shape {data.shape}) does not lie on the voxels of the raw scan {shape}')
+    full = np.zeros((*shape, *data.shape[3:]), dtype=data.dtype)
+    full[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = data
+    back = ornt_transform(axcodes2ornt('RAS'), orientation)
+    restored = nib.Nifti1Image(np.ascontiguousarray(apply_orientation(full, back)), native.affine)
+    codes = [1, 1]
+    if isinstance(native.header, nib.Nifti1Header):
+        codes = [int(native.header['sform_code']) or 1, int(native.header['qform_code']) or 1]
+    restored.set_sform(native.affine, code=codes[0])
+    restored.set_qform(native.affine, code=codes[1])
+    restored.header.set_xyzt_units('mm')
+    return restored
+
+
+def voxel_sizes(affine: Affine) -> NDArray[np.float64]:
+    """Return the voxel edge lengths in mm, shape (3,)."""
+    return np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0))
+
+
+def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Affine:
+    affine = np.asarray(image.affine, dtype=float)
+    sizes = voxel_sizes(affine) if np.isfinite(affine).all() else np.zeros(3)
+    if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ScanError(
+            'The affine is missing, zero or not a number, so nobody can say where left is.',
+            where=name,
+            fix='Convert it from DICOM again (dcm2niix), or repair sform and qform.',
+        )
+    units = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
+    scale = {'meter': 1000.0, 'micron': 0.001}.get(units, 1.0)
+    if scale != 1.0 and VOXEL_SIZE_MM[0] <= (sizes * scale).min() and (sizes * scale).max() <= VOXEL_SIZE_MM[1]:
+        warnings.append(f'The header gives sizes in {units}; they were converted to mm.')
+        affine[:3] *= scale
+        sizes = sizes * scale
+    if sizes.min() < VOXEL_SIZE_MM[0] or sizes.max() > VOXEL_SIZE_MM[1]:
+        raise ScanError(f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name)
+    _note_header_forms(image, warnings)
+    return _orthonormal(affine, sizes, name, warnings)
+
+
+def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
+    if not isinstance(image.header, nib.Nifti1Header):
+        return
+    sform, qform = int(image.header['sform_code']), int(image.header['qform_code'])
+    if not sform and not qform:
+        warnings.append('The header has neither sform nor qform; left and right rest on the order of the voxels.')
+    elif sform and qform and not np.allclose(image.get_sform(), image.get_qform(), atol=0.1):
+        warnings.append('sform and qform differ; the sform was used.')
+
+
+def _orthonormal(affine: Affine, sizes: NDArray, name: str, warnings: list[str]) -> Affine:
+    """Return the affine with directions at right angles, as ITK demands (nearest rotation, by SVD)."""
+    directions = affine[:3, :3] / sizes
+    shear = np.abs(directions.T @ directions - np.eye(3)).max()
+    if shear > MAX_SHEAR:
+        raise ScanError(
+            f'The axes of the affine are not at right angles (cosine {shear:.2f}).',
+            where=name,
+            fix='Resample the scan to a grid with orthogonal axes first.',
+        )
+    if shear > 1e-4:
+        warnings.append(f'The axes deviated from right angles (cosine {shear:.4f}) and were straightened.')
+    u, _, vt = np.linalg.svd(directions)
+    straight = affine.copy()
+    straight[:3, :3] = (u @ vt) * sizes
+    return straight
+
+
+def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Floats:
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
+        raise ScanError(
+            f'The voxels cannot be read; the file is probably cut off ({_first_line(error)}).',
+            where=name,
+            fix='Copy or convert the file again.',
+        ) from None
+    data = data.reshape(data.shape[:3])
+    bad = ~np.isfinite(data)
+    if bad.any():
+        share = bad.mean()
+        if share > 0.5:
+            raise ScanError(f'{share:.0%} of the voxels are not numbers (NaN or infinite).', where=name)
+        warnings.append(f'{int(bad.sum())} voxels were not numbers (NaN or infinite) and were set to 0.')
+        data[bad] = 0
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise ScanError(f'All voxels are {low:g}: there is no picture in this file.', where=name)
+    return data
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def bounding_box(mask: NDArray[np.bool_], margin: int | tuple[int, int, int] = 0) -> tuple[slice, slice, slice]:
+    """Return the slices around a mask, widened by ``margin`` voxels within the grid.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    margins = np.broadcast_to(margin, 3)
+    slices = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not hit.size:
+            raise ValueError('the mask is empty')
+        low, high = int(hit[0]) - int(margins[axis]), int(hit[-1]) + 1 + int(margins[axis])
+        slices.append(slice(max(low, 0), min(high, mask.shape[axis])))
+    return slices[0], slices[1], slices[2]
+
+
+def crop_affine(affine: Affine, box: tuple[slice, slice, slice]) -> Affine:
+    """Return the affine of ``data[box]``."""
+    moved = np.array(affine, dtype=float)
+    moved[:3, 3] = affine[:3, :3] @ [part.start for part in box] + affine[:3, 3]
+    return moved
+
+
+def shrink(data: NDArray, affine: Affine, size_mm: float) -> tuple[Floats, Affine]:
+    """Average a volume down to voxels of at least ``size_mm``; axes that are coarser stay as they are.
+
+    A Gaussian of 0.42 of the new voxel (full width at half maximum one voxel) suppresses aliasing.
+
+    Returns
+    -------
+    data, affine
+        Smaller volume, float32, and its affine.
+    """
+    factor = np.maximum(size_mm / voxel_sizes(affine), 1.0)
+    smooth = ndimage.gaussian_filter(np.asarray(data, dtype=np.float32), np.where(factor > 1.01, 0.42 * factor, 0))
+    shape = tuple(int(np.ceil(size / step)) for size, step in zip(data.shape, factor, strict=True))
+    offset = (factor - 1) / 2
+    small = ndimage.affine_transform(smooth, np.diag(factor), offset, output_shape=shape, order=1, mode='nearest')
+    coarse = np.array(affine, dtype=float)
+    coarse[:3, :3] = affine[:3, :3] * factor
+    coarse[:3, 3] = affine[:3, :3] @ offset + affine[:3, 3]
+    return small.astype(np.float32), coarse
+
+
+def resample(
+    data: NDArray, affine: Affine, shape: tuple[int, ...], onto: Affine, *, order: int = 1, mode: str = 'constant'
+) -> Floats:
+    """Sample a volume on another grid that shares its world space.
+
+    Parameters
+    ----------
+    data, affine
+        Source volume (X, Y, Z) and its voxel-to-world affine.
+    shape, onto
+        Target grid.
+    order
+        Spline order: 0 nearest, 1 linear, 3 cubic.
+    mode
+        What lies outside the source: ``constant`` (0) or ``nearest``.
+    """
+    matrix = np.linalg.inv(affine) @ onto
+    source = np.asarray(data, dtype=np.float32)
+    result = ndimage.affine_transform(
+        source, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape[:3]), order=order, mode=mode
+    )
+    return result.astype(np.float32)
+
+
+def same_grid(a: nib.Nifti1Image, b: nib.Nifti1Image) -> bool:
+    """Say whether two images share shape and affine (to 0.01 mm)."""
+    return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=1e-2)

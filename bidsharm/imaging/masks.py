@@ -1,0 +1,92 @@
+"""Brain masks: is a scan already stripped, and is a mask a brain?"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bidsharm.errors import ScanError
+from bidsharm.imaging.grids import Affine, shrink, voxel_sizes
+
+#: Volume of what is inside the skull, in ml, from a newborn's brain to the largest adult's.
+BRAIN_ML = (250.0, 2200.0)
+#: Above and below this, a report says so.
+USUAL_BRAIN_ML = (850.0, 1950.0)
+
+
+def volume_ml(mask: NDArray[np.bool_], affine: Affine) -> float:
+    """Return the volume of a mask in ml."""
+    return float(mask.sum() * np.prod(voxel_sizes(affine)) / 1000)
+
+
+def background_value(data: NDArray) -> float:
+    """Return the most frequent value on the faces of the volume."""
+    faces = np.concatenate([np.take(data, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)])
+    values, counts = np.unique(faces, return_counts=True)
+    return float(values[np.argmax(counts)])
+
+
+def stripped_support(data: NDArray, affine: Affine) -> NDArray[np.bool_] | None:
+    """Return the brain mask of a scan that is already skull-stripped, or None for a whole head.
+
+    A stripped scan has a background of one exact value, and what is left is as large as a brain; a defaced
+    or zero-filled whole head is larger. Holes (ventricles set to 0) belong to the brain.
+
+    Parameters
+    ----------
+    data
+        Intensities (X, Y, Z).
+    affine
+        Voxel to world.
+    """
+    support = data != background_value(data)
+    if support.mean() > 0.6:
+        return None
+    size = np.maximum(np.round(3.0 / voxel_sizes(affine)).astype(int), 1)
+    opened = ndimage.binary_opening(support, structure=np.ones(size))
+    largest = largest_component(opened)
+    if largest is None:
+        return None
+    brain = ndimage.binary_fill_holes(support & ndimage.binary_dilation(largest, structure=np.ones(size)))
+    if brain is None or not BRAIN_ML[0] <= volume_ml(brain, affine) <= BRAIN_ML[1]:
+        return None
+    # A head that fills the field of view touches its faces on several sides; a stripped brain hardly does.
+    touching = sum(bool(np.take(brain, index, axis=axis).mean() > 0.05) for axis in range(3) for index in (0, -1))
+    return brain if touching <= 2 else None
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return the largest connected part of a mask, or None when it is empty."""
+    labels, count = ndimage.label(mask)
+    if not count:
+        return None
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == int(sizes.argmax())
+
+
+def check_brain(mask: NDArray[np.bool_], affine: Affine, *, name: str) -> list[str]:
+    """Refuse a mask that cannot be a brain; return warnings for an unusual one.
+
+    Raises
+    ------
+    ScanError
+        If the mask is empty, far too small or far too large.
+    """
+    volume = volume_ml(mask, affine)
+    if not BRAIN_ML[0] <= volume <= BRAIN_ML[1]:
+        raise ScanError(
+            f'The brain mask holds {volume:.0f} ml, which is no brain.',
+            where=name,
+            fix='Look at the scan; give a mask with --derivatives, or try --brain-extraction ants.',
+        )
+    if not USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
+        return [f'The brain mask holds {volume:.0f} ml, which is unusual for an adult; look at the mask.']
+    return []
+
+
+def shrink_mask(mask: NDArray[np.bool_], affine: Affine, size_mm: float) -> tuple[NDArray[np.uint8], Affine]:
+    """Return a coarser copy of a mask (voxels more than half inside)."""
+    small, coarse = shrink(mask, affine, size_mm)
+    return (small > 0.5).astype(np.uint8), coarse

@@ -1,0 +1,67 @@
+"""The stock nipype interfaces for ANTs, on real ANTs where it is installed and on antspyx otherwise."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from nipype.interfaces import ants
+
+from bidsharm.interfaces.antspyx import TOOLS
+
+
+@functools.cache
+def has_real_ants() -> bool:
+    """Say whether all ANTs programs that bidsharm uses are on the PATH; a mixture of two versions is not used."""
+    return all(shutil.which(tool) for tool in TOOLS)
+
+
+@functools.cache
+def ants_version() -> str:
+    """Return what runs, honestly: ``ANTs 2.5.4``, or ``antspyx 0.6.3``."""
+    if not has_real_ants():
+        return f'antspyx {importlib.metadata.version("antspyx")}'
+    try:
+        answer = subprocess.run(
+            ['antsRegistration', '--version'], capture_output=True, text=True, timeout=60, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 'ANTs (unknown version)'
+    words = [line.split(':', 1)[1].strip() for line in answer.splitlines() if line.startswith('ANTs Version')]
+    return f'ANTs {words[0]}' if words else 'ANTs (unknown version)'
+
+
+def _tool(name: str) -> str:
+    return name if has_real_ants() else f'{sys.executable} -m bidsharm.interfaces.antspyx {name}'
+
+
+class _NoHashThreads:
+    """Shared by the three tools: where the program is found; the number of threads never changes a result's identity."""
+
+    tool: str
+
+    def __init__(self, **inputs: Any) -> None:
+        super().__init__(command=_tool(self.tool), **inputs)
+        self.inputs.trait('num_threads').nohash = True
+
+
+class N4BiasFieldCorrection(_NoHashThreads, ants.N4BiasFieldCorrection):  # type: ignore[misc]
+    """N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908)."""
+
+    tool = 'N4BiasFieldCorrection'
+
+
+class Registration(_NoHashThreads, ants.Registration):  # type: ignore[misc]
+    """antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025)."""
+
+    tool = 'antsRegistration'
+
+
+class ApplyTransforms(_NoHashThreads, ants.ApplyTransforms):  # type: ignore[misc]
+    """antsApplyTransforms."""
+
+    tool = 'antsApplyTransforms'

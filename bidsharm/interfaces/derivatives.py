@@ -1,0 +1,178 @@
+"""The sink: results back on the grid of the raw scan, under their BIDS names, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import File
+
+from bidsharm.bids.atomic import atomic_path, copy_file, write_json
+from bidsharm.imaging.grids import load_checked, to_native
+from bidsharm.interfaces.base import BaseInterfaceInputSpec, Interface, TraitedSpec, traits
+
+#: Voxel type of each kind of image.
+DTYPES = {'image': np.float32, 'probseg': np.float32, 'mask': np.uint8, 'dseg': np.uint8}
+
+
+class _SaveIn(BaseInterfaceInputSpec):
+    in_files = traits.List(File(exists=True), mandatory=True, desc='results, in the order of specs')
+    specs = traits.List(traits.Dict, mandatory=True, desc='what becomes of each: see save_result')
+    out_root = traits.Str(mandatory=True, desc='output folder')
+    native = File(desc='raw scan, whose grid results without a space come back to')
+    extra = traits.Dict(desc='sidecar fields known only after the run, for images')
+
+
+class _SaveOut(TraitedSpec):
+    out_files = traits.List(File(exists=True), desc='files written')
+
+
+class SaveDerivatives(Interface):
+    """Write a group of results (:func:`save_result`)."""
+
+    input_spec = _SaveIn
+    output_spec = _SaveOut
+
+    _always_run = True
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        root = Path(self.inputs.out_root)
+        native_file = self.given('native')
+        native = load_checked(Path(native_file)) if native_file else None
+        extra = self.given('extra', {})
+        written: list[str] = []
+        for file, spec in zip(self.inputs.in_files, self.inputs.specs, strict=True):
+            written += save_result(Path(file), spec, root, native, extra)
+        return {'out_files': written}
+
+
+def save_result(
+    source: Path, spec: dict[str, Any], root: Path, native: nib.Nifti1Image | None, extra: dict[str, Any]
+) -> list[str]:
+    """Write one result and its sidecar.
+
+    Parameters
+    ----------
+    source
+        The result of a node.
+    spec
+        ``path``: relative name, or a list of names for the volumes of a 4-D image. ``kind``: ``image``,
+        ``mask``, ``dseg``, ``probseg`` or ``file`` (copied as it is). ``native``: put it on the raw grid.
+        ``sidecar``: JSON fields, or a list of them; left out for files. ``extra``: add ``extra`` to it.
+    root
+        Output folder.
+    native
+        The raw scan.
+    extra
+        Fields known only after the run.
+
+    Returns
+    -------
+    list of str
+        Paths written; sidecars come before their images, so an image is never without one.
+    """
+    if spec['kind'] == 'file':
+        target = root / spec['path']
+        copy_file(source, target)
+        return [str(target)]
+    image = nib.load(source)
+    names = spec['path'] if isinstance(spec['path'], list) else [spec['path']]
+    sidecars = spec['sidecar'] if isinstance(spec['sidecar'], list) else [spec['sidecar']]
+    volumes = [image] if len(names) == 1 else nib.four_to_three(image)
+    written = []
+    for name, sidecar, volume in zip(names, sidecars, volumes, strict=True):
+        target = root / name
+        fields = {**sidecar, **(extra if spec.get('extra') else {})}
+        write_json(target.with_name(target.name.replace('.nii.gz', '.json')), fields)
+        save_image(volume, target, kind=spec['kind'], native=native if spec.get('native') else None)
+        written.append(str(target))
+    return written
+
+
+def save_image(image: nib.Nifti1Image, path: Path, *, kind: str, native: nib.Nifti1Image | None) -> None:
+    """Write an image atomically with the voxel type of its kind and no intensity scaling."""
+    dtype = DTYPES[kind]
+    data = np.asarray(image.dataobj)
+    data = np.round(data).astype(dtype) if np.issubdtype(dtype, np.integer) else data.astype(dtype)
+    plain = nib.Nifti1Image(data, image.affine)
+    plain.set_sform(image.affine, code=4 if native is None else 1)
+    plain.set_qform(image.affine, code=4 if native is None else 1)
+    plain.header.set_xyzt_units('mm')
+    result = plain if native is None else to_native(plain, native)
+    with atomic_path(path) as temporary:
+        result.to_filename(temporary)
+
+
+class _ClipIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='resampled image')
+    mask_file = File(exists=True, mandatory=True, desc='mask on the same grid')
+    reference = File(exists=True, mandatory=True, desc='image before resampling')
+
+
+class _ClipOut(TraitedSpec):
+    out_file = File(desc='image within the range of the reference, 0 outside the mask')
+
+
+class ClipToRange(Interface):
+    """Undo the overshoot of a sinc interpolation: no value beyond those of the image before, 0 outside the mask."""
+
+    input_spec = _ClipIn
+    output_spec = _ClipOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        from bidsharm.interfaces.base import read, read_mask, write
+
+        data, affine = read(self.inputs.in_file)
+        reference = read(self.inputs.reference)[0]
+        inside = reference[reference != 0]
+        clipped = np.clip(data, inside.min(), inside.max())
+        return {'out_file': write(cwd / 'clipped.nii', np.where(read_mask(self.inputs.mask_file), clipped, 0), affine)}
+
+
+class _SaveQCIn(BaseInterfaceInputSpec):
+    qc = File(exists=True, mandatory=True, desc='QC record')
+    figures = traits.List(File(exists=True), mandatory=True, desc='pictures')
+    native = File(mandatory=True, desc='raw scan')
+    out_root = traits.Str(mandatory=True, desc='output folder')
+    qc_path = traits.Str(mandatory=True, desc='relative name of the record')
+    figures_dir = traits.Str(mandatory=True, desc='relative folder of the pictures')
+    digest = traits.Str(mandatory=True, desc='digest of the settings that decide the result')
+    saved = traits.List(traits.List(traits.Str), mandatory=True, desc='what the other sinks wrote')
+
+
+class _SaveQCOut(TraitedSpec):
+    out_file = File(exists=True, desc='the record')
+
+
+class SaveQC(Interface):
+    """Write pictures and, last of all, the QC record: its presence says that the scan is complete."""
+
+    input_spec = _SaveQCIn
+    output_spec = _SaveQCOut
+
+    _always_run = True
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        import json
+
+        from bidsharm.bids.resume import fingerprint
+
+        inputs, root = self.inputs, Path(self.inputs.out_root)
+        pictures = {}
+        for file in map(Path, inputs.figures):
+            target = root / inputs.figures_dir / file.name
+            copy_file(file, target)
+            pictures[file.stem.rsplit('_desc-', 1)[-1]] = target.relative_to(root).as_posix()
+        written = [Path(name).relative_to(root).as_posix() for group in inputs.saved for name in group]
+        record = {
+            **json.loads(Path(inputs.qc).read_text()),
+            'figures': pictures,
+            'outputs': written,
+            'digest': inputs.digest,
+            'input': fingerprint(Path(inputs.native)),
+        }
+        target = root / inputs.qc_path
+        write_json(target, record)
+        return {'out_file': str(target)}

@@ -1,0 +1,224 @@
+"""The harmonize node, one type for every method, and the node that learns a target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import File
+
+from bidsharm import __version__
+from bidsharm.errors import ScanError
+from bidsharm.harmonizers import bundle, registry
+from bidsharm.harmonizers.contract import (
+    Canonical,
+    Cohort,
+    Execution,
+    Harmonized,
+    Harmonizer,
+    Reference,
+    Scan,
+    Site,
+    Target,
+)
+from bidsharm.harmonizers.execution import device_lock
+from bidsharm.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Interface,
+    TraitedSpec,
+    read,
+    read_mask,
+    read_tissue,
+    traits,
+    write,
+)
+from bidsharm.interfaces.isolated import run_isolated
+
+
+def parse_target(text: str) -> Target:
+    """Turn ``canonical``, ``site:NAME`` or ``reference:FILE`` into a target."""
+    if text == 'canonical':
+        return Canonical()
+    kind, _, value = text.partition(':')
+    if kind == 'site':
+        return Site(value)
+    return Reference(value)
+
+
+def read_scan(record: Mapping[str, Any]) -> Scan:
+    """Read one preprocessed scan from its files."""
+    data, affine = read(record['image'])
+    tissue = record.get('tissue')
+    return Scan(
+        data=data,
+        mask=read_mask(record['mask']),
+        affine=affine,
+        contrast=record['contrast'],
+        name=record.get('name', ''),
+        site=record.get('site', ''),
+        tissue=read_tissue(tissue) if tissue else None,
+    )
+
+
+def open_method(request: Mapping[str, Any]) -> Harmonizer:
+    """Return the method of a request, with what it learned."""
+    execution = Execution(**request.get('execution', {}))
+    folder = request.get('model_dir')
+    if folder:
+        return bundle.load(Path(folder), execution)
+    return registry.get(request['harmonizer'])(execution)
+
+
+def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Harmonize one scan, files in and files out (runs in its own process)."""
+    method = open_method(request)
+    scan = read_scan(request)
+    started = time.perf_counter()
+    with device_lock(method.execution.device, None):
+        result = harmonize_scan(method, scan, parse_target(request['target']))
+    seconds = time.perf_counter() - started
+    if not np.isfinite(result.image[scan.mask]).all():
+        raise ScanError(f'{method.card.name} gave values that are not numbers.', where=scan.name)
+    image = np.where(scan.mask, result.image, 0).astype(np.float32)
+    answer: dict[str, Any] = {
+        'out_file': write(Path(request['out_file']), image, scan.affine),
+        'details': dict(result.details),
+        'execution': {'device': method.execution.device, 'precision': method.execution.precision,
+                      'steps': list(method.execution.steps), 'seconds': round(seconds, 3)},
+    }  # fmt: skip
+    quantiles = method.target_quantiles(scan.contrast)
+    answer['target_quantiles'] = None if quantiles is None else [float(value) for value in quantiles]
+    if result.uncertainty is not None:
+        name = Path(request['out_file']).with_name('uncertainty.nii')
+        answer['uncertainty'] = write(name, result.uncertainty, scan.affine)
+    return answer
+
+
+def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized:
+    """Harmonize a scan on its own grid, whichever grid the method works on.
+
+    A method that works on a model grid sees the scan resampled; its change is carried back to the native
+    voxels (:func:`bidsharm.imaging.carry.carry_change`).
+    """
+    if method.card.geometry == 'native':
+        return method.harmonize(scan, target)
+    from bidsharm.imaging.carry import carry_change, model_grid
+    from bidsharm.imaging.grids import resample
+
+    shape, affine = model_grid(scan.mask, scan.affine)
+    data = resample(np.where(scan.mask, scan.data, 0), scan.affine, shape, affine, order=3)
+    mask = resample(scan.mask, scan.affine, shape, affine) > 0.5
+    tissue = None
+    if scan.tissue is not None:
+        tissue = np.stack([resample(part, scan.affine, shape, affine) for part in scan.tissue])
+    on_grid = Scan(np.where(mask, data, 0), mask, affine, scan.contrast, scan.name, scan.site, tissue)
+    result = method.harmonize(on_grid, target)
+    image = carry_change(scan.data, scan.mask, scan.affine, on_grid.data, result.image, affine)
+    uncertainty = result.uncertainty
+    if uncertainty is not None:
+        uncertainty = resample(uncertainty, affine, scan.data.shape, scan.affine)
+    return Harmonized(image, uncertainty, {**result.details, 'carried_back_from_mm': 1.0})
+
+
+def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Learn a target from preprocessed scans and save the bundle (runs in its own process)."""
+    method = registry.get(request['harmonizer'])(Execution(**request.get('execution', {})))
+    cohort = Cohort([read_scan(record) for record in request['scans']])
+    report = method.fit(cohort, target=parse_target(request['target']), seed=int(request.get('seed', 0)))
+    digest = bundle.save(method, Path(request['out_dir']))
+    return {'digest': digest, 'scans': list(report.scans)}
+
+
+class _HarmonizeIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='bias-corrected brain')
+    mask_file = File(exists=True, mandatory=True, desc='brain mask')
+    tissue = File(exists=True, desc='4-D tissue probabilities')
+    contrast = traits.Str(mandatory=True, desc='BIDS suffix')
+    name = traits.Str('', usedefault=True, desc='name of the scan')
+    site = traits.Str('', usedefault=True, desc='site label')
+    harmonizer = traits.Str(mandatory=True, desc='registry name')
+    target = traits.Str('canonical', usedefault=True, desc='canonical, site:NAME or reference:FILE')
+    model_dir = traits.Str('', usedefault=True, nohash=True, desc='bundle; its digest counts, not its place')
+    model_digest = traits.Str('', usedefault=True, desc='digest of the bundle')
+    execution = traits.Dict(desc='device, precision, threads, seed')
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
+
+
+class _HarmonizeOut(TraitedSpec):
+    out_file = File(desc='harmonized brain')
+    uncertainty = File(desc='standard deviation per voxel, where the method gives one')
+    record = traits.Dict(desc='details, execution, target quantiles')
+    sidecar = traits.Dict(desc='fields for the sidecar of the harmonized image')
+
+
+class HarmonizeScan(Interface):
+    """Harmonize one scan in a process of its own."""
+
+    input_spec = _HarmonizeIn
+    output_spec = _HarmonizeOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        inputs = self.inputs
+        request = {
+            'image': inputs.in_file, 'mask': inputs.mask_file, 'tissue': self.given('tissue'),
+            'contrast': inputs.contrast, 'name': inputs.name, 'site': inputs.site,
+            'harmonizer': inputs.harmonizer, 'target': inputs.target, 'model_dir': inputs.model_dir,
+            'execution': self.given('execution', {}), 'out_file': str(cwd / 'harmonized.nii'),
+        }  # fmt: skip
+        answer = run_isolated('harmonize', request, cwd, threads=inputs.num_threads)
+        files = {key: answer.pop(key) for key in ('out_file', 'uncertainty') if key in answer}
+        return {**files, 'record': answer, 'sidecar': {'Harmonization': self._provenance(answer)}}
+
+    def _provenance(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return what a reader of the image needs to know; no times, so that reruns write equal files."""
+        card, execution = registry.get(self.inputs.harmonizer).card, answer['execution']
+        fields = {
+            'Method': card.name, 'Paper': card.paper, 'DOI': card.doi, 'Fidelity': card.fidelity,
+            'Target': parse_target(self.inputs.target).label, 'ModelDigest': self.inputs.model_digest,
+            'Device': execution['device'], 'Precision': execution['precision'],
+            'Seed': self.given('execution', {}).get('seed', 0), 'MemorySteps': execution['steps'],
+            'BidsharmVersion': __version__, 'CanDrawNewStructure': card.changes_anatomy,
+        }  # fmt: skip
+        return {key: value for key, value in fields.items() if value not in ('', [])}
+
+
+class _FitIn(BaseInterfaceInputSpec):
+    images = traits.List(File(exists=True), mandatory=True, desc='bias-corrected brains')
+    masks = traits.List(File(exists=True), mandatory=True, desc='their masks')
+    tissues = traits.List(File(exists=True), mandatory=True, desc='their tissue probabilities')
+    contrasts = traits.List(traits.Str, mandatory=True, desc='their contrasts')
+    names = traits.List(traits.Str, mandatory=True, desc='their names')
+    sites = traits.List(traits.Str, mandatory=True, desc='their sites')
+    harmonizer = traits.Str(mandatory=True, desc='registry name')
+    target = traits.Str(mandatory=True, desc='canonical, site:NAME or reference:FILE')
+    out_dir = traits.Str(mandatory=True, desc='where the bundle goes')
+    execution = traits.Dict(desc='device, precision, threads, seed')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
+
+
+class _FitOut(TraitedSpec):
+    record = traits.Dict(desc='digest of the bundle and the scans used')
+
+
+class FitTarget(Interface):
+    """Learn a target from preprocessed scans."""
+
+    input_spec = _FitIn
+    output_spec = _FitOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        inputs = self.inputs
+        columns = zip(
+            inputs.images, inputs.masks, inputs.tissues, inputs.contrasts, inputs.names, inputs.sites, strict=True
+        )
+        keys = ('image', 'mask', 'tissue', 'contrast', 'name', 'site')
+        request = {
+            'scans': [dict(zip(keys, row, strict=True)) for row in columns],
+            'harmonizer': inputs.harmonizer, 'target': inputs.target, 'out_dir': inputs.out_dir,
+            'execution': self.given('execution', {}),
+        }  # fmt: skip
+        return {'record': run_isolated('fit', request, cwd, threads=inputs.num_threads)}

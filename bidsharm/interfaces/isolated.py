@@ -1,0 +1,127 @@
+"""Run a step in a process of its own: memory and GPU return when it ends, a crash stays there, and it cannot hang.
+
+``python -m bidsharm.interfaces.isolated STEP REQUEST RESPONSE`` is the other side; request and response are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bidsharm.errors
+from bidsharm.errors import BidsharmError, ScanError
+
+#: Longest time one external step may take (seconds) before it counts as hung.
+STEP_LIMIT_S = int(os.environ.get('BIDSHARM_STEP_LIMIT_S', '7200'))
+
+
+def run_isolated(
+    step: str, request: Mapping[str, Any], folder: Path, *, threads: int = 1, limit_s: int = STEP_LIMIT_S
+) -> dict[str, Any]:
+    """Run one of :data:`STEPS` in a new process and return its answer.
+
+    Parameters
+    ----------
+    step
+        Key of :data:`STEPS`.
+    request
+        JSON-safe arguments.
+    folder
+        Where request, response and log are written.
+    threads
+        Upper limit for the libraries' thread pools.
+    limit_s
+        Seconds after which the process is stopped.
+
+    Raises
+    ------
+    BidsharmError
+        The error of the step, or a :class:`ScanError` when the process crashed or took too long.
+    """
+    ask, answer, log = folder / f'{step}-request.json', folder / f'{step}-response.json', folder / f'{step}.log'
+    ask.write_text(json.dumps(dict(request)))
+    answer.unlink(missing_ok=True)
+    count = str(max(threads, 1))
+    limits = {name: count for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+    command = [sys.executable, '-m', 'bidsharm.interfaces.isolated', step, str(ask), str(answer)]
+    where = str(request.get('name', ''))
+    with log.open('w') as output:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **limits}, timeout=limit_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ScanError(f'The step "{step}" took more than {limit_s} s and was stopped.', where=where) from None
+    if not answer.exists():
+        raise ScanError(f'The step "{step}" {_end_of(done.returncode)}.{_tail(log)}', where=where)
+    response = json.loads(answer.read_text())
+    if 'error' in response:
+        error = response['error']
+        kind = getattr(bidsharm.errors, error['kind'], ScanError)
+        raise kind(error['what'], where=error['where'], fix=error['fix'])
+    return dict(response['result'])
+
+
+def _end_of(code: int) -> str:
+    if code >= 0:
+        return f'ended with code {code}'
+    name = signal.Signals(-code).name
+    hint = ', probably because memory ran out' if name == 'SIGKILL' else ''
+    return f'was ended by {name}{hint}'
+
+
+def _tail(log: Path, lines: int = 6) -> str:
+    text = log.read_text(errors='replace').strip().splitlines()[-lines:]
+    return (' Its last words: ' + ' | '.join(text)) if text else ''
+
+
+def _deepbet(request: dict[str, Any]) -> dict[str, Any]:
+    from bidsharm.imaging.extraction import deepbet_mask
+
+    return deepbet_mask(Path(request['in_file']), Path(request['out_file']), device=request['device'])
+
+
+def _harmonize(request: dict[str, Any]) -> dict[str, Any]:
+    from bidsharm.interfaces.harmonize import harmonize_files
+
+    return harmonize_files(request)
+
+
+def _fit(request: dict[str, Any]) -> dict[str, Any]:
+    from bidsharm.interfaces.harmonize import fit_files
+
+    return fit_files(request)
+
+
+STEPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    'deepbet': _deepbet,
+    'harmonize': _harmonize,
+    'fit': _fit,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer one request."""
+    step, ask, answer = sys.argv[1:] if argv is None else argv
+    request = json.loads(Path(ask).read_text())
+    try:
+        response: dict[str, Any] = {'result': STEPS[step](request)}
+    except BidsharmError as error:
+        response = {
+            'error': {'kind': type(error).__name__, 'what': error.what, 'where': error.where, 'fix': error.fix}
+        }
+    partial = Path(f'{answer}.part')
+    partial.write_text(json.dumps(response))
+    partial.replace(answer)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Interfaces of preprocessing: conform, brain mask, bias field, preparation for registration, segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import File
+
+from bidsharm.errors import ScanError
+from bidsharm.imaging import bias, grids, masks, segmentation, templates
+from bidsharm.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Interface,
+    TraitedSpec,
+    read,
+    read_mask,
+    read_tissue,
+    traits,
+    write,
+)
+from bidsharm.interfaces.isolated import run_isolated
+
+
+class _ConformIn(BaseInterfaceInputSpec):
+    in_file = File(mandatory=True, desc='raw scan')
+
+
+class _ConformOut(TraitedSpec):
+    out_file = File(desc='checked scan, float32, canonical axis order')
+    warnings = traits.List(traits.Str, desc='what was found and mended')
+
+
+class ConformScan(Interface):
+    """Check header and voxels and bring the axes into canonical order (:func:`bidsharm.imaging.grids.conform`)."""
+
+    input_spec = _ConformIn
+    output_spec = _ConformOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        conformed = grids.conform(Path(self.inputs.in_file))
+        out_file = cwd / 'conformed.nii'
+        conformed.image.to_filename(out_file)
+        return {'out_file': str(out_file), 'warnings': list(conformed.warnings)}
+
+
+class _BrainIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='conformed scan')
+    name = traits.Str(desc='name of the scan, for messages')
+    skull_strip = traits.Enum('auto', 'force', 'skip', usedefault=True, desc='what to do about the skull')
+    device = traits.Str('cpu', usedefault=True, nohash=True, desc='where deepbet runs')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
+
+
+class _BrainOut(TraitedSpec):
+    out_mask = File(desc='brain mask, uint8')
+    method = traits.Str(desc='what made the mask')
+    sidecar = traits.Dict(desc='SkullStripped, for the sidecar of the whole image')
+    warnings = traits.List(traits.Str, desc='doubts about the mask')
+
+
+class ExtractBrain(Interface):
+    """Brain mask by deepbet, or the support of a scan that is already stripped."""
+
+    input_spec = _BrainIn
+    output_spec = _BrainOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = read(self.inputs.in_file)
+        mode, out_mask, name = self.inputs.skull_strip, cwd / 'brain_mask.nii', self.given('name', '')
+        support = None if mode == 'force' else masks.stripped_support(data, affine)
+        if mode == 'skip' and support is None:
+            support = data != masks.background_value(data)
+        if support is not None:
+            write(out_mask, support, affine, np.uint8)
+            method = 'the scan came skull-stripped'
+        else:
+            request = {'in_file': self.inputs.in_file, 'out_file': str(out_mask), 'device': self.inputs.device}
+            run_isolated('deepbet', {**request, 'name': name}, cwd, threads=self.inputs.num_threads)
+            method = 'deepbet'
+        warnings = masks.check_brain(read_mask(out_mask), affine, name=name)
+        sidecar = {'SkullStripped': support is not None}
+        return {'out_mask': str(out_mask), 'method': method, 'sidecar': sidecar, 'warnings': warnings}
+
+
+class _ReuseIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='conformed scan')
+    mask_file = File(exists=True, mandatory=True, desc='mask of another pipeline, or of a template in this space')
+    name = traits.Str(desc='name of the scan, for messages')
+    method = traits.Str('reused', usedefault=True, desc='what made the mask')
+
+
+class ReuseMask(Interface):
+    """Bring a given brain mask onto the grid of the conformed scan (nearest voxel; world coordinates are shared)."""
+
+    input_spec = _ReuseIn
+    output_spec = _BrainOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        image, mask = nib.load(self.inputs.in_file), nib.load(self.inputs.mask_file)
+        name = self.given('name', '')
+        found = np.squeeze(np.asarray(mask.dataobj)) > 0.5
+        if not grids.same_grid(image, mask):
+            found = grids.resample(found, mask.affine, image.shape, image.affine, order=0) > 0.5
+        if not found.any():
+            raise ScanError(
+                'The given brain mask does not lie on this scan.', where=name, fix='Is it of the same subject?'
+            )
+        warnings = masks.check_brain(found, image.affine, name=name)
+        out_mask = write(cwd / 'brain_mask.nii', found, image.affine, np.uint8)
+        sidecar = {'SkullStripped': False}
+        return {'out_mask': out_mask, 'method': self.inputs.method, 'sidecar': sidecar, 'warnings': warnings}
+
+
+class _CoarseIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='conformed scan')
+    mask_file = File(exists=True, mandatory=True, desc='brain mask')
+    size_mm = traits.Float(bias.COARSE_MM, usedefault=True, desc='voxel size of the copy')
+
+
+class _CoarseOut(TraitedSpec):
+    out_file = File(desc='coarse, cropped, positive copy')
+    out_mask = File(desc='its mask')
+    shift = traits.Float(desc='what was added to the intensities')
+
+
+class CoarseCopy(Interface):
+    """Make the copy on which N4 runs (:func:`bidsharm.imaging.bias.coarse_copy`)."""
+
+    input_spec = _CoarseIn
+    output_spec = _CoarseOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = read(self.inputs.in_file)
+        copy = bias.coarse_copy(data, read_mask(self.inputs.mask_file), affine, size_mm=self.inputs.size_mm)
+        return {
+            'out_file': write(cwd / 'coarse.nii', copy.data, copy.affine),
+            'out_mask': write(cwd / 'coarse_mask.nii', copy.mask, copy.affine, np.uint8),
+            'shift': copy.shift,
+        }
+
+
+class _ShrinkIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='image')
+    size_mm = traits.Float(bias.COARSE_MM, usedefault=True, desc='voxel size of the copy')
+
+
+class _ShrinkOut(TraitedSpec):
+    out_file = File(desc='coarse copy')
+
+
+class ShrinkImage(Interface):
+    """Average an image down (:func:`bidsharm.imaging.grids.shrink`)."""
+
+    input_spec = _ShrinkIn
+    output_spec = _ShrinkOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = grids.shrink(*read(self.inputs.in_file), self.inputs.size_mm)
+        return {'out_file': write(cwd / 'coarse.nii', data, affine)}
+
+
+class _FieldIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='conformed scan')
+    mask_file = File(exists=True, mandatory=True, desc='brain mask')
+    field_file = File(exists=True, desc='field of the coarse copy; left out: no correction')
+    shift = traits.Float(0.0, usedefault=True, desc='what CoarseCopy added')
+
+
+class _FieldOut(TraitedSpec):
+    out_file = File(desc='bias-corrected whole image')
+    brain_file = File(desc='bias-corrected image cropped to the brain, skull still in it')
+    brain_mask = File(desc='mask on the grid of brain_file')
+    coarse_brain = File(desc='masked 2 mm copy for registration')
+    coarse_head = File(desc='unmasked 2 mm copy for registration across contrasts')
+
+
+class ApplyField(Interface):
+    """Divide the scan by its field, and cut out the brain: all later steps work on the cut."""
+
+    input_spec = _FieldIn
+    output_spec = _FieldOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = read(self.inputs.in_file)
+        mask = read_mask(self.inputs.mask_file)
+        field = self.given('field_file')
+        if field:
+            values, field_affine = read(field)
+            data, _ = bias.apply_field(data, mask, affine, values, field_affine, shift=self.inputs.shift)
+        margin = np.ceil(6.0 / grids.voxel_sizes(affine)).astype(int)
+        box = grids.bounding_box(mask, (int(margin[0]), int(margin[1]), int(margin[2])))
+        cut = grids.crop_affine(affine, box)
+        coarse, coarse_affine = grids.shrink(np.where(mask, data, 0)[box], cut, bias.COARSE_MM)
+        head, head_affine = grids.shrink(data, affine, bias.COARSE_MM)
+        return {
+            'out_file': write(cwd / 'preproc.nii', data, affine),
+            'brain_file': write(cwd / 'brain.nii', data[box], cut),
+            'brain_mask': write(cwd / 'mask.nii', mask[box], cut, np.uint8),
+            'coarse_brain': write(cwd / 'coarse_brain.nii', coarse, coarse_affine),
+            'coarse_head': write(cwd / 'coarse_head.nii', head, head_affine),
+        }
+
+
+class _TemplateIn(BaseInterfaceInputSpec):
+    space = traits.Str(templates.BUNDLED, usedefault=True, desc='name of the template')
+    image = File(exists=True, desc='template T1w; left out: the bundled one')
+    mask = File(exists=True, desc='its brain mask, where the image is a whole head')
+    step = traits.Int(1, usedefault=True, desc='keep every so many voxels of the bundled template')
+
+
+class _TemplateOut(TraitedSpec):
+    brain = File(desc='skull-stripped T1w, 1 mm')
+    coarse_brain = File(desc='the same at 2 mm')
+    priors = File(desc='4-D probabilities of CSF, GM and WM (bundled template only)')
+    mask = File(desc='brain mask')
+
+
+class PrepareTemplate(Interface):
+    """Write the template's brain, a coarse copy, its mask, and the tissue priors of the bundled one."""
+
+    input_spec = _TemplateIn
+    output_spec = _TemplateOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        image = self.given('image')
+        if image:
+            data, affine = read(image)
+            mask = self.given('mask')
+            data = np.where(read_mask(mask), data, 0) if mask else data
+        else:
+            brain, priors = templates.tissue_priors(step=self.inputs.step)
+            data, affine = np.asarray(brain.dataobj), brain.affine
+            results['priors'] = str(cwd / 'priors.nii')
+            priors.to_filename(results['priors'])
+        coarse, coarse_affine = grids.shrink(data, affine, bias.COARSE_MM)
+        return {
+            **results,
+            'brain': write(cwd / 'template.nii', data, affine),
+            'coarse_brain': write(cwd / 'template_coarse.nii', coarse, coarse_affine),
+            'mask': write(cwd / 'template_mask.nii', data > 0, affine, np.uint8),
+        }
+
+
+class _SegmentIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='bias-corrected or harmonized brain')
+    mask_file = File(exists=True, mandatory=True, desc='brain mask on the same grid')
+    priors = File(exists=True, mandatory=True, desc='4-D probabilities of CSF, GM, WM on the same grid')
+
+
+class _SegmentOut(TraitedSpec):
+    tissue = File(desc='4-D probabilities of CSF, GM, WM')
+    dseg = File(desc='labels 1 GM, 2 WM, 3 CSF')
+
+
+class SegmentTissue(Interface):
+    """Segment CSF, GM and WM (:func:`bidsharm.imaging.segmentation.segment`)."""
+
+    input_spec = _SegmentIn
+    output_spec = _SegmentOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = read(self.inputs.in_file)
+        mask = read_mask(self.inputs.mask_file)
+        result = segmentation.segment(data, mask, read_tissue(self.inputs.priors), affine)
+        return {
+            'tissue': write(cwd / 'tissue.nii', np.moveaxis(result.probability, 0, -1), affine),
+            'dseg': write(cwd / 'dseg.nii', result.labels, affine, np.uint8),
+        }

@@ -1,0 +1,1 @@
+"""Figures of a scan and the self-contained HTML pages about a subject and about a group."""

@@ -1,0 +1,1 @@
+"""Travelling heads: one anatomy, several scanners, and the truth behind every scan."""

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from bidsharm.errors import ConfigurationError, ScanError, UsageError
+from bidsharm.harmonizers import execution as module
+from bidsharm.harmonizers.contract import Execution
+from bidsharm.harmonizers.execution import (
+    TileSettings,
+    device_lock,
+    memory_ladder,
+    resolve_device,
+    with_memory_ladder,
+)
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Return a function that pretends a number of CUDA devices."""
+    torch = pytest.importorskip('torch')
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+        monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
+
+    return pretend
+
+
+def test_devices_with_two_cards(cards, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5')
+    cards(2)
+    assert resolve_device('auto') == 'cuda:0'
+    assert resolve_device('cuda') == 'cuda:0'
+    assert resolve_device('cuda:1') == 'cuda:1'
+    assert resolve_device('cpu') == 'cpu'
+    with pytest.raises(ConfigurationError, match='finds 2 CUDA devices'):
+        resolve_device('cuda:2')
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == '4,5'
+
+
+def test_devices_without_a_card(cards):
+    cards(0)
+    assert resolve_device('auto') == 'cpu'
+    for name in ('cuda', 'cuda:0'):
+        with pytest.raises(ConfigurationError, match='finds no CUDA devices'):
+            resolve_device(name)
+
+
+def test_mps_has_to_be_there(cards, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    with pytest.raises(ConfigurationError, match='Apple'):
+        resolve_device('mps')
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert resolve_device('mps') == 'mps'
+
+
+def test_devices_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    assert resolve_device('auto') == 'cpu'
+    assert resolve_device('cpu') == 'cpu'
+    with pytest.raises(ConfigurationError, match='not installed'):
+        resolve_device('cuda')
+
+
+@pytest.mark.parametrize('name', ['gpu', 'cuda:', 'cuda:x', 'cuda:-1', 'CUDA', ''])
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(UsageError, match=r'cuda:N'):
+        resolve_device(name)
+
+
+def test_the_cpu_needs_no_lock(tmp_path):
+    with device_lock('cpu', tmp_path / 'locks'), device_lock('cpu', tmp_path / 'locks'):
+        assert not (tmp_path / 'locks').exists()
+
+
+def test_one_card_is_held_by_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_uuid', lambda number: f'card {number}')
+    inside, order = threading.Event(), []
+
+    def second():
+        inside.wait(10)
+        with device_lock('cuda:0', tmp_path):
+            order.append('second')
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with device_lock('cuda:0', tmp_path):
+        inside.set()
+        with device_lock('cuda:1', tmp_path):  # another card does not wait
+            order.append('other card')
+        thread.join(0.3)
+        order.append('first ends')
+    thread.join(10)
+    assert order == ['other card', 'first ends', 'second']
+
+
+def test_the_lock_ends_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), device_lock('cuda:0', tmp_path):
+            raise ZeroDivisionError
+
+
+def test_locks_go_by_the_physical_card(monkeypatch):
+    monkeypatch.setattr(module, '_uuid', lambda number: '')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    of_third = module._physical_name('cuda:1')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    assert module._physical_name('cuda:0') == of_third
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    assert module._physical_name('cuda:3') == of_third
+    assert module._physical_name('cuda:0') != of_third
+    assert '/' not in module._physical_name('cuda:0')
+
+
+def test_the_ladder_only_goes_down():
+    start = TileSettings(batch=4, tile=None, stitch_device='cuda:0', device='cuda:0')
+    ladder = memory_ladder(start, tiles=(64, 128))
+    assert [(rung.batch, rung.tile) for rung in ladder[:5]] == [
+        (4, None),
+        (2, None),
+        (1, None),
+        (1, (128, 128, 128)),
+        (1, (64, 64, 64)),
+    ]
+    assert [(rung.stitch_device, rung.device) for rung in ladder[4:]] == [
+        ('cuda:0', 'cuda:0'),
+        ('cpu', 'cuda:0'),
+        ('cpu', 'cpu'),
+    ]
+    assert memory_ladder(TileSettings(tile=(64, 64, 32)), tiles=(128, 64)) == (
+        TileSettings(tile=(64, 64, 32)),
+    )
+
+
+class Hungry:
+    """Runs out of memory until the settings are small enough."""
+
+    def __init__(self, fits, error):
+        self.fits, self.error, self.tried = fits, error, []
+
+    def __call__(self, tile):
+        self.tried.append(tile)
+        if not self.fits(tile):
+            raise self.error('CUDA out of memory')
+        return f'done on {tile.device}'
+
+
+@pytest.fixture
+def out_of_memory():
+    return pytest.importorskip('torch').cuda.OutOfMemoryError
+
+
+START = TileSettings(batch=2, tile=(128, 128, 128), stitch_device='cuda:0', device='cuda:0')
+
+
+def test_no_step_is_taken_without_need(out_of_memory):
+    execution = Execution(device='cuda:0')
+    run = Hungry(lambda tile: True, out_of_memory)
+    assert with_memory_ladder(run, execution=execution, ladder=memory_ladder(START)) == 'done on cuda:0'
+    assert run.tried == [START]
+    assert execution.steps == []
+
+
+def test_steps_are_taken_in_order_and_recorded(out_of_memory):
+    execution = Execution(device='cuda:0')
+    run = Hungry(lambda tile: tile.stitch_device == 'cpu', out_of_memory)
+    ladder = memory_ladder(START, tiles=(64,))
+    assert with_memory_ladder(run, execution=execution, ladder=ladder) == 'done on cuda:0'
+    assert run.tried == list(ladder[:4])
+    assert len(execution.steps) == 3
+    assert 'batch 2' in execution.steps[0]
+    assert execution.steps[-1].endswith('cuda:0, batch 1, tile 64x64x64, stitched on cpu')
+
+
+def test_the_cpu_takes_over_only_when_allowed(out_of_memory):
+    ladder = memory_ladder(START)
+    run = Hungry(lambda tile: tile.device == 'cpu', out_of_memory)
+    allowed = Execution(device='cuda:0', oom_fallback='cpu')
+    assert with_memory_ladder(run, execution=allowed, ladder=ladder) == 'done on cpu'
+    assert len(allowed.steps) == len(ladder) - 1
+
+    run = Hungry(lambda tile: tile.device == 'cpu', out_of_memory)
+    refused = Execution(device='cuda:0')
+    with pytest.raises(ScanError, match='--oom-fallback cpu') as caught:
+        with_memory_ladder(run, execution=refused, ladder=ladder)
+    assert all(tile.device == 'cuda:0' for tile in run.tried)
+    assert 'cuda:0' in caught.value.what
+    assert len(refused.steps) == len(ladder) - 1
+    assert refused.steps[-1].endswith('nothing smaller is left')
+
+
+@pytest.mark.parametrize('error', [RuntimeError, MemoryError, ValueError])
+def test_other_errors_are_not_swallowed(error):
+    execution = Execution(device='cuda:0', oom_fallback='cpu')
+    run = Hungry(lambda tile: False, error)
+    with pytest.raises(error, match='out of memory'):
+        with_memory_ladder(run, execution=execution, ladder=memory_ladder(START))
+    assert len(run.tried) == 1
+    assert execution.steps == []
+
+
+def test_without_torch_the_name_of_the_error_decides(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    run = Hungry(lambda tile: tile.batch == 1, OutOfMemoryError)
+    assert with_memory_ladder(run, execution=Execution(device='cuda:0'), ladder=memory_ladder(START))
+    assert len(run.tried) == 2

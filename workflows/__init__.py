@@ -1,0 +1,1 @@
+"""The Nipype graphs. Installed as ``bidsharm.workflows``; every ``init_*_wf`` works inside another pipeline."""

@@ -1,0 +1,181 @@
+"""Running a graph: Nipype's configuration, the scheduler, progress, and what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nipype import config
+from nipype import logging as nipype_logging
+from nipype.pipeline import engine as pe
+
+from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.settings import Settings
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that failed.
+
+    Parameters
+    ----------
+    node
+        Full name of the node.
+    what, where, fix
+        The error in words.
+    details
+        Traceback.
+    file
+        Crash file.
+    """
+
+    node: str
+    what: str
+    where: str = ''
+    fix: str = ''
+    details: str = ''
+    file: Path | None = None
+
+
+def configure(settings: Settings, log_dir: Path) -> None:
+    """Set Nipype up: quiet on the screen, everything in a file, crash files as text."""
+    config.update_config({
+        'execution': {
+            'crashdump_dir': str(log_dir),
+            'crashfile_format': 'txt',
+            'stop_on_first_crash': str(settings.stop_on_first_crash).lower(),
+            'check_version': 'false',
+            'poll_sleep_duration': '0.1',
+            'remove_unnecessary_outputs': 'false',
+            'hash_method': 'timestamp',
+        },
+        'logging': {'log_to_file': 'false'},
+        'monitoring': {'enabled': str(settings.resource_monitor).lower(), 'sample_frequency': '0.5'},
+    })  # fmt: skip
+    if settings.resource_monitor:
+        config.enable_resource_monitor()
+    handler = logging.FileHandler(log_dir / 'nipype.log', delay=True)
+    handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s %(message)s'))
+    loggers = [logging.getLogger('nipype'), *nipype_logging.loggers.values()]
+    for logger in loggers:
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+    logging.getLogger('nipype').addHandler(handler)
+    logging.getLogger('nipype').propagate = False
+    for logger in loggers[1:]:
+        logger.setLevel(logging.DEBUG if settings.verbose > 2 else logging.INFO)
+
+
+def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None] | None:
+    """Read a plugin file: ``plugin``, ``plugin_args`` and, for GPU nodes, ``gpu_plugin_args``.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, holds unknown keys, or names a plugin that Nipype does not have.
+    """
+    if path is None:
+        return None
+    import yaml
+    from nipype.pipeline import plugins
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f'The plugin file cannot be read: {error}.', where=str(path)) from None
+    known = {'plugin', 'plugin_args', 'gpu_plugin_args'}
+    if not isinstance(content, dict) or 'plugin' not in content or set(content) - known:
+        raise UsageError(
+            'The plugin file must hold "plugin" and may hold "plugin_args" and "gpu_plugin_args".', where=str(path)
+        )
+    name = str(content['plugin'])
+    if not hasattr(plugins, f'{name}Plugin'):
+        raise UsageError(f'Nipype has no plugin "{name}".', where=str(path), fix='For example MultiProc or SLURM.')
+    return name, dict(content.get('plugin_args') or {}), content.get('gpu_plugin_args')
+
+
+def gpu_slots(device: str) -> int:
+    """Return how many GPU nodes may run at once: one per card that can be seen, one for a named card.
+
+    Nipype counts the cards of the whole machine; only torch knows which of them this process may use.
+    """
+    if device in ('cpu', ''):
+        return 0
+    if device == 'cuda':
+        import torch
+
+        return max(torch.cuda.device_count(), 1)
+    return 1
+
+
+def run_graph(
+    workflow: pe.Workflow, settings: Settings, *, device: str = 'cpu', on_node: Callable[[Any, str], None] | None = None
+) -> None:
+    """Run a graph; failed nodes leave crash files and their scans are skipped, the others go on.
+
+    Parameters
+    ----------
+    workflow
+        The graph, with ``base_dir`` set.
+    settings
+        Processes, memory, plugin.
+    device
+        Resolved device, for the number of GPU slots.
+    on_node
+        Called with the node and ``start``, ``end`` or ``exception``.
+    """
+    plugin = load_plugin(settings.use_plugin)
+    arguments: dict[str, Any] = {
+        'n_procs': settings.nprocs,
+        'memory_gb': settings.mem_gb,
+        'raise_insufficient': False,
+        'maxtasksperchild': 20,
+    }
+    if device not in ('cpu', ''):
+        arguments['n_gpu_procs'] = gpu_slots(device)
+    name = 'MultiProc'
+    if plugin:
+        name, given, _ = plugin
+        arguments = {**arguments, **given} if name in ('MultiProc', 'LegacyMultiProc') else given
+    if on_node is not None:
+        arguments['status_callback'] = on_node
+    try:
+        workflow.run(plugin=name, plugin_args=arguments)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - nipype raises RuntimeError when any node failed; the crash files tell
+        logging.getLogger('nipype.workflow').error('the graph ended with: %s', error)
+
+
+_NODE = re.compile(r'^Node: (.+)$', re.MULTILINE)
+_OURS = re.compile(r'^bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
+_LAST = re.compile(r'^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*): ?(.*)$', re.MULTILINE)
+_SIGNAL = re.compile(r'return(?:ed)?(?:\s|_)?code:? (-\d+)', re.IGNORECASE)
+
+
+def read_failure(path: Path) -> Failure:
+    """Read one of Nipype's crash files; whatever it looks like, something readable comes back."""
+    try:
+        text = path.read_text(encoding='utf-8', errors='replace')
+    except OSError as error:
+        return Failure(node='', what=f'a crash file could not be read: {error}', file=path)
+    found = _NODE.search(text)
+    node = found[1].strip() if found else ''
+    ours = _OURS.findall(text)
+    if ours:
+        return Failure(node, ours[-1][1].strip(), details=text, file=path)
+    if 'code=-' in text or _SIGNAL.search(text):
+        return Failure(node, 'An external program was ended by a signal (a crash, or no memory).', details=text, file=path)
+    last = _LAST.findall(text)
+    what = f'{last[-1][0].rsplit(".", 1)[-1]}: {last[-1][1][:300]}' if last else 'The step failed.'
+    return Failure(node, what, details=text, file=path)
+
+
+def read_failures(log_dir: Path, *, since: set[Path] | None = None) -> list[Failure]:
+    """Read the crash files of a run, oldest first."""
+    files = sorted(log_dir.glob('crash-*'), key=lambda file: (file.stat().st_mtime, file.name))
+    return [read_failure(file) for file in files if file not in (since or set())]

@@ -1,0 +1,280 @@
+"""From settings to work: which method, which target, which scans, and which of them are done already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from bidsharm.bids.derivatives import Precomputed, check_folders, find_precomputed
+from bidsharm.bids.names import OutputNames, ScanFile
+from bidsharm.bids.query import Selection
+from bidsharm.bids.resume import is_complete
+from bidsharm.bids.sidecars import space_specs
+from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.harmonizers import registry
+from bidsharm.harmonizers.contract import NEED_PHRASES
+from bidsharm.harmonizers.execution import resolve_device
+from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
+from bidsharm.settings import Settings
+from bidsharm.workflows.base import Options, ScanPlan
+from bidsharm.workflows.harmonize import Method
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first voxel is read.
+
+    Parameters
+    ----------
+    selection
+        Scans of the run.
+    method
+        The harmonizer; its bundle may still have to be learnt.
+    options
+        How the graphs work.
+    spaces
+        Output spaces.
+    fit_scans
+        Scans that the target is learnt from; empty when none are needed.
+    """
+
+    selection: Selection
+    method: Method
+    options: Options
+    spaces: tuple[Space, ...]
+    fit_scans: tuple[ScanFile, ...] = ()
+
+
+def make_plan(settings: Settings, selection: Selection, *, everyone: Selection | None = None) -> Plan:
+    """Resolve method, target, device and templates.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    selection
+        Scans of the run.
+    everyone
+        Scans of the whole data set, from which targets are learnt; the same whatever subset is run.
+
+    Raises
+    ------
+    ConfigurationError
+        For a device, template or bundle that is not there.
+    UsageError
+        For a target that cannot be had.
+    """
+    card = registry.get(settings.harmonizer).card
+    device = resolve_device(settings.device) if card.uses_device or settings.device != 'auto' else 'cpu'
+    spaces = tuple(dict.fromkeys(parse_space(text) for text in settings.output_spaces))
+    templates = tuple(
+        find_template(space, offline=settings.offline) for space in spaces if space.name not in ('native', 'T1w')
+    )
+    check_folders(settings.derivatives)
+    target, fit_scans = resolve_target(settings, card, everyone or selection)
+    selection = _with_contrasts(selection, card, fit_scans, settings)
+    execution = {
+        'device': device if card.uses_device else 'cpu', 'seed': settings.random_seed,
+        'oom_fallback': settings.oom_fallback,
+    }  # fmt: skip
+    method = Method(
+        name=settings.harmonizer, target=target, card=card.to_dict(), execution=execution, memory_gb=card.memory_gb
+    )
+    if settings.model:
+        from bidsharm.harmonizers import bundle
+
+        method = replace(method, model_dir=str(settings.model), model_digest=bundle.digest(settings.model))
+        bundle.load(settings.model, _execution(execution))  # a broken bundle ends the run here, not hours later
+        fit_scans = ()
+    options = Options(
+        brain_extraction=settings.brain_extraction, skull_strip=settings.skull_strip,
+        registration=settings.registration, device=device, omp_nthreads=settings.omp_nthreads,
+        sloppy=settings.sloppy, seed=settings.random_seed, templates=templates,
+        t1w_space=any(space.name == 'T1w' for space in spaces), thresholds=settings.qc_thresholds,
+    )  # fmt: skip
+    return Plan(selection, method, options, spaces, fit_scans)
+
+
+def _execution(values: dict[str, Any]) -> Any:
+    from bidsharm.harmonizers.contract import Execution
+
+    return Execution(**values)
+
+
+def resolve_target(settings: Settings, card: Any, everyone: Selection) -> tuple[str, tuple[ScanFile, ...]]:
+    """Return the target as the nodes know it, and the scans that it must be learnt from.
+
+    ``--target`` is ``canonical``, the label of a site of the data set, or a file. The scans are chosen by
+    name, the same for every job: at most ``--target-scans`` per contrast, spread over the sites in turn.
+
+    Raises
+    ------
+    UsageError
+        If it is neither, or the method cannot aim at it.
+    """
+    text = settings.target
+    if text == 'canonical':
+        kind, target = 'canonical', 'canonical'
+        scans = _spread(everyone.scans, settings.target_scans) if 'cohort' in card.needs_fit else ()
+    elif text in (sites := sorted({scan.site for scan in everyone.scans})):
+        kind, target = 'site', f'site:{text}'
+        scans = _spread([scan for scan in everyone.scans if scan.site == text], settings.target_scans)
+    elif Path(text).is_file():
+        kind, target = 'reference', f'reference:{Path(text).resolve()}'
+        scans = (_reference_scan(Path(text).resolve()),)
+    else:
+        raise UsageError(
+            f'"{text}" is neither a site of this data set nor a file.',
+            where='--target',
+            fix=f'Sites: {", ".join(sites)}. Or "canonical", or the path of a reference image.',
+        )
+    if kind not in card.targets:
+        raise UsageError(
+            f'{card.name} cannot aim at a {kind} target.', where='--target', fix=f'It can: {", ".join(card.targets)}.'
+        )
+    if settings.model is None and kind == 'canonical' and 'cohort' in card.needs_fit and len(scans) < 2:
+        raise UsageError(
+            f'{card.name} needs {NEED_PHRASES["cohort"]}, and there is only {len(scans)}.',
+            where='--harmonizer',
+            fix=f'Give --target a site or a reference image, or choose one of: {", ".join(_without_cohort())}.',
+        )
+    if settings.model is None and 'weights' in card.needs_apply:
+        raise ConfigurationError(f'{card.name} needs {NEED_PHRASES["weights"]}.', where='--model')
+    return target, tuple(scans)
+
+
+def _without_cohort() -> list[str]:
+    return registry.could_run(frozenset({'tissue'}))
+
+
+def _spread(scans: Sequence[ScanFile], most: int) -> tuple[ScanFile, ...]:
+    """Choose at most ``most`` scans of each contrast, taking the sites in turn, one scan a subject first."""
+    chosen: list[ScanFile] = []
+    for contrast in dict.fromkeys(scan.suffix for scan in scans):
+        by_site: dict[str, list[ScanFile]] = {}
+        for scan in sorted((s for s in scans if s.suffix == contrast), key=lambda s: s.name):
+            by_site.setdefault(scan.site, []).append(scan)
+        queues = [_subjects_in_turn(group) for group in by_site.values()]
+        picked: list[ScanFile] = []
+        while queues and len(picked) < most:
+            for queue in list(queues):
+                if not queue:
+                    queues.remove(queue)
+                elif len(picked) < most:
+                    picked.append(queue.pop(0))
+        chosen += picked
+    return tuple(chosen)
+
+
+def _subjects_in_turn(scans: Sequence[ScanFile]) -> list[ScanFile]:
+    seen: dict[str, int] = {}
+    ranked = []
+    for scan in scans:
+        rank = seen.get(scan.subject, 0)
+        seen[scan.subject] = rank + 1
+        ranked.append((rank, scan))
+    return [scan for _, scan in sorted(ranked, key=lambda item: (item[0], item[1].name))]
+
+
+def _reference_scan(path: Path) -> ScanFile:
+    from bidsharm.bids.names import parse_name
+    from bidsharm.settings import CONTRASTS
+
+    parsed = parse_name(path.name)
+    suffix = parsed[1] if parsed and parsed[1] in CONTRASTS else 'T1w'
+    return ScanFile(path, {'sub': 'reference'}, suffix, path.parent, site='reference')
+
+
+def _with_contrasts(
+    selection: Selection, card: Any, fit_scans: Sequence[ScanFile], settings: Settings
+) -> Selection:
+    """Leave out contrasts that the method or the target cannot serve, with the reason."""
+    from bidsharm.errors import ScanError
+
+    served = {scan.suffix for scan in fit_scans}
+    kept, left_out = [], list(selection.left_out)
+    for scan in selection.scans:
+        if card.contrasts and scan.suffix not in card.contrasts:
+            reason = f'{card.name} does not handle {scan.suffix}.'
+        elif fit_scans and scan.suffix not in served:
+            reason = f'The target {settings.target} offers no {scan.suffix}.'
+        else:
+            kept.append(scan)
+            continue
+        left_out.append(ScanError(reason, where=scan.name, fix='Choose --contrasts, or another target.'))
+    if not kept:
+        raise UsageError(left_out[-1].what if left_out else 'No scan is left.', where='--contrasts')
+    return replace(selection, scans=tuple(kept), left_out=tuple(left_out))
+
+
+def subject_plans(
+    selection: Selection, subject: str, settings: Settings, options: Options, *, only: set[str] | None = None
+) -> list[ScanPlan]:
+    """Return what to do with the scans of one subject; anchors that are not written come along.
+
+    Parameters
+    ----------
+    only
+        Names of the scans that still have to be done; None means all.
+    """
+    wanted = [scan for scan in selection.of_subject(subject) if only is None or scan.name in only]
+    plans: dict[str, ScanPlan] = {}
+    for scan in wanted:
+        anchor = selection.anchor(scan)
+        plans[scan.name] = plan_scan(scan, anchor, settings, options)
+        if anchor.name not in {item.name for item in wanted}:
+            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, options), write=False)
+    return list(plans.values())
+
+
+def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Options) -> ScanPlan:
+    """Return the plan of one scan, with what other pipelines have computed."""
+    given, ways = Precomputed(), {}
+    if scan == anchor and settings.derivatives:
+        given = find_precomputed(scan, settings.derivatives, BUNDLED)
+        for template in options.templates:
+            found = find_precomputed(scan, settings.derivatives, template.space.name)
+            if found.to_template and template.space.name != BUNDLED:
+                ways[template.space.name] = found.to_template
+    return ScanPlan(scan, anchor, precomputed=given, space_transforms=ways, shape=_shape(scan.path))
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in nib.load(path).shape)
+    except Exception:  # noqa: BLE001 - a broken file is reported by its own node, with its name
+        return (256, 256, 256)
+
+
+def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) -> list[str]:
+    """Return the main files that a scan will have, relative to the output folder."""
+    names = OutputNames(scan)
+    files = [names.image('harmonized'), names.image('preproc'), names.companion('mask', desc='brain'), names.qc]
+    for space in spaces:
+        if space.name == 'native' or (space.name == 'T1w' and scan == anchor):
+            continue
+        files += [spec['path'] for spec in space_specs(scan, space)]
+    return files
+
+
+def unfinished(scans: Sequence[ScanFile], settings: Settings, digest: str) -> set[str]:
+    """Return the names of the scans that are not complete with these settings."""
+    if settings.force:
+        return {scan.name for scan in scans}
+    root = settings.output_dir
+    return {
+        scan.name for scan in scans if not is_complete(root / OutputNames(scan).qc, root, scan.path, digest)
+    }
+
+
+def batches(subjects: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yield subjects in groups: a graph of thousands of subjects would fill the memory before it starts."""
+    for start in range(0, len(subjects), size):
+        yield subjects[start : start + size]
+
+
+__all__ = ['Plan', 'Template', 'batches', 'expected_outputs', 'make_plan', 'subject_plans', 'unfinished']

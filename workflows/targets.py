@@ -1,0 +1,90 @@
+"""Learning a target once, so that jobs running side by side agree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bidsharm.bids.resume import fingerprint
+from bidsharm.errors import BidsharmError, ScanError
+from bidsharm.harmonizers import bundle
+from bidsharm.settings import Settings
+from bidsharm.workflows.base import ScanPlan, init_target_wf
+from bidsharm.workflows.engine import read_failures, run_graph
+from bidsharm.workflows.planning import Plan, plan_scan
+
+#: How long a job waits for another that learns the same target (seconds).
+WAIT_S = 6 * 3600
+
+
+def target_folder(plan: Plan, settings: Settings) -> Path:
+    """Return where the bundle of a target lives: named by what it is learnt from, so that a change makes a new one."""
+    content = {
+        'harmonizer': plan.method.name,
+        'kind': plan.method.target_label,
+        'seed': settings.random_seed,
+        'preprocessing': [settings.skull_strip, settings.brain_extraction, settings.sloppy],
+        'scans': [[scan.name, fingerprint(scan.path)['sha256']] for scan in plan.fit_scans],
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    kind = ''.join(c if c.isalnum() or c in '.-' else '-' for c in plan.method.target_label)[:60]
+    return settings.output_dir / 'models' / f'{plan.method.name}_{kind}_{digest}'
+
+
+def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path) -> Plan:
+    """Return the plan with the bundle of its target, learning it if no job has yet.
+
+    The first job to come takes a lock and learns; the others wait for it and read what it wrote.
+
+    Raises
+    ------
+    BidsharmError
+        If it cannot be learnt.
+    """
+    if not plan.fit_scans:
+        return plan
+    try:
+        folder = target_folder(plan, settings)
+    except OSError as error:
+        raise ScanError(f'A scan that the target is learnt from cannot be read: {error}.', where='--target') from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        try:
+            with FileLock(folder.parent / f'.{folder.name}.lock', timeout=WAIT_S):
+                if not folder.exists():
+                    _learn(plan, settings, folder, work_dir, log_dir)
+        except Timeout:
+            raise ScanError(
+                'Another job has been learning the same target for too long.', where=str(folder),
+                fix='If no other job runs, delete the .lock file beside it.',
+            ) from None  # fmt: skip
+    method = replace(plan.method, model_dir=str(folder), model_digest=bundle.digest(folder))
+    return replace(plan, method=method)
+
+
+def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir: Path) -> None:
+    plans: dict[str, ScanPlan] = {}
+    for scan in plan.fit_scans:
+        anchor = scan if scan.subject == 'reference' else plan.selection.anchor(scan)
+        plans[scan.name] = plan_scan(scan, anchor, settings, plan.options)
+        if anchor != scan and anchor not in plan.fit_scans:
+            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, plan.options), write=False)
+    before = set(log_dir.glob('crash-*'))
+    workflow = init_target_wf(
+        plans=list(plans.values()), method=plan.method, out_dir=folder, options=plan.options
+    )
+    workflow.base_dir = str(work_dir)
+    run_graph(workflow, settings, device=plan.options.device)
+    if folder.exists():
+        return
+    failures = read_failures(log_dir, since=before)
+    reason = failures[0].what if failures else 'see nipype.log'
+    error: BidsharmError = ScanError(
+        f'The target "{plan.method.target_label}" could not be learnt: {reason}',
+        where='--target', fix='Leave the scan out, or choose another target.',
+    )  # fmt: skip
+    raise error
