@@ -152,9 +152,9 @@ def run_graph(
 
 
 _NODE = re.compile(r'^Node: (.+)$', re.MULTILINE)
-_OURS = re.compile(r'^bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
-_LAST = re.compile(r'^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*): ?(.*)$', re.MULTILINE)
-_SIGNAL = re.compile(r'return(?:ed)?(?:\s|_)?code:? (-\d+)', re.IGNORECASE)
+_OURS = re.compile(r'^\s*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
+_LAST = re.compile(r'^\s*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*): ?(.*)$', re.MULTILINE)
+_SIGNAL = re.compile(r'Return code: (-\d+)')
 
 
 def read_failure(path: Path) -> Failure:
@@ -168,8 +168,10 @@ def read_failure(path: Path) -> Failure:
     ours = _OURS.findall(text)
     if ours:
         return Failure(node, ours[-1][1].strip(), details=text, file=path)
-    if 'code=-' in text or _SIGNAL.search(text):
-        return Failure(node, 'An external program was ended by a signal (a crash, or no memory).', details=text, file=path)
+    ended = _SIGNAL.search(text)
+    if ended:
+        what = f'An external program was ended by signal {-int(ended[1])} (it crashed, or memory ran out).'
+        return Failure(node, what, details=text, file=path)
     last = _LAST.findall(text)
     what = f'{last[-1][0].rsplit(".", 1)[-1]}: {last[-1][1][:300]}' if last else 'The step failed.'
     return Failure(node, what, details=text, file=path)

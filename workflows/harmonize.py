@@ -89,10 +89,12 @@ def init_harmonize_wf(
         Harmonized brain, same grid.
     record
         Details, device, precision, seconds, quantiles of the target.
+    sidecar
+        Fields for the sidecar of the image.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=['brain', 'brain_mask', 'tissue']), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['harmonized', 'record']), name='outputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=['harmonized', 'record', 'sidecar']), name='outputnode')
     harmonize = pe.Node(
         HarmonizeScan(
             harmonizer=method.name, target=method.target, model_dir=method.model_dir,
@@ -108,6 +110,6 @@ def init_harmonize_wf(
         harmonize.plugin_args = gpu_plugin_args
     workflow.connect([
         (inputnode, harmonize, [('brain', 'in_file'), ('brain_mask', 'mask_file'), ('tissue', 'tissue')]),
-        (harmonize, outputnode, [('out_file', 'harmonized'), ('record', 'record')]),
+        (harmonize, outputnode, [('out_file', 'harmonized'), ('record', 'record'), ('sidecar', 'sidecar')]),
     ])  # fmt: skip
     return workflow

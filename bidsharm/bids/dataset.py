@@ -15,7 +15,7 @@ from bidsharm.settings import Settings
 BIDS_VERSION = '1.10.0'
 
 #: What BIDS has no name for yet; the validator passes over it.
-BIDSIGNORE = '*.html\nlogs/\nmodels/\n**/figures/\n*_xfm.*\n*_qc.*\ngroup_*\n'
+BIDSIGNORE = '*.html\nlogs/\nmodels/\nfigures/\nsub-*/figures/\n*_xfm.*\n*_qc.*\ngroup_*\n'
 
 README = """# Harmonized MRI
 
@@ -26,9 +26,9 @@ scans with only the bias field removed. What each file is: the page "outputs" of
 
 _DESCRIPTIONS = (
     ('desc_id', 'description'),
-    ('harmonized', 'Brain as the target scanner would have made it'),
-    ('preproc', 'Bias field removed, intensities of the scanner'),
-    ('brain', 'Brain mask'),
+    ('desc-harmonized', 'Brain as the target scanner would have made it'),
+    ('desc-preproc', 'Bias field removed, intensities of the scanner'),
+    ('desc-brain', 'Brain mask'),
 )
 
 

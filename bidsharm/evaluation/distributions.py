@@ -83,7 +83,10 @@ def sorted_quantiles(values: NDArray, levels: ArrayLike) -> Floats:
 
 
 def histogram(
-    data: NDArray, mask: NDArray[np.bool_], bins: int = 128, range: tuple[float, float] | None = None
+    data: NDArray,
+    mask: NDArray[np.bool_],
+    bins: int = 128,
+    range: tuple[float, float] | None = None,  # noqa: A002  numpy's name for it
 ) -> Histogram:
     """Return the histogram of the intensities inside a mask.
 
@@ -100,10 +103,8 @@ def histogram(
         bins but not of the total.
     """
     values = np.asarray(data[mask], dtype=np.float64)
-    if range is None:
-        low, high = np.quantile(values, HISTOGRAM_SPAN) if values.size else (0.0, 1.0)
-        range = widened(float(low), float(high))
-    counts, edges = np.histogram(values, bins=bins, range=range)
+    low, high = range or (np.quantile(values, HISTOGRAM_SPAN) if values.size else (0.0, 1.0))
+    counts, edges = np.histogram(values, bins=bins, range=widened(float(low), float(high)))
     return Histogram(edges, counts / (max(values.size, 1) * np.diff(edges)))
 
 

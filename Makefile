@@ -1,0 +1,55 @@
+# Two commands on a fresh machine with python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= demo
+JOBS ?= 2
+
+.PHONY: demo test lint benchmark clean help
+
+help:
+	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
+	@echo "make test   install and run the tests"
+	@echo "make lint   ruff, mypy and the import contracts"
+
+# torch first and by exact version (constraints.txt says why); then everything else.
+$(VENV)/.base: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bidsharm needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lint]'
+	@touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/bidsharm-simulate $(DEMO)/heads --subjects 2 --scanners 2 --force
+	$(BIN)/bidsharm $(DEMO)/heads $(DEMO)/harmonized participant --harmonizer nyul --site session --force
+	$(BIN)/bidsharm $(DEMO)/heads $(DEMO)/harmonized group
+	@echo
+	@echo "Open these in a browser:"
+	@ls $(CURDIR)/$(DEMO)/harmonized/*.html
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+# mypy and import-linter look at what is shipped: in the checkout workflows/ is not yet bidsharm.workflows.
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/check build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/check .
+	cd build/check && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p bidsharm
+	cd build/check && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
+
+benchmark: $(VENV)/.test
+	$(BIN)/python benchmarks/preprocessing.py
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) $(DEMO)

@@ -1,0 +1,566 @@
+"""The verdict on one harmonized scan: every check with its number, its limits and what it means."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bidsharm.errors import ScanError, UsageError
+from bidsharm.evaluation import distributions, metrics
+from bidsharm.evaluation.metrics import NAN, Floats, Mask, Spacing
+from bidsharm.imaging.grids import bounding_box
+from bidsharm.imaging.masks import BRAIN_ML, USUAL_BRAIN_ML
+from bidsharm.imaging.segmentation import TISSUES, hard_labels
+
+PASS, WARN, FAIL, NOT_AVAILABLE = 'pass', 'warn', 'fail', 'not available'
+#: Verdicts from good to bad.
+VERDICTS = (PASS, WARN, FAIL)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The limits of one check.
+
+    Parameters
+    ----------
+    warn
+        A value beyond this needs a look.
+    fail
+        A value beyond this fails.
+    direction
+        ``min`` when the value must not be less than the limits, ``max`` when it must not be more.
+
+    Raises
+    ------
+    UsageError
+        If a limit is not a finite number, or a value could fail without a warning.
+    """
+
+    warn: float
+    fail: float
+    direction: Literal['min', 'max'] = 'min'
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.warn) and math.isfinite(self.fail)):
+            raise UsageError(
+                'A QC threshold must be a finite number.', fix=f'Got {self.warn} and {self.fail}.'
+            )
+        if self._worse(self.warn, self.fail):
+            side = 'at least' if self.direction == 'min' else 'at most'
+            raise UsageError(
+                f'A QC threshold warns at {self.warn:g} but fails at {self.fail:g} already.',
+                fix=f'The warning limit must be {side} the failure limit.',
+            )
+
+    def judge(self, value: float) -> str:
+        """Return ``pass``, ``warn`` or ``fail`` for a value, or ``not available`` for NaN; a limit itself is good."""
+        if math.isnan(value):
+            return NOT_AVAILABLE
+        if self._worse(value, self.fail):
+            return FAIL
+        return WARN if self._worse(value, self.warn) else PASS
+
+    def _worse(self, value: float, limit: float) -> bool:
+        return value < limit if self.direction == 'min' else value > limit
+
+
+# The limits come from known alterations of skull-stripped scans of two people (1 mm T1w, T2w and FLAIR, and a FLAIR
+# averaged to 3 mm slices), segmented before and after with the package's own segmentation. Ranges over the four scans;
+# "maps" are linear, gamma 0.5 and 2, matching to another person's histogram, and inversion; "fields" are smooth gains
+# with a standard deviation of 10 %; "noise" has 2 % of the range; "blur" is a Gaussian of sigma 1.2 mm; "shift" is
+# 1 voxel; "other side" is the mirrored brain: right contrast, wrong anatomy.
+#
+#                     maps         fields       noise        blur         shift        other side
+#   dice_csf          .44 - 1      .76 - .90    .97 - .98    .74 - .85    .70 - .79    .38 - .54
+#   dice_gm           .89 - 1      .91 - .95    .98 - .99    .90 - .93    .90 - .94    .83 - .88
+#   dice_wm           .95 - 1      .95 - .98    .98 - 1      .93 - .96    .92 - .97    .84 - .94
+#   edge_agreement    .99 - 1      1            .96 - .98    .69 - .89    .54 - .77    .08 - .24
+#   new_edges         0 - .02      0            .01 - .02    .13 - .27    .29 - .41    .58 - .68
+#   ssim              .92 - 1      .97 - .98    .96 - .98    .71 - .89    .58 - .81    .13 - .29
+#   local_change, ml  0            0 - .1       0            .8 - 10      1.5 - 9      26 - 180
+DEFAULT_THRESHOLDS: dict[str, Threshold] = {
+    # An atlas holds the segmentation up, so Dice falls little even for the wrong brain; it finds relabelled tissue.
+    # CSF is thin at 1 mm: a voxel here or there costs it much, and a plain change of contrast may.
+    'dice_csf': Threshold(0.75, 0.50, 'min'),
+    'dice_gm': Threshold(0.90, 0.80, 'min'),
+    'dice_wm': Threshold(0.92, 0.85, 'min'),
+    # Scan-rescan differences of GM and WM volumes are a few per cent: 5 % is an effect that studies look for. CSF
+    # moved by up to 25 % (FLAIR 36 %) under mere changes of contrast.
+    'ravd_csf': Threshold(0.25, 0.50, 'max'),
+    'ravd_gm': Threshold(0.05, 0.15, 'max'),
+    'ravd_wm': Threshold(0.05, 0.15, 'max'),
+    # Noise and light smoothing pass, blur that can be seen warns, displacement by a voxel fails one of the two.
+    'edge_agreement': Threshold(0.90, 0.70, 'min'),
+    'new_edges': Threshold(0.10, 0.25, 'max'),
+    'ssim': Threshold(0.90, 0.70, 'min'),
+    # An inserted ball of 10 mm diameter gave .43 - .67 ml, one of 20 mm 4.3 ml; the scores above do not see them.
+    'local_change': Threshold(0.3, 3.0, 'max'),
+    # A mask that is no brain makes all other checks meaningless. The limits are those of brain extraction.
+    'brain_volume_low': Threshold(USUAL_BRAIN_ML[0], BRAIN_ML[0], 'min'),
+    'brain_volume_high': Threshold(USUAL_BRAIN_ML[1], BRAIN_ML[1], 'max'),
+    # Scans at different scanners are about 6 % of the range apart when merely scaled, as are different people.
+    'target_distance': Threshold(0.10, 0.25, 'max'),
+    # A smooth gain with a standard deviation of 10 % left .86 - .91 of the contrast between tissues.
+    'cnr_kept': Threshold(0.80, 0.50, 'min'),
+    # The contract: exactly 0 outside the mask.
+    'background': Threshold(0.0, 0.0, 'max'),
+}
+
+#: No setting can excuse voxels that hold no number.
+_FINITE = Threshold(0.0, 0.0, 'max')
+
+#: Checks whose absence is no reason for a second look: there is no target distribution for every method.
+OPTIONAL = frozenset({'target_distance'})
+
+
+@dataclass(frozen=True)
+class _Text:
+    """How a check is worded: label, meaning, unit, and why it may be missing."""
+
+    label: str
+    meaning: str
+    unit: str = ''
+    missing: str = 'the harmonized image has one single intensity.'
+
+
+_NAMES = {'csf': 'CSF', 'gm': 'grey matter', 'wm': 'white matter'}
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+_TEXTS: dict[str, _Text] = {
+    'finite': _Text(
+        'Voxels without a number',
+        'How many voxels of the harmonized image are infinite or not a number; there must be none.',
+        'voxels',
+    ),
+    **{
+        f'dice_{key}': _Text(
+            f'{_sentence(name)} overlap before/after (Dice)',
+            f'How well the {name} found before harmonization overlaps with that found after it; 1 is the same.',
+            missing=f'no {name} was found before or after.',
+        )
+        for key, name in _NAMES.items()
+    },
+    **{
+        f'ravd_{key}': _Text(
+            f'{_sentence(name)} volume difference',
+            f'By which share of its volume the {name} grew or shrank through harmonization.',
+            missing=f'no {name} was found before.',
+        )
+        for key, name in _NAMES.items()
+    },
+    'edge_agreement': _Text(
+        'Edges in place',
+        'Whether the borders between tissues run where they ran before, in the same direction; 1 is all of them.',
+        missing='the scan before has one single intensity.',
+    ),
+    'new_edges': _Text(
+        'New edges',
+        'Share of the edges in the harmonized image that the scan before does not show.',
+    ),
+    'ssim': _Text(
+        'Structural similarity (SSIM)',
+        'How alike the scan looks before and after, brightness and contrast aside; 1 is the same.',
+    ),
+    'local_change': _Text(
+        'Largest local change',
+        'Volume of the largest place that became brighter or darker than its intensity and its surroundings explain, '
+        'as an invented or removed lesion would.',
+        'mL',
+    ),
+    'brain_volume_low': _Text(
+        'Brain volume, lower limit', 'Volume of the brain mask; is it too small?', 'mL'
+    ),
+    'brain_volume_high': _Text(
+        'Brain volume, upper limit', 'Volume of the brain mask; is it too large?', 'mL'
+    ),
+    'target_distance': _Text(
+        'Distance to the target',
+        'Mean distance of the intensities to those of the target, as a share of the target’s range.',
+        missing='no distribution of the target is known.',
+    ),
+    'cnr_kept': _Text('Tissue contrast kept', 'Share of the contrast between two tissues that is left.'),
+    'background': _Text(
+        'Background',
+        'Largest intensity outside the brain; it must be exactly 0.',
+        'arbitrary',
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A measured value; NaN with the reason, and a note for the reader."""
+
+    value: float
+    reason: str = ''
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Both images cut to the brain. ``broken_*`` says why one cannot be used, or is empty."""
+
+    before: NDArray
+    after: NDArray
+    mask: Mask
+    tissue_before: NDArray
+    tissue_after: NDArray
+    spacing: Spacing
+    contrast: str
+    broken_before: str
+    broken_after: str
+
+    @property
+    def broken(self) -> str:
+        return self.broken_after or self.broken_before
+
+    @property
+    def voxel_ml(self) -> float:
+        return float(np.prod(self.spacing)) / 1000
+
+
+def assess(
+    *,
+    before: NDArray,
+    after: NDArray,
+    mask: NDArray[np.bool_],
+    tissue_before: NDArray,
+    tissue_after: NDArray,
+    spacing: tuple[float, float, float],
+    contrast: str,
+    target_quantiles: ArrayLike | None = None,
+    thresholds: Mapping[str, Threshold] | None = None,
+) -> dict[str, Any]:
+    """Judge one harmonized scan against what went in.
+
+    Parameters
+    ----------
+    before
+        Bias-corrected input, shape (X, Y, Z), in the scanner's units.
+    after
+        Harmonized output on the same grid, in the target's units.
+    mask
+        Brain mask, same shape.
+    tissue_before, tissue_after
+        Probabilities of CSF, GM and WM from the same segmentation method, shape (3, X, Y, Z), in [0, 1].
+    spacing
+        Voxel size in mm.
+    contrast
+        BIDS suffix, for the wording only: no check assumes which tissue is bright.
+    target_quantiles
+        Evenly spaced quantiles of the target's intensities, shape (101,), in the units of ``after``.
+    thresholds
+        Limits that replace those of :data:`DEFAULT_THRESHOLDS`.
+
+    Returns
+    -------
+    dict
+        JSON types, without NaN and infinity: ``verdict`` (``pass``, ``warn`` or ``fail``), ``checks``, ``measures``,
+        ``quantiles`` and ``histogram``. A check that cannot be computed has the value None, the verdict
+        ``not available`` and the reason in its meaning; unless it is one of :data:`OPTIONAL`, the scan does not
+        pass without it. Intensities of tissues before and after are those of the same voxels, almost pure before.
+
+    Raises
+    ------
+    ScanError
+        If the shapes differ or the mask is empty.
+    UsageError
+        If a threshold has the name of no check.
+    """
+    _require_known(thresholds or {})
+    limits = {'finite': _FINITE, **DEFAULT_THRESHOLDS, **(thresholds or {})}
+    inside = np.asarray(mask, dtype=bool)
+    scan = _prepare(before, after, inside, tissue_before, tissue_after, spacing, contrast)
+    before_values = distributions.tissue_values(scan.before, scan.tissue_before)
+    after_values = distributions.tissue_values(scan.after, scan.tissue_before)
+    volumes = [
+        metrics.tissue_volumes(t, 1000 * scan.voxel_ml) for t in (scan.tissue_before, scan.tissue_after)
+    ]
+    levels = {
+        'before': None if scan.broken_before else distributions.quantiles(scan.before, scan.mask),
+        'after': None if scan.broken_after else distributions.quantiles(scan.after, scan.mask),
+        'target': _target(target_quantiles),
+    }
+    found: dict[str, _Value] = {
+        'finite': _Value(float(np.count_nonzero(~np.isfinite(after)))),
+        **_segmentation_values(scan, volumes),
+        **_image_values(scan),
+        **_mask_values(scan, after, inside),
+        'target_distance': _distance(scan, levels),
+        'cnr_kept': _contrast_value(scan, before_values, after_values),
+    }
+    checks = [_check(name, found[name], limits[name]) for name in _TEXTS]
+    measures = {
+        'before': _measures(before_values, volumes[0], levels['before']),
+        'after': _measures(after_values, volumes[1], levels['after']),
+        'change': _change(scan),
+    }
+    return {
+        'verdict': overall(checks),
+        'checks': checks,
+        'measures': _plain(measures),
+        'quantiles': _plain(levels),
+        'histogram': _plain(_histograms(scan, levels)),
+    }
+
+
+def overall(checks: Iterable[Mapping[str, Any]]) -> str:
+    """Return the verdict over all checks: the worst one.
+
+    A check that is not available counts as a warning, unless it is one of :data:`OPTIONAL`; so does having no check.
+
+    Parameters
+    ----------
+    checks
+        Mappings with ``name`` and ``verdict``.
+    """
+    ranks = [
+        VERDICTS.index(check['verdict']) if check['verdict'] in VERDICTS else VERDICTS.index(WARN)
+        for check in checks
+        if check['verdict'] in VERDICTS or check['name'] not in OPTIONAL
+    ]
+    return VERDICTS[max(ranks)] if ranks else WARN
+
+
+def parse_thresholds(mapping: Mapping[str, Mapping[str, float]]) -> dict[str, Threshold]:
+    """Read thresholds from a settings file.
+
+    Parameters
+    ----------
+    mapping
+        Name of a check to ``warn`` and ``fail``; one that is left out keeps its default.
+
+    Returns
+    -------
+    dict
+        Only the named checks.
+
+    Raises
+    ------
+    UsageError
+        If a name, a key or a value is not valid.
+    """
+    _require_known(mapping)
+    parsed = {}
+    for name, given in mapping.items():
+        default = DEFAULT_THRESHOLDS[name]
+        numbers = {'warn': default.warn, 'fail': default.fail}
+        if not isinstance(given, Mapping) or not set(given) <= set(numbers):
+            raise UsageError(
+                f'The QC threshold "{name}" is not given by "warn" and "fail" only.',
+                fix=f'Write, for example, {name} = {{warn = {default.warn:g}, fail = {default.fail:g}}}.',
+            )
+        for key, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UsageError(f'"{key}" of the QC threshold "{name}" is not a number: {value!r}.')
+            numbers[key] = float(value)
+        try:
+            parsed[name] = Threshold(numbers['warn'], numbers['fail'], default.direction)
+        except UsageError as error:
+            raise UsageError(error.what, where=f'QC threshold "{name}"', fix=error.fix) from error
+    return parsed
+
+
+def _require_known(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in DEFAULT_THRESHOLDS:
+            close = difflib.get_close_matches(str(name), DEFAULT_THRESHOLDS, n=3)
+            fix = (
+                f'Did you mean {", ".join(close)}?'
+                if close
+                else f'There are: {", ".join(DEFAULT_THRESHOLDS)}.'
+            )
+            raise UsageError(f'"{name}" is no QC check.', fix=fix)
+
+
+def _prepare(
+    before: NDArray,
+    after: NDArray,
+    mask: Mask,
+    tissue_before: NDArray,
+    tissue_after: NDArray,
+    spacing: Sequence[float],
+    contrast: str,
+) -> _Comparison:
+    """Check the shapes and cut everything to the brain."""
+    shapes = {np.shape(part) for part in (before, after, mask)}
+    shapes |= {np.shape(part)[1:] for part in (tissue_before, tissue_after)}
+    if len(shapes) > 1 or any(len(part) != len(TISSUES) for part in (tissue_before, tissue_after)):
+        raise ScanError(
+            f'Images before and after, mask and segmentations differ in shape: {sorted(shapes)}.',
+            fix='All must lie on the grid of the scan, segmentations with CSF, GM and WM along the first axis.',
+        )
+    if not mask.any():
+        raise ScanError('The brain mask holds no voxel.', fix='Check the brain extraction.')
+    box = bounding_box(mask)
+    inside = mask[box]
+
+    def broken(data: NDArray, which: str) -> str:
+        bad = int(np.count_nonzero(~np.isfinite(data[box][inside])))
+        return f'{bad} voxels of the {which} hold no number.' if bad else ''
+
+    cut = (slice(None), *box)
+    return _Comparison(
+        before=before[box],
+        after=after[box],
+        mask=inside,
+        tissue_before=tissue_before[cut],
+        tissue_after=tissue_after[cut],
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        contrast=contrast,
+        broken_before=broken(before, 'scan before'),
+        broken_after=broken(after, 'harmonized image'),
+    )
+
+
+def _segmentation_values(scan: _Comparison, volumes: Sequence[Mapping[str, float]]) -> dict[str, _Value]:
+    overlap = metrics.dice(hard_labels(scan.tissue_before), hard_labels(scan.tissue_after))
+    original, harmonized = volumes
+    return {
+        **{f'dice_{key}': _Value(value) for key, value in overlap.items()},
+        **{
+            f'ravd_{key}': _Value(metrics.relative_volume_difference(harmonized[key], original[key]))
+            for key in original
+        },
+    }
+
+
+def _image_values(scan: _Comparison) -> dict[str, _Value]:
+    names = ('edge_agreement', 'new_edges', 'ssim', 'local_change')
+    if scan.broken:
+        return {name: _Value(NAN, scan.broken) for name in names}
+    edges = metrics.edge_scores(scan.before, scan.after, scan.mask, scan.spacing)
+    similarity = metrics.ssim(scan.before, scan.after, scan.mask)
+    local = metrics.local_change(scan.before, scan.after, scan.mask, scan.spacing)
+    values = (edges.direction, edges.new, similarity, local)
+    return {name: _Value(value) for name, value in zip(names, values, strict=True)}
+
+
+def _mask_values(scan: _Comparison, after: NDArray, mask: Mask) -> dict[str, _Value]:
+    volume = _Value(np.count_nonzero(scan.mask) * scan.voxel_ml)
+    outside = np.abs(np.where(mask | ~np.isfinite(after), 0, after))
+    return {
+        'brain_volume_low': volume,
+        'brain_volume_high': volume,
+        'background': _Value(float(outside.max())),
+    }
+
+
+def _target(target_quantiles: ArrayLike | None) -> Floats | None:
+    """Return the target's 101 percentiles, or None when they describe no distribution."""
+    if target_quantiles is None:
+        return None
+    levels = np.asarray(target_quantiles, dtype=np.float64).ravel()
+    if levels.size < 2 or not np.isfinite(levels).all():
+        return None
+    return np.interp(np.linspace(0, 1, 101), np.linspace(0, 1, levels.size), levels)
+
+
+def _distance(scan: _Comparison, levels: Mapping[str, Floats | None]) -> _Value:
+    after, target = levels['after'], levels['target']
+    if target is None or not target[99] > target[1]:
+        return _Value(NAN)
+    if after is None:
+        return _Value(NAN, scan.broken_after)
+    return _Value(distributions.wasserstein(after, target) / float(target[99] - target[1]))
+
+
+def _contrast_value(scan: _Comparison, before: Mapping[str, Floats], after: Mapping[str, Floats]) -> _Value:
+    if scan.broken:
+        return _Value(NAN, scan.broken)
+    ratio, pair = metrics.contrast_kept(before, after)
+    if pair is None:
+        return _Value(NAN, f'no two tissues differ clearly in this {scan.contrast}.')
+    return _Value(
+        ratio, note=f'Of all tissues that differ in this {scan.contrast}, {_pair(pair)} kept least.'
+    )
+
+
+def _pair(pair: tuple[str, str]) -> str:
+    return ' and '.join(_NAMES[key] for key in pair)
+
+
+def _check(name: str, found: _Value, threshold: Threshold) -> dict[str, Any]:
+    """Put one check into plain types and words."""
+    text = _TEXTS[name]
+    value = found.value if math.isfinite(found.value) else NAN
+    meaning = text.meaning if not found.note else f'{text.meaning} {found.note}'
+    if math.isnan(value):
+        meaning = f'{text.meaning} Not available: {found.reason or text.missing}'
+    return {
+        'name': name,
+        'label': text.label,
+        'value': _plain(value),
+        'unit': text.unit,
+        'warn': threshold.warn,
+        'fail': threshold.fail,
+        'direction': threshold.direction,
+        'verdict': threshold.judge(value),
+        'meaning': meaning,
+    }
+
+
+def _measures(
+    values: Mapping[str, Floats], volumes: Mapping[str, float], levels: Floats | None
+) -> dict[str, float]:
+    """Return the measures of one side; ``levels`` is None when its intensities cannot be used."""
+    known = values if levels is not None else {key: part[:0] for key, part in values.items()}
+    peaks = {key: float(np.median(part)) if part.size else NAN for key, part in known.items()}
+    return {
+        **{f'volume_{key}_ml': volume for key, volume in volumes.items()},
+        'cnr_gm_wm': metrics.cnr(known),
+        'cjv': metrics.cjv(known),
+        'snr_wm': metrics.snr(known['wm']),
+        'snr_gm': metrics.snr(known['gm']),
+        **{f'peak_{key}': peak for key, peak in peaks.items()},
+        'p90': NAN if levels is None else float(levels[90]),
+    }
+
+
+def _change(scan: _Comparison) -> dict[str, float]:
+    if scan.broken:
+        return {'p95_abs': NAN, 'share_changed': NAN}
+    return metrics.change_summary(metrics.change_map(scan.before, scan.after, scan.mask), scan.mask)
+
+
+def _histograms(scan: _Comparison, levels: Mapping[str, Floats | None]) -> dict[str, Any]:
+    """Return the three histograms; that of the target has the bins of the output, which it is drawn over."""
+    drawn: dict[str, distributions.Histogram | None] = {'before': None, 'after': None, 'target': None}
+    if levels['before'] is not None:
+        drawn['before'] = distributions.histogram(scan.before, scan.mask)
+    after, target = levels['after'], levels['target']
+    ends = [] if target is None else [(float(target[1]), float(target[99]))]
+    if after is not None:
+        low, high = np.quantile(scan.after[scan.mask], distributions.HISTOGRAM_SPAN)
+        ends.append((float(low), float(high)))
+    if ends:
+        shared = distributions.widened(min(low for low, _ in ends), max(high for _, high in ends))
+        if after is not None:
+            drawn['after'] = distributions.histogram(scan.after, scan.mask, range=shared)
+        if target is not None:
+            drawn['target'] = distributions.histogram_of_quantiles(target, np.linspace(*shared, 129))
+    return {
+        which: None if part is None else {'edges': part.edges, 'density': part.density}
+        for which, part in drawn.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON types only: None instead of NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_plain(part) for part in value.tolist()]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
