@@ -7,15 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces import utility as niu
-from nipype.pipeline import engine as pe
-
-from bidsharm.bids.derivatives import Precomputed
-from bidsharm.bids.names import ScanFile
-from bidsharm.bids.sidecars import raw_uri
-from bidsharm.imaging.templates import BUNDLED, Space, Template
-from bidsharm.interfaces.harmonize import FitTarget
-from bidsharm.interfaces.preprocess import PrepareTemplate
 from bidsharm.workflows.harmonize import Method, init_harmonize_wf
 from bidsharm.workflows.outputs import (
     init_ds_harmonized_wf,
@@ -30,6 +21,15 @@ from bidsharm.workflows.preprocess import (
     init_template_registration_wf,
 )
 from bidsharm.workflows.qc import init_qc_wf
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from bidsharm.bids.derivatives import Precomputed
+from bidsharm.bids.names import ScanFile
+from bidsharm.bids.sidecars import raw_uri
+from bidsharm.imaging.templates import BUNDLED, Space, Template
+from bidsharm.interfaces.harmonize import FitTarget
+from bidsharm.interfaces.preprocess import PrepareTemplate
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ def init_single_subject_wf(
     options = options or Options()
     workflow = pe.Workflow(name=name)
     template = init_template_node()
-    spaces = {item.space: init_template_node(item, name=_space_name(item.space)) for item in options.templates}
+    spaces = {
+        item.space: init_template_node(item, name=_space_name(item.space)) for item in options.templates
+    }
     structural: dict[str, pe.Workflow] = {}
     for plan in sorted(plans, key=lambda item: item.follows):
         prep_wf = _connect_prep(workflow, plan, structural, template, options)
@@ -175,7 +177,11 @@ def init_single_subject_wf(
 
 
 def _connect_prep(
-    workflow: pe.Workflow, plan: ScanPlan, structural: dict[str, pe.Workflow], template: pe.Node, options: Options
+    workflow: pe.Workflow,
+    plan: ScanPlan,
+    structural: dict[str, pe.Workflow],
+    template: pe.Node,
+    options: Options,
 ) -> pe.Workflow:
     """Add the preprocessing of one scan; an anchor is remembered in ``structural`` for those that follow it."""
     prep_wf = _init_prep_wf(plan, options)
@@ -211,7 +217,11 @@ def _space_name(space: Space) -> str:
 
 
 def _connect_registrations(
-    workflow: pe.Workflow, plan: ScanPlan, prep_wf: pe.Workflow, spaces: Mapping[Space, pe.Node], options: Options
+    workflow: pe.Workflow,
+    plan: ScanPlan,
+    prep_wf: pe.Workflow,
+    spaces: Mapping[Space, pe.Node],
+    options: Options,
 ) -> None:
     """Register an anchor to every further template, once for all scans that follow it."""
     for space, template in spaces.items():
@@ -250,7 +260,11 @@ def _connect_scan(
         omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, name=f'qc_{node}_wf',
     )  # fmt: skip
     ds_preproc_wf = init_ds_preproc_wf(
-        scan=scan, output_dir=output_dir, native=plan.native, follows=plan.follows, name=f'ds_preproc_{node}_wf'
+        scan=scan,
+        output_dir=output_dir,
+        native=plan.native,
+        follows=plan.follows,
+        name=f'ds_preproc_{node}_wf',
     )
     ds_harmonized_wf = init_ds_harmonized_wf(
         scan=scan, output_dir=output_dir, native=plan.native, name=f'ds_harmonized_{node}_wf'
@@ -319,7 +333,9 @@ def _connect_spaces(
         moves = pe.Node(niu.Merge(2), name=f'moves_{label}', run_without_submitting=True)
         _connect_way(workflow, plan, space, moves, prep_wf, structural)
         reference = (
-            (structural[plan.anchor.name], 'outputnode.brain_mask') if space.name == 'T1w' else (spaces[space], 'brain')
+            (structural[plan.anchor.name], 'outputnode.brain_mask')
+            if space.name == 'T1w'
+            else (spaces[space], 'brain')
         )
         workflow.connect([
             (harmonize_wf, sink, [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from nipype import config
 from nipype import logging as nipype_logging
 from nipype.pipeline import engine as pe
 
+from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.settings import Settings
 
@@ -39,6 +41,11 @@ class Failure:
     fix: str = ''
     details: str = ''
     file: Path | None = None
+
+
+def belongs(failure: Failure, scan: ScanFile) -> bool:
+    """Say whether a failed node works on a scan, by the names of the graphs around it."""
+    return any(f'_{scan.node}_' in f'_{part}_' for part in failure.node.split('.') if part.endswith('_wf'))
 
 
 def configure(settings: Settings, log_dir: Path) -> None:
@@ -90,11 +97,14 @@ def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] 
     known = {'plugin', 'plugin_args', 'gpu_plugin_args'}
     if not isinstance(content, dict) or 'plugin' not in content or set(content) - known:
         raise UsageError(
-            'The plugin file must hold "plugin" and may hold "plugin_args" and "gpu_plugin_args".', where=str(path)
+            'The plugin file must hold "plugin" and may hold "plugin_args" and "gpu_plugin_args".',
+            where=str(path),
         )
     name = str(content['plugin'])
     if not hasattr(plugins, f'{name}Plugin'):
-        raise UsageError(f'Nipype has no plugin "{name}".', where=str(path), fix='For example MultiProc or SLURM.')
+        raise UsageError(
+            f'Nipype has no plugin "{name}".', where=str(path), fix='For example MultiProc or SLURM.'
+        )
     return name, dict(content.get('plugin_args') or {}), content.get('gpu_plugin_args')
 
 
@@ -113,7 +123,11 @@ def gpu_slots(device: str) -> int:
 
 
 def run_graph(
-    workflow: pe.Workflow, settings: Settings, *, device: str = 'cpu', on_node: Callable[[Any, str], None] | None = None
+    workflow: pe.Workflow,
+    settings: Settings,
+    *,
+    device: str = 'cpu',
+    on_node: Callable[[Any, str], None] | None = None,
 ) -> None:
     """Run a graph; failed nodes leave crash files and their scans are skipped, the others go on.
 
@@ -181,3 +195,13 @@ def read_failures(log_dir: Path, *, since: set[Path] | None = None) -> list[Fail
     """Read the crash files of a run, oldest first."""
     files = sorted(log_dir.glob('crash-*'), key=lambda file: (file.stat().st_mtime, file.name))
     return [read_failure(file) for file in files if file not in (since or set())]
+
+
+def draw_graph(workflow: pe.Workflow, path: Path) -> None:
+    """Write the graph as a dot file, and as a picture where Graphviz is installed."""
+    if shutil.which('dot'):
+        workflow.write_graph(dotfilename=str(path), graph2use='colored', format='svg')
+        return
+    edges = workflow._create_flat_graph().edges()
+    lines = ''.join(f'  "{source.fullname}" -> "{target.fullname}";\n' for source, target in edges)
+    path.write_text(f'digraph bidsharm {{\n{lines}}}\n')

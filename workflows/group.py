@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bidsharm.workflows.reporting import records_of, report_group
 from rich.console import Console
 
 from bidsharm.bids.dataset import read_json
 from bidsharm.errors import ExitCode, NothingToDo
 from bidsharm.settings import Settings
-from bidsharm.workflows.reporting import records_of, report_group
 
 
 def run_group(settings: Settings, console: Console) -> ExitCode:
@@ -22,7 +22,9 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
     records = records_of(root)
     if not records:
         raise NothingToDo(
-            'There is no harmonized scan in the output folder.', where=str(root), fix='Run the participant level first.'
+            'There is no harmonized scan in the output folder.',
+            where=str(root),
+            fix='Run the participant level first.',
         )
     console.print(f'{len(records)} scans of {len({record["subject"] for record in records})} subjects')
     title = str(read_json(settings.bids_dir / 'dataset_description.json').get('Name', settings.bids_dir.name))

@@ -43,7 +43,13 @@ class Method:
     def target_label(self) -> str:
         """The target as people call it; a file by its name only."""
         kind, _, value = self.target.partition(':')
-        return value if kind == 'site' else f'reference {value.rsplit("/", 1)[-1]}' if kind == 'reference' else kind
+        return (
+            value
+            if kind == 'site'
+            else f'reference {value.rsplit("/", 1)[-1]}'
+            if kind == 'reference'
+            else kind
+        )
 
     @property
     def uses_gpu(self) -> bool:

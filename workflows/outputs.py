@@ -46,10 +46,14 @@ def init_ds_preproc_wf(
     fields = ['preproc', 'brain_mask', 'dseg', 'tissue', 'forward', 'backward']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'mask_sidecar']), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
-    here, there = (scan.suffix, 'T1w') if follows else ('T1w' if scan.suffix == 'T1w' else scan.suffix, BUNDLED)
+    here, there = (
+        (scan.suffix, 'T1w') if follows else ('T1w' if scan.suffix == 'T1w' else scan.suffix, BUNDLED)
+    )
     own = f'bids::{OutputNames(scan).image("preproc")}'
     specs = [
-        sidecars.image_spec(scan, 'preproc', 'Bias field removed (N4); own grid and intensity scale of the scanner'),
+        sidecars.image_spec(
+            scan, 'preproc', 'Bias field removed (N4); own grid and intensity scale of the scanner'
+        ),
         sidecars.mask_spec(scan),
         sidecars.dseg_spec(scan, '', own),
         sidecars.probseg_spec(scan, own),
@@ -58,7 +62,9 @@ def init_ds_preproc_wf(
     ]
     collect = pe.Node(niu.Merge(len(fields)), name='collect', run_without_submitting=True)
     ds_preproc = pe.Node(
-        SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)), name='ds_preproc', mem_gb=1.0
+        SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)),
+        name='ds_preproc',
+        mem_gb=1.0,
     )
     workflow.connect([
         (inputnode, collect, [(field, f'in{index}') for index, field in enumerate(fields, start=1)]),
@@ -90,15 +96,21 @@ def init_ds_harmonized_wf(
         What was written.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'sidecar']), name='inputnode')
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'sidecar']), name='inputnode'
+    )
     outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
     names = OutputNames(scan)
-    image = sidecars.image_spec(scan, 'harmonized', 'Harmonized brain on the scan’s own grid', SkullStripped=True)
+    image = sidecars.image_spec(
+        scan, 'harmonized', 'Harmonized brain on the scan’s own grid', SkullStripped=True
+    )
     image['sidecar']['Sources'] = [f'bids::{names.image("preproc")}']
     specs = [image, sidecars.dseg_spec(scan, 'harmonized', f'bids::{names.image("harmonized")}')]
     collect = pe.Node(niu.Merge(2), name='collect', run_without_submitting=True)
     ds_harmonized = pe.Node(
-        SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)), name='ds_harmonized', mem_gb=1.0
+        SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)),
+        name='ds_harmonized',
+        mem_gb=1.0,
     )
     workflow.connect([
         (inputnode, collect, [('harmonized', 'in1'), ('dseg_after', 'in2')]),
@@ -151,8 +163,12 @@ def init_ds_space_wf(
     warp_image = pe.Node(
         ApplyTransforms(interpolation='LanczosWindowedSinc', **base), name='warp_image', mem_gb=mem_gb
     )
-    warp_mask = pe.Node(ApplyTransforms(interpolation='NearestNeighbor', **base), name='warp_mask', mem_gb=mem_gb)
-    warp_dseg = pe.Node(ApplyTransforms(interpolation='NearestNeighbor', **base), name='warp_dseg', mem_gb=mem_gb)
+    warp_mask = pe.Node(
+        ApplyTransforms(interpolation='NearestNeighbor', **base), name='warp_mask', mem_gb=mem_gb
+    )
+    warp_dseg = pe.Node(
+        ApplyTransforms(interpolation='NearestNeighbor', **base), name='warp_dseg', mem_gb=mem_gb
+    )
     clip = pe.Node(ClipToRange(), name='clip', mem_gb=mem_gb)
     collect = pe.Node(niu.Merge(3), name='collect', run_without_submitting=True)
     ds_space = pe.Node(

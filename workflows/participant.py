@@ -8,24 +8,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from rich.console import Console
-
-from bidsharm.bids.atomic import write_text
-from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
-from bidsharm.bids.dataset import prepare_root
-from bidsharm.bids.names import OutputNames, ScanFile
-from bidsharm.bids.query import open_layout, select_scans
-from bidsharm.bids.resume import read_record
-from bidsharm.errors import ExitCode, ScanError
-from bidsharm.interfaces.ants import ants_version
-from bidsharm.reports.subject import ErrorEntry
-from bidsharm.settings import Settings
 from bidsharm.workflows.base import init_bidsharm_wf
-from bidsharm.workflows.engine import Failure, configure, load_plugin, read_failures, run_graph
+from bidsharm.workflows.engine import (
+    Failure,
+    belongs,
+    configure,
+    draw_graph,
+    load_plugin,
+    read_failures,
+    run_graph,
+)
 from bidsharm.workflows.planning import (
     Plan,
     batches,
@@ -37,6 +32,20 @@ from bidsharm.workflows.planning import (
 from bidsharm.workflows.progress import Progress
 from bidsharm.workflows.reporting import report_subject
 from bidsharm.workflows.targets import ensure_target
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from bidsharm.bids.atomic import write_text
+from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
+from bidsharm.bids.dataset import prepare_root
+from bidsharm.bids.names import OutputNames, ScanFile
+from bidsharm.bids.query import open_layout, select_scans
+from bidsharm.bids.resume import read_record
+from bidsharm.bids.validation import validate
+from bidsharm.errors import ExitCode, ScanError
+from bidsharm.interfaces.ants import ants_version
+from bidsharm.reports.subject import ErrorEntry
+from bidsharm.settings import Settings
 
 
 @dataclass
@@ -68,6 +77,8 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         settings, card=plan.method.card, target=plan.method.target_label, ants=ants_version(),
         contrasts=tuple(dict.fromkeys(scan.suffix for scan in plan.selection.scans)),
     )  # fmt: skip
+    for error in plan.selection.left_out:
+        console.print(f'left out  {error}', markup=False, style='yellow')
     if settings.dry_run:
         show_plan(plan, settings, console)
         return ExitCode.OK
@@ -81,6 +92,8 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         _report(plan.selection.subjects, settings, boilerplate, outcome, plan)
         show_outcome(outcome, settings, console)
         return ExitCode.OK
+    if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
+        console.print(found, markup=False, style='yellow')
     log_dir = start_log(settings)
     with working_folder(settings) as work_dir:
         configure(settings, log_dir)
@@ -118,7 +131,7 @@ def _needs_cohort(settings: Settings) -> bool:
 
 def start_log(settings: Settings) -> Path:
     """Make the folder of this run and write the settings into it."""
-    stamp = datetime.now(timezone.utc).strftime('%Y%m%d-%H%M%S')
+    stamp = datetime.now(UTC).strftime('%Y%m%d-%H%M%S')
     log_dir = settings.output_dir / 'logs' / f'{stamp}_{uuid.uuid4().hex[:8]}'
     log_dir.mkdir(parents=True)
     write_text(log_dir / 'settings.toml', settings.to_toml())
@@ -160,12 +173,14 @@ def _run_batches(
                 subject: unfinished(plan.selection.of_subject(subject), settings, digest) for subject in group
             }
             for subject in group:
-                done = [scan.name for scan in plan.selection.of_subject(subject) if scan.name not in todo[subject]]
+                done = [
+                    scan.name for scan in plan.selection.of_subject(subject) if scan.name not in todo[subject]
+                ]
                 outcome.resumed += done
                 progress.skip(len(done))
             crashes = set(log_dir.glob('crash-*'))
             with _claim({s: names for s, names in todo.items() if names}, settings, work_dir) as mine:
-                _run_batch(plan, mine, settings, work_dir, progress)
+                _run_batch(plan, mine, settings, work_dir, log_dir, progress)
             failures = read_failures(log_dir, since=crashes)
             _collect(plan, group, settings, failures, digest, outcome)
             _report(group, settings, boilerplate, outcome, plan)
@@ -199,7 +214,12 @@ def _claim(todo: Mapping[str, set[str]], settings: Settings, work_dir: Path) -> 
 
 
 def _run_batch(
-    plan: Plan, todo: Mapping[str, set[str]], settings: Settings, work_dir: Path, progress: Progress
+    plan: Plan,
+    todo: Mapping[str, set[str]],
+    settings: Settings,
+    work_dir: Path,
+    log_dir: Path,
+    progress: Progress,
 ) -> None:
     if not todo:
         return
@@ -212,13 +232,18 @@ def _run_batch(
     )
     workflow.base_dir = str(work_dir)
     if settings.write_graph:
-        workflow.write_graph(dotfilename=str(work_dir / 'graph.dot'), graph2use='colored', format='svg')
+        draw_graph(workflow, log_dir / f'graph_{next(iter(todo))}.dot')
     progress.start_batch(workflow, [name for names in todo.values() for name in names])
     run_graph(workflow, settings, device=plan.options.device, on_node=progress.on_node)
 
 
 def _collect(
-    plan: Plan, group: Sequence[str], settings: Settings, failures: list[Failure], digest: str, outcome: Outcome
+    plan: Plan,
+    group: Sequence[str],
+    settings: Settings,
+    failures: list[Failure],
+    digest: str,
+    outcome: Outcome,
 ) -> None:
     """Sort the scans of a batch into done and failed, and give each failure its scan."""
     root = settings.output_dir
@@ -227,23 +252,18 @@ def _collect(
             record = read_record(root / OutputNames(scan).qc)
             if record is not None and record.get('digest') == digest:
                 outcome.verdicts[scan.name] = str(record['verdict'])
-                if not any(_belongs(failure, scan) for failure in failures):
+                if not any(belongs(failure, scan) for failure in failures):
                     continue
             outcome.failures.append(_explain(scan, plan.selection.anchor(scan), failures))
 
 
-def _belongs(failure: Failure, scan: ScanFile) -> bool:
-    """Say whether a node works on a scan, by the names of the graphs around it."""
-    return any(f'_{scan.node}_' in f'_{part}_' for part in failure.node.split('.') if part.endswith('_wf'))
-
-
 def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> ErrorEntry:
-    own = [failure for failure in failures if _belongs(failure, scan)]
+    own = [failure for failure in failures if belongs(failure, scan)]
     if own:
         first = own[0]
         return ErrorEntry(scan=scan.name, what=first.what, where=first.where or scan.relative, fix=first.fix,
                           details=first.details)  # fmt: skip
-    behind = [failure for failure in failures if _belongs(failure, anchor)]
+    behind = [failure for failure in failures if belongs(failure, anchor)]
     if behind and anchor != scan:
         return ErrorEntry(
             scan=scan.name, what=f'It follows {anchor.name}, which failed: {behind[0].what}', where=scan.relative,
@@ -295,7 +315,9 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
         state = 'to do' if scan.name in todo or known else 'done'
         table.add_row(scan.name, scan.site, '' if anchor == scan else anchor.name, state)
     console.print(table)
-    console.print(f'Harmonizer: {plan.method.name}, target: {plan.method.target_label}, device: {plan.options.device}')
+    console.print(
+        f'Harmonizer: {plan.method.name}, target: {plan.method.target_label}, device: {plan.options.device}'
+    )
     weights = plan.method.model_dir or ('learnt from the data set' if plan.fit_scans else 'none needed')
     console.print(f'Weights: {weights}')
     for scan in plan.fit_scans:
@@ -308,7 +330,9 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
             console.print(f'  {name}', markup=False, highlight=False)
 
 
-def show_outcome(outcome: Outcome, settings: Settings, console: Console, *, log_dir: Path | None = None) -> None:
+def show_outcome(
+    outcome: Outcome, settings: Settings, console: Console, *, log_dir: Path | None = None
+) -> None:
     """Print the summary: done, warned, failed, why, and how to run just those again."""
     count = {verdict: list(outcome.verdicts.values()).count(verdict) for verdict in ('pass', 'warn', 'fail')}
     console.print(
@@ -326,4 +350,3 @@ def show_outcome(outcome: Outcome, settings: Settings, console: Console, *, log_
             console.print(f'Details: {log_dir}', markup=False, highlight=False, soft_wrap=True)
     for path in outcome.reports:
         console.print(f'report    {path}', markup=False, highlight=False, soft_wrap=True)
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
+from bidsharm.workflows.base import Options, ScanPlan
+from bidsharm.workflows.harmonize import Method
 
 from bidsharm.bids.derivatives import Precomputed, check_folders, find_precomputed
 from bidsharm.bids.names import OutputNames, ScanFile
@@ -16,12 +17,10 @@ from bidsharm.bids.resume import is_complete
 from bidsharm.bids.sidecars import space_specs
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.contract import NEED_PHRASES
+from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
 from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
 from bidsharm.settings import Settings
-from bidsharm.workflows.base import Options, ScanPlan
-from bidsharm.workflows.harmonize import Method
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,9 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     device = resolve_device(settings.device) if card.uses_device or settings.device != 'auto' else 'cpu'
     spaces = tuple(dict.fromkeys(parse_space(text) for text in settings.output_spaces))
     templates = tuple(
-        find_template(space, offline=settings.offline) for space in spaces if space.name not in ('native', 'T1w')
+        find_template(space, offline=settings.offline)
+        for space in spaces
+        if space.name not in ('native', 'T1w')
     )
     check_folders(settings.derivatives)
     target, fit_scans = resolve_target(settings, card, everyone or selection)
@@ -82,13 +83,20 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         'oom_fallback': settings.oom_fallback,
     }  # fmt: skip
     method = Method(
-        name=settings.harmonizer, target=target, card=card.to_dict(), execution=execution, memory_gb=card.memory_gb
+        name=settings.harmonizer,
+        target=target,
+        card=card.to_dict(),
+        execution=execution,
+        memory_gb=card.memory_gb,
     )
     if settings.model:
         from bidsharm.harmonizers import bundle
 
-        method = replace(method, model_dir=str(settings.model), model_digest=bundle.digest(settings.model))
-        bundle.load(settings.model, _execution(execution))  # a broken bundle ends the run here, not hours later
+        folder = find_model(settings)
+        bundle.load(
+            folder, Execution(**execution), name=card.name
+        )  # a broken bundle ends the run here, not hours later
+        method = replace(method, model_dir=str(folder), model_digest=bundle.digest(folder))
         fit_scans = ()
     options = Options(
         brain_extraction=settings.brain_extraction, skull_strip=settings.skull_strip,
@@ -99,13 +107,25 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     return Plan(selection, method, options, spaces, fit_scans)
 
 
-def _execution(values: dict[str, Any]) -> Any:
-    from bidsharm.harmonizers.contract import Execution
+def find_model(settings: Settings) -> Path:
+    """Return the folder of ``--model``: a path, or a name looked up in ``--weights-dir``.
 
-    return Execution(**values)
+    Raises
+    ------
+    ConfigurationError
+        If there is no such folder.
+    """
+    given = Path(str(settings.model))
+    places = [given.absolute(), *([settings.weights_dir / given.name] if settings.weights_dir else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ConfigurationError(
+        'The model bundle was not found.', where=f'--model {given}', fix='Give its folder, or --weights-dir.'
+    )
 
 
-def resolve_target(settings: Settings, card: Any, everyone: Selection) -> tuple[str, tuple[ScanFile, ...]]:
+def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple[str, tuple[ScanFile, ...]]:
     """Return the target as the nodes know it, and the scans that it must be learnt from.
 
     ``--target`` is ``canonical``, the label of a site of the data set, or a file. The scans are chosen by
@@ -134,7 +154,9 @@ def resolve_target(settings: Settings, card: Any, everyone: Selection) -> tuple[
         )
     if kind not in card.targets:
         raise UsageError(
-            f'{card.name} cannot aim at a {kind} target.', where='--target', fix=f'It can: {", ".join(card.targets)}.'
+            f'{card.name} cannot aim at a {kind} target.',
+            where='--target',
+            fix=f'It can: {", ".join(card.targets)}.',
         )
     if settings.model is None and kind == 'canonical' and 'cohort' in card.needs_fit and len(scans) < 2:
         raise UsageError(
@@ -190,7 +212,7 @@ def _reference_scan(path: Path) -> ScanFile:
 
 
 def _with_contrasts(
-    selection: Selection, card: Any, fit_scans: Sequence[ScanFile], settings: Settings
+    selection: Selection, card: Card, fit_scans: Sequence[ScanFile], settings: Settings
 ) -> Selection:
     """Leave out contrasts that the method or the target cannot serve, with the reason."""
     from bidsharm.errors import ScanError
@@ -253,7 +275,12 @@ def _shape(path: Path) -> tuple[int, ...]:
 def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) -> list[str]:
     """Return the main files that a scan will have, relative to the output folder."""
     names = OutputNames(scan)
-    files = [names.image('harmonized'), names.image('preproc'), names.companion('mask', desc='brain'), names.qc]
+    files = [
+        names.image('harmonized'),
+        names.image('preproc'),
+        names.companion('mask', desc='brain'),
+        names.qc,
+    ]
     for space in spaces:
         if space.name == 'native' or (space.name == 'T1w' and scan == anchor):
             continue

@@ -78,7 +78,12 @@ def registration_inputs(*, kind: str, sloppy: bool, seed: int) -> dict[str, Any]
 
 
 def init_bias_correction_wf(
-    *, omp_nthreads: int = 1, mem_gb: float = 1.0, sloppy: bool = False, correct: bool = True, name: str = 'bias_correction_wf'
+    *,
+    omp_nthreads: int = 1,
+    mem_gb: float = 1.0,
+    sloppy: bool = False,
+    correct: bool = True,
+    name: str = 'bias_correction_wf',
 ) -> pe.Workflow:
     """Remove the bias field inside the brain and cut the brain out.
 
@@ -211,7 +216,9 @@ def init_brain_extraction_wf(
         ApplyTransforms(dimension=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
         name='warp_mask', mem_gb=mem_gb,
     )  # fmt: skip
-    reuse_mask = pe.Node(ReuseMask(name=scan_name, method='ANTs registration to the template'), name='reuse_mask')
+    reuse_mask = pe.Node(
+        ReuseMask(name=scan_name, method='ANTs registration to the template'), name='reuse_mask'
+    )
     workflow.connect([
         (inputnode, shrink, [('in_file', 'in_file')]),
         (inputnode, register, [('template_coarse', 'fixed_image')]),

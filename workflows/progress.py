@@ -63,9 +63,13 @@ class Progress:
             return
         self.bars.advance(self.steps)
         if status == 'exception':
-            self.console.print(f'  a step failed: {getattr(node, "fullname", name)}', markup=False, style='red')
+            self.console.print(
+                f'  a step failed: {getattr(node, "fullname", name)}', markup=False, style='red'
+            )
         elif name == 'ds_qc':
             self.done += 1
             self.bars.advance(self.scans)
             path = str(node.inputs.qc_path)
-            self.console.print(f'  [{self.done}/{self.total}] {path.rsplit("/", 1)[-1]} written', markup=False)
+            self.console.print(
+                f'  [{self.done}/{self.total}] {path.rsplit("/", 1)[-1]} written', markup=False
+            )

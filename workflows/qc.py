@@ -57,11 +57,15 @@ def init_qc_wf(
         'transforms', 'conform_warnings', 'mask_warnings', 'mask_method',
     ]  # fmt: skip
     inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['qc', 'figures', 'tissue_after', 'dseg_after']), name='outputnode')
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=['qc', 'figures', 'tissue_after', 'dseg_after']), name='outputnode'
+    )
     segment_after = pe.Node(SegmentTissue(), name='segment_after', mem_gb=mem_gb)
     gather = pe.Node(niu.Merge(2, no_flatten=True), name='gather', run_without_submitting=True)
     assess = pe.Node(
-        AssessScan(identity=identity, notes=notes or {}, thresholds=thresholds or {}), name='assess', mem_gb=2 * mem_gb
+        AssessScan(identity=identity, notes=notes or {}, thresholds=thresholds or {}),
+        name='assess',
+        mem_gb=2 * mem_gb,
     )
     warp = pe.Node(
         ApplyTransforms(dimension=3, interpolation='Linear', float=True, num_threads=omp_nthreads),

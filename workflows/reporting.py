@@ -38,7 +38,9 @@ def report_subject(
     for record in records_of(root, subject):
         if record.get('scan') in failed:
             continue
-        figures = {name: root / path for name, path in record.get('figures', {}).items() if (root / path).is_file()}
+        figures = {
+            name: root / path for name, path in record.get('figures', {}).items() if (root / path).is_file()
+        }
         entries.append(ScanEntry(qc=record, figures=figures, outputs=record.get('outputs', [])))
     skipped = [SkippedEntry(scan=item.where, reason=item.what) for item in left_out]
     return write_subject_report(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bidsharm.workflows.base import ScanPlan, init_target_wf
+from bidsharm.workflows.engine import belongs, read_failures, run_graph
+from bidsharm.workflows.planning import Plan, plan_scan
 from filelock import FileLock, Timeout
 
+from bidsharm.bids.names import ScanFile
 from bidsharm.bids.resume import fingerprint
-from bidsharm.errors import BidsharmError, ScanError
+from bidsharm.errors import ScanError
 from bidsharm.harmonizers import bundle
 from bidsharm.settings import Settings
-from bidsharm.workflows.base import ScanPlan, init_target_wf
-from bidsharm.workflows.engine import read_failures, run_graph
-from bidsharm.workflows.planning import Plan, plan_scan
 
 #: How long a job waits for another that learns the same target (seconds).
 WAIT_S = 6 * 3600
@@ -42,7 +44,7 @@ def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path)
 
     Raises
     ------
-    BidsharmError
+    ScanError
         If it cannot be learnt.
     """
     if not plan.fit_scans:
@@ -50,7 +52,9 @@ def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path)
     try:
         folder = target_folder(plan, settings)
     except OSError as error:
-        raise ScanError(f'A scan that the target is learnt from cannot be read: {error}.', where='--target') from None
+        raise ScanError(
+            f'A scan that the target is learnt from cannot be read: {error}.', where='--target'
+        ) from None
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
         try:
@@ -67,24 +71,43 @@ def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path)
 
 
 def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir: Path) -> None:
-    plans: dict[str, ScanPlan] = {}
-    for scan in plan.fit_scans:
-        anchor = scan if scan.subject == 'reference' else plan.selection.anchor(scan)
-        plans[scan.name] = plan_scan(scan, anchor, settings, plan.options)
-        if anchor != scan and anchor not in plan.fit_scans:
-            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, plan.options), write=False)
-    before = set(log_dir.glob('crash-*'))
-    workflow = init_target_wf(
-        plans=list(plans.values()), method=plan.method, out_dir=folder, options=plan.options
-    )
-    workflow.base_dir = str(work_dir)
-    run_graph(workflow, settings, device=plan.options.device)
-    if folder.exists():
-        return
-    failures = read_failures(log_dir, since=before)
-    reason = failures[0].what if failures else 'see nipype.log'
-    error: BidsharmError = ScanError(
+    """Learn from the scans that can be preprocessed; one that cannot is left out, and is reported with its subject."""
+    scans, reason = list(plan.fit_scans), ''
+    while scans:
+        before = set(log_dir.glob('crash-*'))
+        workflow = init_target_wf(
+            plans=_plans(plan, scans, settings), method=plan.method, out_dir=folder, options=plan.options
+        )
+        workflow.base_dir = str(work_dir)
+        run_graph(workflow, settings, device=plan.options.device)
+        if folder.exists():
+            return
+        failures = read_failures(log_dir, since=before)
+        reason = failures[0].what if failures else 'see nipype.log'
+        broken = {
+            scan.name
+            for scan in scans
+            if any(belongs(failure, other) for failure in failures for other in (scan, _anchor(plan, scan)))
+        }
+        if not broken:
+            break
+        scans = [scan for scan in scans if scan.name not in broken]
+    raise ScanError(
         f'The target "{plan.method.target_label}" could not be learnt: {reason}',
-        where='--target', fix='Leave the scan out, or choose another target.',
+        where='--target', fix='Choose another target, or mend its scans.',
     )  # fmt: skip
-    raise error
+
+
+def _anchor(plan: Plan, scan: ScanFile) -> ScanFile:
+    return scan if scan.subject == 'reference' else plan.selection.anchor(scan)
+
+
+def _plans(plan: Plan, scans: Sequence[ScanFile], settings: Settings) -> list[ScanPlan]:
+    plans: dict[str, ScanPlan] = {}
+    names = {scan.name for scan in scans}
+    for scan in scans:
+        anchor = _anchor(plan, scan)
+        plans[scan.name] = plan_scan(scan, anchor, settings, plan.options)
+        if anchor.name not in names:
+            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, plan.options), write=False)
+    return list(plans.values())

@@ -15,7 +15,7 @@ from bidsharm.settings import Settings
 BIDS_VERSION = '1.10.0'
 
 #: What BIDS has no name for yet; the validator passes over it.
-BIDSIGNORE = '*.html\nlogs/\nmodels/\nfigures/\nsub-*/figures/\n*_xfm.*\n*_qc.*\ngroup_*\n'
+BIDSIGNORE = '*.html\nlogs/\nmodels/\nfigures\n*_xfm.*\n*_qc.*\ngroup_*\n'
 
 README = """# Harmonized MRI
 
@@ -47,7 +47,9 @@ def prepare_root(settings: Settings) -> None:
         raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(root)) from None
     _refuse_foreign(root)
     if not os.access(root, os.W_OK):
-        raise UsageError('The output folder cannot be written.', where=str(root), fix='Check its permissions.')
+        raise UsageError(
+            'The output folder cannot be written.', where=str(root), fix='Check its permissions.'
+        )
     write_json(root / 'dataset_description.json', description(settings))
     write_text(root / '.bidsignore', BIDSIGNORE)
     if not (root / 'README.md').exists():

@@ -80,7 +80,7 @@ def parse_name(name: str) -> tuple[dict[str, str], str] | None:
     >>> parse_name('notes.txt') is None
     True
     """
-    stem = name.split('.')[0]
+    stem = name.split('.', maxsplit=1)[0]
     *pairs, suffix = stem.split('_')
     matches = [_ENTITY.match(pair) for pair in pairs]
     if not pairs or not all(matches):

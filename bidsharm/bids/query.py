@@ -32,7 +32,9 @@ class Selection:
 
     scans: tuple[ScanFile, ...]
     left_out: tuple[ScanError, ...] = ()
-    structural: tuple[ScanFile, ...] = ()  # every T1w of the subjects, whatever the session, run and contrast asked for
+    structural: tuple[
+        ScanFile, ...
+    ] = ()  # every T1w of the subjects, whatever the session, run and contrast asked for
 
     def anchor(self, scan: ScanFile) -> ScanFile:
         """Return the scan that ``scan`` follows (:func:`anchor_of`)."""
@@ -52,12 +54,14 @@ def open_layout(settings: Settings) -> BIDSLayout:
     """Index the anatomical part of the data set with pybids.
 
     Only ``anat`` folders of the asked-for subjects are read; indexing everything is the largest
-    start-up cost of BIDS Apps. Derivatives and hidden folders are skipped.
+    start-up cost of BIDS Apps. Derivatives and hidden folders are skipped. An index that is kept
+    (``--bids-database-dir``) holds all subjects, because the next run may ask for others.
     """
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
+    database = settings.bids_database_dir
     subjects = '|'.join(re.escape(label) for label in settings.participant_label)
-    other_subject = [re.compile(rf'^/?sub-(?!(?:{subjects})(?:/|_|$))')] if subjects else []
+    other_subject = [re.compile(rf'^/?sub-(?!(?:{subjects})(?:/|_|$))')] if subjects and not database else []
     ignore = [
         re.compile(r'/\.'),
         re.compile(r'^/?(?:derivatives|sourcedata|code|models|stimuli|work)(?:/|$)'),
@@ -65,7 +69,6 @@ def open_layout(settings: Settings) -> BIDSLayout:
         *other_subject,
     ]
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=True)
-    database = settings.bids_database_dir
     return BIDSLayout(
         settings.bids_dir,
         validate=False,
@@ -228,7 +231,8 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
     for key, value in lowered.items():
         check_keys(value, FILTER_ENTITIES, where=f'{path} ({key})')
         filters[FILTER_KEYS[key]] = {
-            name: queries.get(entry, entry) if isinstance(entry, str) else entry for name, entry in value.items()
+            name: queries.get(entry, entry) if isinstance(entry, str) else entry
+            for name, entry in value.items()
         }
     return filters
 
@@ -251,7 +255,9 @@ def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
             for row in csv.DictReader(file, delimiter='\t'):
                 label = (row.get('participant_id') or '').strip().removeprefix('sub-')
                 if label:
-                    table.setdefault(label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)})
+                    table.setdefault(
+                        label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)}
+                    )
     except (OSError, UnicodeDecodeError, csv.Error):
         return table
     return table

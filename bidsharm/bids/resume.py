@@ -22,7 +22,9 @@ def unchanged(path: Path, before: dict[str, Any]) -> bool:
         status = path.stat()
         if status.st_size != before.get('size'):
             return False
-        return status.st_mtime_ns == before.get('mtime_ns') or fingerprint(path)['sha256'] == before.get('sha256')
+        return status.st_mtime_ns == before.get('mtime_ns') or fingerprint(path)['sha256'] == before.get(
+            'sha256'
+        )
     except OSError:
         return False
 

@@ -59,41 +59,63 @@ def _add_selection(parser: Parser) -> None:
     group.add_argument('--run', '--run-id', nargs='+', type=_label('run'), metavar='RUN', help='runs')
     group.add_argument('--contrasts', '--modalities', nargs='+', choices=CONTRASTS, help='default: all four')
     group.add_argument(
-        '--bids-filter-file', type=_file, metavar='JSON', help='pybids filters by contrast: {"t1w": {"run": 1}}'
+        '--bids-filter-file',
+        type=_file,
+        metavar='JSON',
+        help='pybids filters by contrast: {"t1w": {"run": 1}}',
     )
     group.add_argument(
         '-d', '--derivatives', nargs='+', type=_derivative, metavar='NAME=PATH',
         help='reuse masks, transforms and preprocessed T1w of fMRIPrep or sMRIPrep',
     )  # fmt: skip
-    group.add_argument('--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there')
-    group.add_argument('--skip-bids-validation', action='store_true', help='do not run the BIDS validator first')
+    group.add_argument(
+        '--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there'
+    )
+    group.add_argument(
+        '--skip-bids-validation', action='store_true', help='do not run the BIDS validator first'
+    )
 
 
 def _add_method(parser: Parser) -> None:
     group = parser.add_argument_group('harmonization')
-    group.add_argument('--harmonizer', metavar='NAME', help=f'see bidsharm-models list; default: {DEFAULT_HARMONIZER}')
     group.add_argument(
-        '--target', metavar='TARGET', help='canonical (default), the label of a site, or the path of a reference image'
+        '--harmonizer', metavar='NAME', help=f'see bidsharm-models list; default: {DEFAULT_HARMONIZER}'
     )
     group.add_argument(
-        '--target-scans', type=_positive, metavar='N', help='learn a target from at most N scans a contrast; default 10'
+        '--target',
+        metavar='TARGET',
+        help='canonical (default), the label of a site, or the path of a reference image',
+    )
+    group.add_argument(
+        '--target-scans',
+        type=_positive,
+        metavar='N',
+        help='learn a target from at most N scans a contrast; default 10',
     )
     group.add_argument(
         '--site', metavar='RULE',
         help='what makes a site: a participants.tsv column, "session", sidecar fields separated by commas; default auto: '
         'Manufacturer, model, field strength and station, else the column "site"',
     )  # fmt: skip
-    group.add_argument('--model', type=_folder, metavar='DIR', help='use this model bundle')
-    group.add_argument('--weights-dir', type=_absolute, metavar='DIR', help='where model bundles are looked for')
+    group.add_argument(
+        '--model', metavar='DIR', help='use this model bundle: a folder, or a name in --weights-dir'
+    )
+    group.add_argument(
+        '--weights-dir', type=_absolute, metavar='DIR', help='where model bundles are looked for'
+    )
     group.add_argument('--device', type=_device, help='auto, cpu, cuda, cuda:N or mps; default auto')
     group.add_argument(
-        '--oom-fallback', choices=('fail', 'cpu'), help='when the card is too small even for small tiles; default fail'
+        '--oom-fallback',
+        choices=('fail', 'cpu'),
+        help='when the card is too small even for small tiles; default fail',
     )
 
 
 def _add_preprocessing(parser: Parser) -> None:
     group = parser.add_argument_group('preprocessing and outputs')
-    group.add_argument('--skull-strip', choices=('auto', 'force', 'skip'), help='auto sees that a scan is stripped')
+    group.add_argument(
+        '--skull-strip', choices=('auto', 'force', 'skip'), help='auto sees that a scan is stripped'
+    )
     group.add_argument('--brain-extraction', choices=('deepbet', 'ants'), help='default deepbet')
     group.add_argument('--registration', choices=('affine', 'syn'), help='to the template; default affine')
     group.add_argument(
@@ -107,16 +129,33 @@ def _add_preprocessing(parser: Parser) -> None:
 
 def _add_resources(parser: Parser) -> None:
     group = parser.add_argument_group('resources')
-    group.add_argument('-w', '--work-dir', type=_absolute, metavar='DIR', help='keep intermediate files there')
+    group.add_argument(
+        '-w', '--work-dir', type=_absolute, metavar='DIR', help='keep intermediate files there'
+    )
     group.add_argument('--clean-workdir', action='store_true', help='empty the working folder afterwards')
     group.add_argument(
-        '--nprocs', '--nthreads', '--n-cpus', '--n_cpus', dest='nprocs', type=_positive, metavar='N', help='processes'
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        '--n_cpus',
+        dest='nprocs',
+        type=_positive,
+        metavar='N',
+        help='processes',
     )
     group.add_argument('--omp-nthreads', type=_positive, metavar='N', help='threads of one step')
     group.add_argument(
-        '--mem', '--mem-gb', '--memory-gb', dest='mem_gb', type=parse_memory, metavar='SIZE', help='8, 8G, 1.5GB, 8000M'
+        '--mem',
+        '--mem-gb',
+        '--memory-gb',
+        dest='mem_gb',
+        type=parse_memory,
+        metavar='SIZE',
+        help='8, 8G, 1.5GB, 8000M',
     )
-    group.add_argument('--use-plugin', '--nipype-plugin-file', type=_file, metavar='YAML', help='nipype plugin file')
+    group.add_argument(
+        '--use-plugin', '--nipype-plugin-file', type=_file, metavar='YAML', help='nipype plugin file'
+    )
     group.add_argument('--resource-monitor', action='store_true', help='record memory and CPU of every step')
     group.add_argument('--offline', action='store_true', help='never use the network, not even for templates')
 

@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     except BidsharmError as error:
         return _complain(error)
     except KeyboardInterrupt:
-        print('bidsharm: stopped; what is finished is kept, the same command goes on from there.', file=sys.stderr)
+        print(
+            'bidsharm: stopped; what is finished is kept, the same command goes on from there.',
+            file=sys.stderr,
+        )
         return int(ExitCode.SCAN_FAILED)
     except Exception:  # noqa: BLE001 - the last resort: a traceback, and a code that says it was our fault
         import traceback

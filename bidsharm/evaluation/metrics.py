@@ -32,9 +32,9 @@ SSIM_SIGMA, SSIM_RADIUS, SSIM_K1, SSIM_K2 = 1.5, 5, 0.01, 0.03
 NOISE_LIMIT, CLEAR_LIMIT = 3.0, 6.0
 #: Tissues whose contrast-to-noise ratio is below this are not told apart.
 LEAST_CNR = 0.5
-#: What counts as a local change: the block that noise is averaged over (mm), the width of what is taken for a smooth
-#: field (mm), and the least size as a share of the output's range.
-BLOCK_MM, FIELD_MM, LOCAL_CHANGE = 2.0, 30.0, 0.15
+#: What counts as a local change: the block that noise is averaged over (mm), the width of the surroundings (mm), the
+#: least size as a share of the output's range, and the local contrast below which surroundings explain no slope.
+BLOCK_MM, SURROUNDINGS_MM, LOCAL_CHANGE, LOCAL_RIDGE = 2.0, 20.0, 0.10, 0.05
 #: Gradients of pure noise follow a chi distribution with 3 degrees of freedom; its lower quartile.
 _CHI3_QUARTILE = 1.101
 
@@ -498,10 +498,12 @@ def local_change(before: NDArray, after: NDArray, mask: Mask, spacing: Spacing) 
     r"""Return the volume of the largest place that no map of intensities explains, in ml.
 
     Scores over the whole brain do not see a small invention: a ball of 2 cm is 0.4 % of a brain. So what remains is
-    looked at place by place. (1) What the intensity alone explains, :math:`E[a \,|\, b]`, is taken off, whatever the
-    shape of that map. (2) The rest, in units of the output's range from the 1 to the 99 % quantile, is averaged over
-    blocks of about 2 mm, which removes noise. (3) Its mean over boxes of 30 mm is taken off: a smooth field is a
-    legitimate correction. (4) Blocks with more than 0.15 of one sign that touch face to face are one place.
+    looked at place by place. (1) The map :math:`h(b) = E[a | b]`, whatever its shape, is what intensity alone
+    explains. (2) :math:`h` and what it leaves, :math:`a - h`, in units of the output's range from the 1 to the 99 %
+    quantile, are averaged over blocks of about 2 mm, which removes noise. (3) Inside every box of 20 mm the linear
+    regression of :math:`a - h` on :math:`h` is taken off, with a ridge of :math:`0.05^2`: a gain or an offset that
+    varies smoothly over space is a legitimate correction. (4) Blocks that still differ by more than 0.1, in one
+    direction, and touch face to face are one place.
 
     It is 0 for every map applied voxel by voxel, and sees a ball of 6 mm diameter with half of the range.
 
@@ -525,17 +527,34 @@ def local_change(before: NDArray, after: NDArray, mask: Mask, spacing: Spacing) 
     low, high = intensity_range(output)
     if not high > low:
         return NAN
-    rest = np.zeros(inside.shape, dtype=np.float32)
-    rest[inside] = (output - _explained(source, output)) / (high - low)
+    mapped = _explained(source, output)
     factor = [max(1, round(BLOCK_MM / size)) for size in spacing]
-    weight, total = _block_mean(inside, factor), _block_mean(rest, factor)
-    width = [max(1, round(FIELD_MM / (size * step))) for size, step in zip(spacing, factor, strict=True)]
-    field, support = (ndimage.uniform_filter(part, width, mode='constant') for part in (total, weight))
-    known = weight > 0.5
-    local = np.zeros_like(total)
-    local[known] = total[known] / weight[known] - field[known] / support[known]
+    weight = _block_mean(inside.astype(np.float32), factor)
+    parts = []
+    for values in ((mapped - low) / (high - low), (output - mapped) / (high - low)):
+        volume = np.zeros(inside.shape, dtype=np.float32)
+        volume[inside] = values
+        parts.append(
+            np.divide(_block_mean(volume, factor), weight, out=np.zeros_like(weight), where=weight > 0)
+        )
+    width = [
+        max(1, round(SURROUNDINGS_MM / (size * step))) for size, step in zip(spacing, factor, strict=True)
+    ]
+    local = np.where(weight > 0.5, _unexplained_locally(parts[0], parts[1], weight, width), 0)
     largest = max(_largest_count(sign * local > LOCAL_CHANGE) for sign in (1, -1))
     return largest * float(np.prod(factor) * np.prod(spacing)) / 1000
+
+
+def _unexplained_locally(x: Volume, y: Volume, weight: Volume, width: list[int]) -> Volume:
+    """Return what is left of ``y`` after its weighted ridge regression on ``x`` in the box around each voxel."""
+    total = np.maximum(ndimage.uniform_filter(weight, width, mode='constant'), np.finfo(np.float32).tiny)
+
+    def mean(volume: Volume) -> Volume:
+        return ndimage.uniform_filter(weight * volume, width, mode='constant') / total
+
+    mean_x, mean_y = mean(x), mean(y)
+    slope = (mean(x * y) - mean_x * mean_y) / (np.maximum(mean(x * x) - mean_x**2, 0) + LOCAL_RIDGE**2)
+    return y - mean_y - slope * (x - mean_x)
 
 
 def _explained(before: Floats, after: Floats) -> Floats:

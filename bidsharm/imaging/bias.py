@@ -33,7 +33,9 @@ class CoarseCopy:
     shift: float
 
 
-def coarse_copy(data: NDArray, mask: NDArray[np.bool_], affine: Affine, *, size_mm: float = COARSE_MM) -> CoarseCopy:
+def coarse_copy(
+    data: NDArray, mask: NDArray[np.bool_], affine: Affine, *, size_mm: float = COARSE_MM
+) -> CoarseCopy:
     """Return the copy on which N4 estimates the field.
 
     Parameters
@@ -55,7 +57,13 @@ def coarse_copy(data: NDArray, mask: NDArray[np.bool_], affine: Affine, *, size_
 
 
 def apply_field(
-    data: NDArray, mask: NDArray[np.bool_], affine: Affine, field: NDArray, field_affine: Affine, *, shift: float = 0.0
+    data: NDArray,
+    mask: NDArray[np.bool_],
+    affine: Affine,
+    field: NDArray,
+    field_affine: Affine,
+    *,
+    shift: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """Divide a scan by a field estimated on a coarse copy.
 

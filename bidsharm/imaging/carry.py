@@ -14,7 +14,9 @@ from scipy import ndimage
 from bidsharm.imaging.grids import Affine, Floats, bounding_box, crop_affine, resample, voxel_sizes
 
 
-def model_grid(mask: NDArray[np.bool_], affine: Affine, *, size_mm: float = 1.0) -> tuple[tuple[int, ...], Affine]:
+def model_grid(
+    mask: NDArray[np.bool_], affine: Affine, *, size_mm: float = 1.0
+) -> tuple[tuple[int, ...], Affine]:
     """Return shape and affine of an isotropic grid along the scan's axes that holds the brain.
 
     Sizes are rounded up to multiples of 16, which most networks need.

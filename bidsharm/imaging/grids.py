@@ -52,7 +52,9 @@ def load_checked(path: Path) -> nib.Nifti1Image:
     """
     if path.is_symlink() and not path.exists():
         raise ScanError(
-            'The file is a link that leads nowhere.', where=path.name, fix='With DataLad, run: datalad get FILE.'
+            'The file is a link that leads nowhere.',
+            where=path.name,
+            fix='With DataLad, run: datalad get FILE.',
         )
     if not path.exists():
         raise ScanError('The file does not exist.', where=path.name)
@@ -159,12 +161,18 @@ def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> A
         )
     units = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
     scale = {'meter': 1000.0, 'micron': 0.001}.get(units, 1.0)
-    if scale != 1.0 and VOXEL_SIZE_MM[0] <= (sizes * scale).min() and (sizes * scale).max() <= VOXEL_SIZE_MM[1]:
+    if (
+        scale != 1.0
+        and VOXEL_SIZE_MM[0] <= (sizes * scale).min()
+        and (sizes * scale).max() <= VOXEL_SIZE_MM[1]
+    ):
         warnings.append(f'The header gives sizes in {units}; they were converted to mm.')
         affine[:3] *= scale
         sizes = sizes * scale
     if sizes.min() < VOXEL_SIZE_MM[0] or sizes.max() > VOXEL_SIZE_MM[1]:
-        raise ScanError(f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name)
+        raise ScanError(
+            f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name
+        )
     _note_header_forms(image, warnings)
     return _orthonormal(affine, sizes, name, warnings)
 
@@ -174,7 +182,9 @@ def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
         return
     sform, qform = int(image.header['sform_code']), int(image.header['qform_code'])
     if not sform and not qform:
-        warnings.append('The header has neither sform nor qform; left and right rest on the order of the voxels.')
+        warnings.append(
+            'The header has neither sform nor qform; left and right rest on the order of the voxels.'
+        )
     elif sform and qform and not np.allclose(image.get_sform(), image.get_qform(), atol=0.1):
         warnings.append('sform and qform differ; the sform was used.')
 
@@ -224,7 +234,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def bounding_box(mask: NDArray[np.bool_], margin: int | tuple[int, int, int] = 0) -> tuple[slice, slice, slice]:
+def bounding_box(
+    mask: NDArray[np.bool_], margin: int | tuple[int, int, int] = 0
+) -> tuple[slice, slice, slice]:
     """Return the slices around a mask, widened by ``margin`` voxels within the grid.
 
     Raises
@@ -261,10 +273,14 @@ def shrink(data: NDArray, affine: Affine, size_mm: float) -> tuple[Floats, Affin
         Smaller volume, float32, and its affine.
     """
     factor = np.maximum(size_mm / voxel_sizes(affine), 1.0)
-    smooth = ndimage.gaussian_filter(np.asarray(data, dtype=np.float32), np.where(factor > 1.01, 0.42 * factor, 0))
+    smooth = ndimage.gaussian_filter(
+        np.asarray(data, dtype=np.float32), np.where(factor > 1.01, 0.42 * factor, 0)
+    )
     shape = tuple(int(np.ceil(size / step)) for size, step in zip(data.shape, factor, strict=True))
     offset = (factor - 1) / 2
-    small = ndimage.affine_transform(smooth, np.diag(factor), offset, output_shape=shape, order=1, mode='nearest')
+    small = ndimage.affine_transform(
+        smooth, np.diag(factor), offset, output_shape=shape, order=1, mode='nearest'
+    )
     coarse = np.array(affine, dtype=float)
     coarse[:3, :3] = affine[:3, :3] * factor
     coarse[:3, 3] = affine[:3, :3] @ offset + affine[:3, 3]
@@ -272,7 +288,13 @@ def shrink(data: NDArray, affine: Affine, size_mm: float) -> tuple[Floats, Affin
 
 
 def resample(
-    data: NDArray, affine: Affine, shape: tuple[int, ...], onto: Affine, *, order: int = 1, mode: str = 'constant'
+    data: NDArray,
+    affine: Affine,
+    shape: tuple[int, ...],
+    onto: Affine,
+    *,
+    order: int = 1,
+    mode: str = 'constant',
 ) -> Floats:
     """Sample a volume on another grid that shares its world space.
 

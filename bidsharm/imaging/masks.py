@@ -22,7 +22,9 @@ def volume_ml(mask: NDArray[np.bool_], affine: Affine) -> float:
 
 def background_value(data: NDArray) -> float:
     """Return the most frequent value on the faces of the volume."""
-    faces = np.concatenate([np.take(data, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)])
+    faces = np.concatenate(
+        [np.take(data, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
+    )
     values, counts = np.unique(faces, return_counts=True)
     return float(values[np.argmax(counts)])
 
@@ -52,7 +54,9 @@ def stripped_support(data: NDArray, affine: Affine) -> NDArray[np.bool_] | None:
     if brain is None or not BRAIN_ML[0] <= volume_ml(brain, affine) <= BRAIN_ML[1]:
         return None
     # A head that fills the field of view touches its faces on several sides; a stripped brain hardly does.
-    touching = sum(bool(np.take(brain, index, axis=axis).mean() > 0.05) for axis in range(3) for index in (0, -1))
+    touching = sum(
+        bool(np.take(brain, index, axis=axis).mean() > 0.05) for axis in range(3) for index in (0, -1)
+    )
     return brain if touching <= 2 else None
 
 

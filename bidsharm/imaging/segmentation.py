@@ -140,7 +140,7 @@ def _fit(values: NDArray, weights: NDArray, max_iterations: int, tolerance: floa
     step = max(values.size // 200_000, 1)
     values, weights = values[::step], weights[:, ::step]
     mixture = _start(values, weights)
-    for iteration in range(1, max_iterations + 1):
+    for iteration in range(1, max_iterations + 1):  # noqa: B007 - it is the second result
         parts = mixture.density(values) * weights[mixture.owner]
         parts /= parts.sum(axis=0) + 1e-30
         mass = parts.sum(axis=1) + 1e-9
@@ -169,7 +169,12 @@ def _start(values: NDArray, weights: NDArray) -> _Mixture:
 
 
 def _smooth(
-    posterior: NDArray, unary: NDArray, inside: NDArray[np.bool_], affine: Affine, smoothness: float, passes: int = 2
+    posterior: NDArray,
+    unary: NDArray,
+    inside: NDArray[np.bool_],
+    affine: Affine,
+    smoothness: float,
+    passes: int = 2,
 ) -> NDArray[np.float32]:
     """Let neighbours agree: mean-field steps of a Potts model whose weights fall with distance."""
     sizes = voxel_sizes(affine)

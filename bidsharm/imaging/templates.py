@@ -142,7 +142,8 @@ def find_template(space: Space, *, offline: bool) -> Template:
     if space.name == BUNDLED:
         if space.resolution not in ('1', '2'):
             raise ConfigurationError(
-                f'{BUNDLED} is at hand at res-1 and res-2 only.', where=f'--output-spaces {space.name}:res-{space.resolution}'
+                f'{BUNDLED} is at hand at res-1 and res-2 only.',
+                where=f'--output-spaces {space.name}:res-{space.resolution}',
             )
         return Template(space, bundled_files()['T1w'])
     folder = templateflow_home() / f'tpl-{space.name}'
@@ -166,7 +167,9 @@ def templateflow_home() -> Path:
     given = os.environ.get('TEMPLATEFLOW_HOME')
     if given:
         return Path(given)
-    base = os.environ.get('XDG_CACHE_HOME') or (Path(os.environ['HOME']) / '.cache' if 'HOME' in os.environ else '')
+    base = os.environ.get('XDG_CACHE_HOME') or (
+        Path(os.environ['HOME']) / '.cache' if 'HOME' in os.environ else ''
+    )
     return Path(base or '/tmp') / 'templateflow'
 
 
@@ -175,7 +178,9 @@ def _look(folder: Path, space: Space) -> Template | None:
     images = [path for path in sorted(folder.glob('*T1w.nii.gz')) if re.search(rf'_{resolution}_', path.name)]
     brains = [path for path in images if '_desc-brain_' in path.name]
     heads = [path for path in images if '_desc-' not in path.name]
-    masks = [p for p in sorted(folder.glob('*desc-brain_mask.nii.gz')) if re.search(rf'_{resolution}_', p.name)]
+    masks = [
+        p for p in sorted(folder.glob('*desc-brain_mask.nii.gz')) if re.search(rf'_{resolution}_', p.name)
+    ]
     for path in brains[:1] + heads[:1] + masks[:1]:
         _check_readable(path)
     if brains:
@@ -191,7 +196,9 @@ def _check_readable(path: Path) -> None:
             raise ValueError('it is empty')
     except Exception as error:  # noqa: BLE001 - whatever a broken file raises, the user needs its name
         raise ConfigurationError(
-            f'The template file cannot be read ({error}).', where=str(path), fix='Delete it and fetch it again.'
+            f'The template file cannot be read ({error}).',
+            where=str(path),
+            fix='Delete it and fetch it again.',
         ) from None
 
 
@@ -200,7 +207,11 @@ def _download(space: Space) -> Template | None:
         from templateflow import api
 
         options = {'cohort': space.cohort} if space.cohort else {}
-        for query in ({'suffix': 'T1w', 'desc': None}, {'suffix': 'T1w', 'desc': 'brain'}, {'suffix': 'mask', 'desc': 'brain'}):
+        for query in (
+            {'suffix': 'T1w', 'desc': None},
+            {'suffix': 'T1w', 'desc': 'brain'},
+            {'suffix': 'mask', 'desc': 'brain'},
+        ):
             api.get(space.name, resolution=space.resolution, extension='.nii.gz', **options, **query)
         folder = templateflow_home() / f'tpl-{space.name}'
     except Exception:  # noqa: BLE001 - no network, no such template, no permission: all end in the same advice

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from bidsharm.imaging.grids import make_image
 
-__all__ = ['BaseInterfaceInputSpec', 'Interface', 'TraitedSpec', 'read', 'read_mask', 'read_tissue', 'traits', 'write']
+__all__ = [
+    'BaseInterfaceInputSpec',
+    'Interface',
+    'TraitedSpec',
+    'read',
+    'read_mask',
+    'read_tissue',
+    'traits',
+    'write',
+]
 
 
 class Interface(SimpleInterface):

@@ -128,7 +128,11 @@ class ClipToRange(Interface):
         reference = read(self.inputs.reference)[0]
         inside = reference[reference != 0]
         clipped = np.clip(data, inside.min(), inside.max())
-        return {'out_file': write(cwd / 'clipped.nii', np.where(read_mask(self.inputs.mask_file), clipped, 0), affine)}
+        return {
+            'out_file': write(
+                cwd / 'clipped.nii', np.where(read_mask(self.inputs.mask_file), clipped, 0), affine
+            )
+        }
 
 
 class _SaveQCIn(BaseInterfaceInputSpec):

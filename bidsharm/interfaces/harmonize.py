@@ -144,7 +144,9 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
     model_dir = traits.Str('', usedefault=True, nohash=True, desc='bundle; its digest counts, not its place')
     model_digest = traits.Str('', usedefault=True, desc='digest of the bundle')
     execution = traits.Dict(desc='device, precision, threads, seed')
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed')
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed'
+    )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
 
 
@@ -213,7 +215,13 @@ class FitTarget(Interface):
     def _compute(self, cwd: Path) -> dict[str, Any]:
         inputs = self.inputs
         columns = zip(
-            inputs.images, inputs.masks, inputs.tissues, inputs.contrasts, inputs.names, inputs.sites, strict=True
+            inputs.images,
+            inputs.masks,
+            inputs.tissues,
+            inputs.contrasts,
+            inputs.names,
+            inputs.sites,
+            strict=True,
         )
         keys = ('image', 'mask', 'tissue', 'contrast', 'name', 'site')
         request = {

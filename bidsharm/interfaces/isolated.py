@@ -44,11 +44,15 @@ def run_isolated(
     BidsharmError
         The error of the step, or a :class:`ScanError` when the process crashed or took too long.
     """
-    ask, answer, log = folder / f'{step}-request.json', folder / f'{step}-response.json', folder / f'{step}.log'
+    ask, answer, log = (
+        folder / f'{step}-request.json',
+        folder / f'{step}-response.json',
+        folder / f'{step}.log',
+    )
     ask.write_text(json.dumps(dict(request)))
     answer.unlink(missing_ok=True)
     count = str(max(threads, 1))
-    limits = {name: count for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+    limits = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), count)
     command = [sys.executable, '-m', 'bidsharm.interfaces.isolated', step, str(ask), str(answer)]
     where = str(request.get('name', ''))
     with log.open('w') as output:
@@ -58,7 +62,9 @@ def run_isolated(
                 env={**os.environ, **limits}, timeout=limit_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise ScanError(f'The step "{step}" took more than {limit_s} s and was stopped.', where=where) from None
+            raise ScanError(
+                f'The step "{step}" took more than {limit_s} s and was stopped.', where=where
+            ) from None
     if not answer.exists():
         raise ScanError(f'The step "{step}" {_end_of(done.returncode)}.{_tail(log)}', where=where)
     response = json.loads(answer.read_text())
@@ -115,7 +121,12 @@ def main(argv: list[str] | None = None) -> int:
         response: dict[str, Any] = {'result': STEPS[step](request)}
     except BidsharmError as error:
         response = {
-            'error': {'kind': type(error).__name__, 'what': error.what, 'where': error.where, 'fix': error.fix}
+            'error': {
+                'kind': type(error).__name__,
+                'what': error.what,
+                'where': error.where,
+                'fix': error.fix,
+            }
         }
     partial = Path(f'{answer}.part')
     partial.write_text(json.dumps(response))

@@ -77,7 +77,11 @@ class ExtractBrain(Interface):
             write(out_mask, support, affine, np.uint8)
             method = 'the scan came skull-stripped'
         else:
-            request = {'in_file': self.inputs.in_file, 'out_file': str(out_mask), 'device': self.inputs.device}
+            request = {
+                'in_file': self.inputs.in_file,
+                'out_file': str(out_mask),
+                'device': self.inputs.device,
+            }
             run_isolated('deepbet', {**request, 'name': name}, cwd, threads=self.inputs.num_threads)
             method = 'deepbet'
         warnings = masks.check_brain(read_mask(out_mask), affine, name=name)
@@ -87,7 +91,9 @@ class ExtractBrain(Interface):
 
 class _ReuseIn(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='conformed scan')
-    mask_file = File(exists=True, mandatory=True, desc='mask of another pipeline, or of a template in this space')
+    mask_file = File(
+        exists=True, mandatory=True, desc='mask of another pipeline, or of a template in this space'
+    )
     name = traits.Str(desc='name of the scan, for messages')
     method = traits.Str('reused', usedefault=True, desc='what made the mask')
 
@@ -106,7 +112,9 @@ class ReuseMask(Interface):
             found = grids.resample(found, mask.affine, image.shape, image.affine, order=0) > 0.5
         if not found.any():
             raise ScanError(
-                'The given brain mask does not lie on this scan.', where=name, fix='Is it of the same subject?'
+                'The given brain mask does not lie on this scan.',
+                where=name,
+                fix='Is it of the same subject?',
             )
         warnings = masks.check_brain(found, image.affine, name=name)
         out_mask = write(cwd / 'brain_mask.nii', found, image.affine, np.uint8)

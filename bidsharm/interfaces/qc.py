@@ -67,7 +67,11 @@ class AssessScan(Interface):
         )
         identity['harmonizer'].update(record.get('execution', {}))
         warnings = [text for group in self.given('warnings', []) for text in group]
-        notes = {**self.given('notes', {}), 'brain_mask': inputs.mask_method, 'harmonizer': record.get('details', {})}
+        notes = {
+            **self.given('notes', {}),
+            'brain_mask': inputs.mask_method,
+            'harmonizer': record.get('details', {}),
+        }
         qc = {**identity, **result, 'warnings': warnings, 'notes': notes, 'version': __version__}
         out_file = cwd / 'qc.json'
         out_file.write_text(json.dumps(qc, indent=1, allow_nan=False))

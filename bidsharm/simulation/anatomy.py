@@ -28,9 +28,10 @@ SHELL_BORDERS = {'meninges': 2.0, 'skull': 8.0, 'scalp': 13.0}
 FIELD_OF_VIEW = ((-104.0, -140.0, -100.0), (104.0, 108.0, 112.0))
 #: Heads turn about this point (RAS mm), near the centre of the brain.
 HEAD_CENTRE = (0.0, -18.0, 5.0)
-#: Centre and spatial scale (RAS mm) of the widening of the lateral ventricles.
-VENTRICLES, VENTRICLE_SCALE = (0.0, -12.0, 16.0), 22.0
+#: Where the lateral ventricles lie: centre (RAS mm), and standard deviation of the window around it (mm).
+VENTRICLES, VENTRICLES_EXTENT = (0.0, -12.0, 16.0), 30.0
 
+_SPACING = 4.0  # mm: grid of the warps
 _MARGIN = 24.0  # mm of air around the brain of the template: the shell and what a warp may move it
 
 
@@ -87,38 +88,45 @@ def load_template(*, head: bool = True, step: int = 1) -> Anatomy:
     The shell follows the closed surface of the brain at fixed distances. It gives brain extraction
     something to remove; there is no face, no neck and no marrow.
     """
-    image, priors_image = tissue_priors(step=step)
+    image, priors_image = tissue_priors()
     mask = np.asarray(image.dataobj) > 0
     priors = np.asarray(priors_image.dataobj, dtype=np.float32)
-    margin = int(np.ceil(_MARGIN / step))
+    margin = int(np.ceil(_MARGIN / step)) * step
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    origin = np.array([axis.start - margin for axis in box], dtype=float)
-    mask = np.pad(mask[box], margin)
-    priors = np.pad(priors[box], ((margin, margin),) * 3 + ((0, 0),))
-    fractions = np.zeros((len(TISSUES), *mask.shape), dtype=np.float32)
+    # Air on every side, and whole blocks of voxels.
+    widths = [
+        (margin, margin + (start - stop) % step) for start, stop in ((axis.start, axis.stop) for axis in box)
+    ]
     total = np.where(
         mask & (priors.sum(-1) > 0), priors.sum(-1), np.inf
     )  # the maps reach a little beyond the brain
-    for index in range(len(BRAIN_TISSUES)):
-        fractions[index] = priors[..., index] / total
+    brain = np.stack([np.pad((priors[..., k] / total)[box], widths) for k in range(len(BRAIN_TISSUES))])
+    fractions = np.zeros((len(TISSUES), *(size // step for size in brain.shape[1:])), dtype=np.float32)
+    fractions[: len(BRAIN_TISSUES)] = _block_mean(brain, step)
     if head:
-        fractions[len(BRAIN_TISSUES) :] = _shell(
-            mask, fractions[: len(BRAIN_TISSUES)].sum(axis=0), float(step)
-        )
+        fractions[len(BRAIN_TISSUES) :] = _shell(fractions[: len(BRAIN_TISSUES)].sum(axis=0), float(step))
     affine = np.array(priors_image.affine, dtype=float)
+    origin = np.array([axis.start - margin + (step - 1) / 2 for axis in box])
     affine[:3, 3] += affine[:3, :3] @ origin
+    affine[:3, :3] *= step
     return Anatomy(fractions, affine)
 
 
-def _shell(mask: NDArray[np.bool_], brain: Float32, spacing: float) -> Float32:
-    """Return meninges, skull and scalp around a brain mask, shape (3, X, Y, Z)."""
+def _block_mean(data: Float32, step: int) -> Float32:
+    x, y, z = (size // step for size in data.shape[1:])
+    return data.reshape(-1, x, step, y, step, z, step).mean(axis=(2, 4, 6))
+
+
+def _shell(brain: Float32, spacing: float) -> Float32:
+    """Return meninges, skull and scalp around a brain (fraction per voxel), shape (3, X, Y, Z)."""
+    mask = brain >= 0.5
     coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
     size = spacing * coarse
     closed = _signed_distance(mask[::coarse, ::coarse, ::coarse], size) <= 10
     closed = _signed_distance(closed, size) <= -10
     distance = ndimage.gaussian_filter(_signed_distance(closed, size), 3 / size)
     if coarse > 1:
-        points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij', sparse=False)
+        points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij')
         distance = ndimage.map_coordinates(distance, points, order=1, mode='nearest', output=np.float32)
     filled = brain
     layers = []
@@ -162,9 +170,31 @@ class Warp:
         return np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(3))
 
 
-def random_warp(
-    rng: np.random.Generator, *, amount: float = 1.0, ventricles: float = 0.0, spacing: float = 4.0
-) -> Warp:
+def ventricle_walls(template: Anatomy) -> Float64:
+    """Return a velocity field that widens the ventricles: 1 mm where their walls are steepest.
+
+    It points up the gradient of the blurred fluid deep in the brain, since a warp goes from the head to
+    the template: what is drawn into the template's ventricles becomes ventricle in the head.
+
+    Returns
+    -------
+    ndarray of shape (3, X, Y, Z)
+        On the grid of the warps, in mm.
+    """
+    affine, shape = _warp_grid()
+    points = _world(affine, shape)
+    places = _to_voxels(template.affine, points)
+    fluid = ndimage.gaussian_filter(template.fractions[TISSUES.index('CSF')], 3 / np.diag(template.affine)[0])
+    fluid = ndimage.map_coordinates(fluid, places, order=1, mode='constant', output=float)
+    inside = ndimage.map_coordinates(template.brain, places, order=1, mode='constant', output=float) >= 0.5
+    deep = ndimage.distance_transform_edt(inside, sampling=_SPACING) > 20
+    distance = ((points - np.reshape(VENTRICLES, (3, 1, 1, 1))) ** 2).sum(axis=0)
+    fluid *= ndimage.gaussian_filter(deep.astype(float), 1) * np.exp(-distance / (2 * VENTRICLES_EXTENT**2))
+    velocity = np.stack(np.gradient(fluid))
+    return velocity / np.sqrt((velocity**2).sum(axis=0)).max()
+
+
+def random_warp(rng: np.random.Generator, *, amount: float = 1.0, velocity: Float64 | None = None) -> Warp:
     """Draw a smooth random diffeomorphism.
 
     A stationary velocity field (Gaussian noise, smoothed at two scales) is integrated by scaling and
@@ -176,34 +206,33 @@ def random_warp(
         Source of the noise.
     amount
         Factor on the size of the velocities; 1 moves a point by some 2 to 3 mm along each axis (root mean square).
-    ventricles
-        Logarithm of the widening of the ventricles along each axis, at their centre; negative narrows them.
-    spacing
-        Grid of the field in mm.
+    velocity
+        Added to the random one: shape (3, X, Y, Z) in mm, on the grid of :func:`ventricle_walls`.
 
     Raises
     ------
     UsageError
         If so much is asked for that the discrete map folds.
     """
-    lower, upper = (np.array(corner) for corner in FIELD_OF_VIEW)
-    shape = tuple(int(n) for n in np.ceil((upper - lower) / spacing) + 1)
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = lower
-    velocity = np.zeros((3, *shape))
+    affine, shape = _warp_grid()
+    total = np.zeros((3, *shape)) if velocity is None else velocity.copy()
     for sigma, size in ((25.0, 2.5), (8.0, 0.8)):  # mm: the shape of the head, and the folds
-        for component in velocity:
-            noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma / spacing)
+        for component in total:
+            noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma / _SPACING)
             component += amount * size * noise / noise.std()
-    offset = _world(affine, shape) - np.reshape(VENTRICLES, (3, 1, 1, 1))
-    # The map goes from the head to the template, so widening the head's ventricles is a contraction here.
-    velocity -= ventricles * offset * np.exp(-(offset**2).sum(axis=0) / (2 * VENTRICLE_SCALE**2))
-    warp = Warp(_exponential(velocity / spacing).astype(np.float32) * np.float32(spacing), affine)
+    warp = Warp(_exponential(total / _SPACING).astype(np.float32) * np.float32(_SPACING), affine)
     if warp.jacobian.min() <= 0:
         raise UsageError(
             'The requested warp folds the head.', where='amount', fix='Ask for a smaller amount.'
         )
     return warp
+
+
+def _warp_grid() -> tuple[Float64, tuple[int, ...]]:
+    lower, upper = (np.array(corner) for corner in FIELD_OF_VIEW)
+    affine = np.diag([_SPACING, _SPACING, _SPACING, 1.0])
+    affine[:3, 3] = lower
+    return affine, tuple(int(n) for n in np.ceil((upper - lower) / _SPACING) + 1)
 
 
 def _exponential(velocity: Float64) -> Float64:
@@ -258,13 +287,23 @@ class Person:
     warp: Warp
 
 
-def draw_person(rng: np.random.Generator, label: str) -> Person:
-    """Draw a person: age, sex and anatomy."""
+def draw_person(rng: np.random.Generator, label: str, walls: Float64) -> Person:
+    """Draw a person: age, sex and anatomy.
+
+    Parameters
+    ----------
+    rng
+        Source of chance.
+    label
+        BIDS label, without ``sub-``.
+    walls
+        How ventricles widen, from :func:`ventricle_walls`.
+    """
     age = int(rng.integers(20, 81))
     sex = str(rng.choice(['F', 'M']))
-    # From -0.12 at 20 years to +0.12 at 80, and some people differ from their age.
-    ventricles = 0.12 * (age - 50) / 30 + 0.03 * rng.standard_normal()
-    return Person(label, age, sex, random_warp(rng, ventricles=float(ventricles)))
+    # The walls move out from 20 to 80 years, and people of one age differ. Round numbers, not fitted ones.
+    millimetres = 1.5 * (age - 50) / 30 + 0.3 * rng.standard_normal()
+    return Person(label, age, sex, random_warp(rng, velocity=millimetres * walls))
 
 
 def random_pose(rng: np.random.Generator, *, degrees: float = 3.0, millimetres: float = 4.0) -> Float64:

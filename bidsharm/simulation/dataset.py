@@ -29,6 +29,7 @@ from bidsharm.simulation.anatomy import (
     render,
     scan_grid,
     smooth_to,
+    ventricle_walls,
 )
 from bidsharm.simulation.physics import acquire, ideal_image
 from bidsharm.simulation.scanners import SCANNERS, Scanner
@@ -121,10 +122,12 @@ def simulate(
     out = Path(out)
     people = [f'{number:0{max(2, len(str(subjects)))}d}' for number in range(1, subjects + 1)]
     _write_descriptions(out)
-    template = smooth_to(load_template(head=head, step=3 if resolution >= _COARSE else 1), resolution)
+    template = load_template(head=head, step=3 if resolution >= _COARSE else 1)
+    walls = ventricle_walls(template)
+    template = smooth_to(template, resolution)
     total, done, rows = subjects * len(scanners) * len(contrasts), 0, []
     for number, label in enumerate(people, start=1):
-        person = draw_person(_random(seed, 'person', number), label)
+        person = draw_person(_random(seed, 'person', number), label, walls)
         rows.append((f'sub-{label}', str(person.age), person.sex))
         for scanner in scanners:
             anatomy = _scan_anatomy(

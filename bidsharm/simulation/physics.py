@@ -63,7 +63,9 @@ RELAXATION: dict[float, dict[str, Relaxation]] = {
         'WM': Relaxation(0.656, 0.072, 0.691, f'{_ROONEY}; {_STANISZ}'),
         'meninges': _CSF,  # the fluid between brain and bone; membranes are too thin to see
         'skull': _BONE,
-        'scalp': Relaxation(0.343, 0.058, 1.0, 'fat, de Bazelaire 2004; PD assumed'),
+        'scalp': Relaxation(
+            0.343, 0.058, 0.7, 'fat, de Bazelaire 2004; PD assumed, skin being darker than fat'
+        ),
     },
     3.0: {
         'CSF': _CSF,
@@ -71,7 +73,9 @@ RELAXATION: dict[float, dict[str, Relaxation]] = {
         'WM': Relaxation(0.832, 0.069, 0.691, f'{_WANSAPURA}; {_STANISZ}'),
         'meninges': _CSF,
         'skull': _BONE,
-        'scalp': Relaxation(0.382, 0.068, 1.0, 'fat, de Bazelaire 2004; PD assumed'),
+        'scalp': Relaxation(
+            0.382, 0.068, 0.7, 'fat, de Bazelaire 2004; PD assumed, skin being darker than fat'
+        ),
     },
 }
 

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bidsharm.cli.simulate import main
+from bidsharm.errors import ExitCode, UsageError
+from bidsharm.simulation import dataset
+from bidsharm.simulation.dataset import prepare_folder, simulate
+from bidsharm.simulation.scanners import CONTRASTS, SCANNERS
+
+RESOLUTION = 4.0
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def truth(root: Path, subject: str, scanner: str, name: str) -> np.ndarray:
+    stem = f'sub-{subject}_ses-{scanner}'
+    return read(root / 'derivatives/truth' / f'sub-{subject}/ses-{scanner}/anat/{stem}_{name}.nii.gz')
+
+
+@pytest.fixture(scope='module')
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('simulated') / 'heads'
+    return simulate(
+        out, subjects=2, scanners=SCANNERS[:3], contrasts=CONTRASTS, resolution=RESOLUTION, seed=5
+    )
+
+
+def test_every_subject_visits_every_scanner(heads: Path):
+    scans = sorted(path.name for path in heads.glob('sub-*/ses-*/anat/*.nii.gz'))
+    assert scans == sorted(
+        f'sub-{subject}_ses-{scanner.label}_{contrast}.nii.gz'
+        for subject in ('01', '02')
+        for scanner in SCANNERS[:3]
+        for contrast in CONTRASTS
+    )
+    with (heads / 'participants.tsv').open() as stream:
+        rows = list(csv.DictReader(stream, delimiter='\t'))
+    assert [row['participant_id'] for row in rows] == ['sub-01', 'sub-02']
+    assert all(20 <= int(row['age']) <= 80 and row['sex'] in ('F', 'M') for row in rows)
+    assert not list(heads.rglob('.tmp-*'))
+
+
+def test_the_data_set_and_its_truth_are_valid_bids(heads: Path):
+    validator = shutil.which('bids-validator-deno')
+    if validator is None:
+        pytest.skip('bids-validator-deno is not installed')
+    for folder in (heads, heads / 'derivatives' / 'truth'):
+        done = subprocess.run(
+            [validator, str(folder), '--ignoreWarnings', '--format', 'json'],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert json.loads(done.stdout)['issues']['issues'] == []
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize('scanner', SCANNERS[:3], ids=lambda scanner: scanner.label)
+def test_sidecars_tell_what_was_simulated(heads: Path, scanner):
+    for contrast in CONTRASTS:
+        sequence = scanner.sequence(contrast)
+        stem = f'sub-01_ses-{scanner.label}_{contrast}'
+        meta = json.loads((heads / f'sub-01/ses-{scanner.label}/anat/{stem}.json').read_text())
+        assert meta['MagneticFieldStrength'] == scanner.field_strength
+        assert (meta['Manufacturer'], meta['ManufacturersModelName']) == (
+            scanner.manufacturer,
+            scanner.model_name,
+        )
+        assert (meta['RepetitionTime'], meta['EchoTime']) == (sequence.repetition_time, sequence.echo_time)
+        assert meta['FlipAngle'] == sequence.flip_angle
+        assert meta.get('InversionTime') == (sequence.inversion_time or None)
+
+
+def test_headers(heads: Path):
+    for path in heads.rglob('*.nii.gz'):
+        image = nib.load(path)
+        assert (image.header['qform_code'], image.header['sform_code']) == (1, 1), path
+        assert image.header.get_xyzt_units()[0] == 'mm'
+        assert nib.aff2axcodes(image.affine) == ('R', 'A', 'S')
+        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+        depth = 2 * RESOLUTION if 'eastC' in path.name else RESOLUTION
+        np.testing.assert_allclose(image.header.get_zooms(), (RESOLUTION, RESOLUTION, depth))
+    assert nib.load(next(heads.glob('sub-*/ses-*/anat/*.nii.gz'))).get_data_dtype() == np.int16
+
+
+def test_the_anatomy_of_a_person_is_the_same_in_every_scanner(heads: Path):
+    def volumes(subject: str, scanner) -> np.ndarray:
+        voxel = RESOLUTION**3 * scanner.slice_factor
+        return np.array(
+            [
+                truth(heads, subject, scanner.label, f'label-{t}_probseg').sum() * voxel
+                for t in ('CSF', 'GM', 'WM')
+            ]
+        )
+
+    for subject in ('01', '02'):
+        first = volumes(subject, SCANNERS[0])
+        for scanner in SCANNERS[1:3]:
+            np.testing.assert_allclose(volumes(subject, scanner), first, rtol=0.01)
+    assert np.abs(volumes('01', SCANNERS[0]) / volumes('02', SCANNERS[0]) - 1).max() > 0.02
+
+
+def test_the_truth_agrees_with_itself(heads: Path):
+    fractions = np.stack([truth(heads, '01', 'southB', f'label-{t}_probseg') for t in ('GM', 'WM', 'CSF')])
+    mask = truth(heads, '01', 'southB', 'desc-brain_mask').astype(bool)
+    dseg = truth(heads, '01', 'southB', 'dseg')
+    assert np.array_equal(mask, fractions.sum(axis=0) >= 0.5)
+    assert np.array_equal(dseg > 0, mask)
+    assert np.array_equal(dseg[mask], fractions.argmax(axis=0)[mask] + 1)
+    rows = (heads / 'derivatives/truth/dseg.tsv').read_text().splitlines()
+    assert [row.split('\t')[::2] for row in rows[1:]] == [['1', 'GM'], ['2', 'WM'], ['3', 'CSF']]
+
+
+def test_poses_differ_between_sessions(heads: Path):
+    masks = [truth(heads, '01', scanner.label, 'desc-brain_mask') for scanner in SCANNERS[:2]]
+    assert (masks[0] != masks[1]).sum() > 100
+
+
+def test_noiseless_contrasts_have_the_right_order(heads: Path):
+    tissue = {
+        name: truth(heads, '01', 'northA', f'label-{name}_probseg') > 0.9 for name in ('CSF', 'GM', 'WM')
+    }
+    t1w, t2w, flair = (
+        {
+            name: np.median(truth(heads, '01', 'northA', f'desc-noiseless_{c}')[where])
+            for name, where in tissue.items()
+        }
+        for c in CONTRASTS
+    )
+    assert t1w['WM'] > t1w['GM'] > t1w['CSF']
+    assert t2w['CSF'] > t2w['GM'] > t2w['WM']
+    assert flair['CSF'] < 0.25 * min(flair['GM'], flair['WM'])
+
+
+@pytest.mark.parametrize('scanner', SCANNERS[:3], ids=lambda scanner: scanner.label)
+def test_scans_are_the_noiseless_image_with_bounded_bias_and_the_noise_of_the_scanner(heads: Path, scanner):
+    scan = read(heads / f'sub-01/ses-{scanner.label}/anat/sub-01_ses-{scanner.label}_T1w.nii.gz').astype(
+        float
+    )
+    ideal = truth(heads, '01', scanner.label, 'desc-noiseless_T1w')
+    sigma = scanner.scale / scanner.snr
+    air = scan[ideal == 0]
+    assert air.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=0.1)
+    bright = ideal > 0.9 * scanner.scale
+    ratio = scan[bright] / ideal[bright]
+    assert abs(np.log(np.median(ratio))) < scanner.bias_strength + 0.05
+    assert np.log(ratio.max() / ratio.min()) < 2 * scanner.bias_strength + 12 / scanner.snr
+
+
+def test_same_seed_same_files_other_seed_other_files(tmp_path: Path):
+    options = {'subjects': 1, 'scanners': SCANNERS[:1], 'resolution': RESOLUTION}
+    one = contents(simulate(tmp_path / 'one', seed=1, **options))
+    again = contents(simulate(tmp_path / 'again', seed=1, **options))
+    other = contents(simulate(tmp_path / 'other', seed=2, **options))
+    assert one == again
+    assert one.keys() == other.keys()
+    assert all(one[name] != other[name] for name in one if name.endswith('.nii.gz'))
+
+
+def test_more_people_scanners_and_contrasts_leave_the_others_alone(heads: Path, tmp_path: Path):
+    few = contents(
+        simulate(
+            tmp_path / 'few',
+            subjects=1,
+            scanners=SCANNERS[1:2],
+            contrasts=['T2w'],
+            resolution=RESOLUTION,
+            seed=5,
+        )
+    )
+    many = contents(heads)
+    images = [name for name in few if name.endswith('.nii.gz')]
+    assert images
+    assert all(few[name] == many[name] for name in images)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'subjects': 0},
+        {'scanners': ()},
+        {'scanners': (SCANNERS[0], SCANNERS[0])},
+        {'contrasts': ('T1w', 'T1w')},
+        {'contrasts': ('PDw',)},
+        {'resolution': 0.5},
+        {'resolution': float('nan')},
+        {'seed': -1},
+    ],
+)
+def test_senseless_requests_are_refused_before_anything_is_written(options: dict, tmp_path: Path):
+    with pytest.raises(UsageError):
+        simulate(tmp_path / 'out', **options)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_failed_write_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(dataset.os, 'replace', full)
+    with pytest.raises(OSError, match='No space'):
+        simulate(tmp_path / 'out', subjects=1, scanners=SCANNERS[:1], resolution=RESOLUTION)
+    assert contents(tmp_path) == {}
+
+
+def test_progress_counts_every_scan_and_brain_only_is_recorded(tmp_path: Path):
+    calls: list[tuple[int, int, str]] = []
+    simulate(
+        tmp_path,
+        subjects=1,
+        scanners=SCANNERS[:2],
+        resolution=RESOLUTION,
+        head=False,
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls == [(1, 2, 'sub-01_ses-northA_T1w'), (2, 2, 'sub-01_ses-southB_T1w')]
+    ideal = truth(tmp_path, '01', 'northA', 'desc-noiseless_T1w')
+    brain = sum(truth(tmp_path, '01', 'northA', f'label-{name}_probseg') for name in ('CSF', 'GM', 'WM'))
+    assert not ideal[brain == 0].any()
+    stem = 'derivatives/truth/sub-01/ses-northA/anat/sub-01_ses-northA_desc-noiseless_T1w.json'
+    assert json.loads((tmp_path / stem).read_text())['SkullStripped'] is True
+
+
+def test_force_replaces_a_simulated_data_set_and_nothing_else(tmp_path: Path):
+    foreign = tmp_path / 'study'
+    (foreign / 'sub-01').mkdir(parents=True)
+    for force in (False, True):
+        with pytest.raises(UsageError):
+            prepare_folder(foreign, force=force)
+    assert (foreign / 'sub-01').is_dir()
+    (foreign / 'dataset_description.json').write_text(
+        '{"Name": "a study", "GeneratedBy": [{"Name": "dcm2bids"}]}'
+    )
+    with pytest.raises(UsageError, match='other than a simulated'):
+        prepare_folder(foreign, force=True)
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(UsageError):
+        prepare_folder(tmp_path / 'file', force=False)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    seen: list[dict] = []
+
+    def quick(out: Path, **options: object) -> Path:
+        seen.append(options)
+        return simulate(out, **{**options, 'resolution': RESOLUTION})
+
+    monkeypatch.setattr(dataset, 'simulate', quick)
+    out = str(tmp_path / 'heads')
+    assert (
+        main([out, '--subjects', '2', '--scanners', '1', '--resolution', '2.0', '--seed', '3']) == ExitCode.OK
+    )
+    assert (seen[0]['resolution'], seen[0]['seed'], seen[0]['head']) == (2.0, 3, True)
+    assert main([out, '--subjects', '1', '--scanners', '1']) == ExitCode.USAGE
+    assert 'not empty' in capsys.readouterr().err
+    assert (tmp_path / 'heads' / 'sub-02').is_dir()
+    assert main([out, '--subjects', '1', '--scanners', '1', '--force', '--brain-only']) == ExitCode.OK
+    assert seen[-1]['head'] is False
+    assert not (tmp_path / 'heads' / 'sub-02').exists()
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        ['--subjects', '0'],
+        ['--scanners', '9'],
+        ['--contrasts', 'PET'],
+        ['--resolution', '7'],
+        ['--seed', '-1'],
+        [],
+    ],
+)
+def test_wrong_command_lines_exit_with_the_usage_code(wrong: list[str], tmp_path: Path):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / 'out'), *wrong] if wrong else [])
+    assert stop.value.code == ExitCode.USAGE
