@@ -172,9 +172,10 @@ def _convert(kind: str, key: str, value: Any, where: str) -> Any:
         if not isinstance(value, (str, Path)):
             raise wrong
         return Path(value)
-    plain = {'bool': bool, 'int': int, 'float': (int, float), 'str': str}.get(kind, str)
+    kinds: dict[str, tuple[type, ...]] = {'bool': (bool,), 'int': (int,), 'float': (int, float)}
+    plain = kinds.get(kind, (str,))
     if not isinstance(value, plain) or (kind in ('int', 'float') and isinstance(value, bool)):
         raise wrong
     if kind.startswith('Literal') and repr(value) not in kind:
         raise UsageError(f'"{key}" cannot be {value!r}.', where=where, fix=f'Choose one of {kind[8:-1]}.')
-    return float(value) if kind == 'float' else value
+    return float(str(value)) if kind == 'float' else value

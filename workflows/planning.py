@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
 from bidsharm.workflows.base import Options, ScanPlan
 from bidsharm.workflows.harmonize import Method
 
@@ -19,6 +19,7 @@ from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
 from bidsharm.harmonizers.execution import resolve_device
+from bidsharm.imaging.grids import open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
 from bidsharm.settings import Settings
 
@@ -78,7 +79,7 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     check_folders(settings.derivatives)
     target, fit_scans = resolve_target(settings, card, everyone or selection)
     selection = _with_contrasts(selection, card, fit_scans, settings)
-    execution = {
+    execution: dict[str, Any] = {
         'device': device if card.uses_device else 'cpu', 'seed': settings.random_seed,
         'oom_fallback': settings.oom_fallback,
     }  # fmt: skip
@@ -267,7 +268,7 @@ def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Opt
 
 def _shape(path: Path) -> tuple[int, ...]:
     try:
-        return tuple(int(size) for size in nib.load(path).shape)
+        return tuple(int(size) for size in open_image(path).shape)
     except Exception:  # noqa: BLE001 - a broken file is reported by its own node, with its name
         return (256, 256, 256)
 

@@ -81,10 +81,10 @@ def find_precomputed(scan: ScanFile, derivatives: Mapping[str, Path], template: 
 
 def _places(scan: ScanFile, root: Path) -> list[tuple[Path, dict[str, str]]]:
     subject = root / f'sub-{scan.subject}'
-    exact = dict(scan.entities)
-    short = {key: exact[key] for key in ('sub', 'ses') if key in exact}
+    exact: dict[str, str] = dict(scan.entities)
+    short: dict[str, str] = {key: exact[key] for key in ('sub', 'ses') if key in exact}
     here = subject / f'ses-{scan.session}' if scan.session else subject
-    places = [(here / 'anat', exact), (here / 'anat', short)]
+    places: list[tuple[Path, dict[str, str]]] = [(here / 'anat', exact), (here / 'anat', short)]
     if scan.session:
         places.append((subject / 'anat', {'sub': scan.subject}))
     return places

@@ -547,7 +547,9 @@ def local_change(before: NDArray, after: NDArray, mask: Mask, spacing: Spacing) 
 
 def _unexplained_locally(x: Volume, y: Volume, weight: Volume, width: list[int]) -> Volume:
     """Return what is left of ``y`` after its weighted ridge regression on ``x`` in the box around each voxel."""
-    total = np.maximum(ndimage.uniform_filter(weight, width, mode='constant'), np.finfo(np.float32).tiny)
+    # A block that counts is half full, so a smaller sum belongs to boxes that nobody asks for.
+    least = np.float32(0.5 / np.prod(width))
+    total = np.maximum(ndimage.uniform_filter(weight, width, mode='constant'), least)
 
     def mean(volume: Volume) -> Volume:
         return ndimage.uniform_filter(weight * volume, width, mode='constant') / total

@@ -32,13 +32,12 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     ScanError
         If no brain was found.
     """
-    import nibabel as nib
     from deepbet import BrainExtraction
 
-    from bidsharm.imaging.grids import make_image
+    from bidsharm.imaging.grids import make_image, open_image
     from bidsharm.imaging.masks import volume_ml
 
-    image = nib.load(in_file)
+    image = open_image(in_file)
     try:
         _, mask, _ = BrainExtraction(no_gpu=not device.startswith('cuda')).run(image)
     except (AssertionError, ValueError, IndexError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -42,6 +43,11 @@ class Conformed:
     warnings: tuple[str, ...]
 
 
+def open_image(path: str | Path) -> nib.Nifti1Image:
+    """Open an image of any spatial format that nibabel reads; nothing is checked."""
+    return cast(nib.Nifti1Image, nib.load(path))
+
+
 def load_checked(path: Path) -> nib.Nifti1Image:
     """Open an image and refuse what cannot be a 3-D scan before its voxels are read.
 
@@ -59,7 +65,7 @@ def load_checked(path: Path) -> nib.Nifti1Image:
     if not path.exists():
         raise ScanError('The file does not exist.', where=path.name)
     try:
-        image = nib.load(path)
+        image = open_image(path)
         shape, kind = image.shape, image.get_data_dtype()
     except Exception as error:  # noqa: BLE001 - nibabel raises many kinds for a broken file
         raise ScanError(f'This is not a readable image ({_first_line(error)}).', where=path.name) from None

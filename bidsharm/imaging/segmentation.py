@@ -93,10 +93,8 @@ def segment(
     values = np.clip((values - low) / span, -0.2, 1.2)
     weights = _prior_weights(np.stack([p[box][inside] for p in prior]))
     mixture, steps = _fit(values, weights, max_iterations, tolerance)
-    # Pass the likelihood through a table: millions of voxels share a few hundred intensities.
-    posterior = weights * mixture.likelihood(values)
-    posterior /= posterior.sum(axis=0) + 1e-30
-    posterior = _smooth(posterior, weights * mixture.likelihood(values), inside, affine, smoothness)
+    unary = weights * mixture.likelihood(values)
+    posterior = _smooth(unary / (unary.sum(axis=0) + 1e-30), unary, inside, affine, smoothness)
     probability = np.zeros((3, *mask.shape), dtype=np.float32)
     for index in range(3):
         view = probability[index][box]
@@ -113,13 +111,12 @@ def _prior_weights(prior: NDArray, floor: float = 0.02) -> NDArray[np.float64]:
 
 @dataclass
 class _Mixture:
-    """Gaussians of all tissues: two for CSF (pure and mixed), one for GM, two for WM-like spread in lesions."""
+    """Gaussians of all tissues: two for CSF (pure, and mixed with GM), one for GM, one for WM."""
 
     owner: NDArray[np.int64]
     share: NDArray[np.float64]
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
-    bins: int = 512
 
     @property
     def tissue_means(self) -> NDArray[np.float64]:

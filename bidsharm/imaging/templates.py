@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.imaging.grids import open_image
 
 #: TemplateFlow's name of the template that nilearn bundles (ICBM 2009a nonlinear symmetric).
 BUNDLED = 'MNI152NLin2009aSym'
@@ -105,7 +106,7 @@ def tissue_priors(*, step: int = 1) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     brain, priors
         T1w brain, float32; and a 4-D image (X, Y, Z, 3) of CSF, GM and WM probabilities in [0, 1].
     """
-    images = {name: nib.load(path) for name, path in bundled_files().items()}
+    images = {name: open_image(path) for name, path in bundled_files().items()}
     arrays = {name: np.asarray(image.dataobj, dtype=np.float32) / 255 for name, image in images.items()}
     affine = images['T1w'].affine
     csf = np.where(arrays['T1w'] > 0, np.clip(1 - arrays['GM'] - arrays['WM'], 0, 1), 0)
@@ -192,7 +193,7 @@ def _look(folder: Path, space: Space) -> Template | None:
 
 def _check_readable(path: Path) -> None:
     try:
-        if np.asarray(nib.load(path).dataobj).size == 0:
+        if np.asarray(open_image(path).dataobj).size == 0:
             raise ValueError('it is empty')
     except Exception as error:  # noqa: BLE001 - whatever a broken file raises, the user needs its name
         raise ConfigurationError(

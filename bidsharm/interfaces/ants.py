@@ -43,25 +43,26 @@ class _NoHashThreads:
     """Shared by the three tools: where the program is found; the number of threads never changes a result's identity."""
 
     tool: str
+    inputs: Any
 
     def __init__(self, **inputs: Any) -> None:
-        super().__init__(command=_tool(self.tool), **inputs)
+        super().__init__(command=_tool(self.tool), **inputs)  # type: ignore[call-arg]
         self.inputs.trait('num_threads').nohash = True
 
 
-class N4BiasFieldCorrection(_NoHashThreads, ants.N4BiasFieldCorrection):  # type: ignore[misc]
+class N4BiasFieldCorrection(_NoHashThreads, ants.N4BiasFieldCorrection):
     """N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908)."""
 
     tool = 'N4BiasFieldCorrection'
 
 
-class Registration(_NoHashThreads, ants.Registration):  # type: ignore[misc]
+class Registration(_NoHashThreads, ants.Registration):
     """antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025)."""
 
     tool = 'antsRegistration'
 
 
-class ApplyTransforms(_NoHashThreads, ants.ApplyTransforms):  # type: ignore[misc]
+class ApplyTransforms(_NoHashThreads, ants.ApplyTransforms):
     """antsApplyTransforms."""
 
     tool = 'antsApplyTransforms'

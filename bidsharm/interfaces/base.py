@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from numpy.typing import NDArray
 
-from bidsharm.imaging.grids import make_image
+from bidsharm.imaging.grids import make_image, open_image
 
 __all__ = [
     'BaseInterfaceInputSpec',
@@ -44,13 +43,13 @@ class Interface(SimpleInterface):
 
 def read(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the voxels as float32, and the affine."""
-    image = nib.load(path)
+    image = open_image(path)
     return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
     """Return a mask as bool."""
-    return np.asarray(nib.load(path).dataobj) > 0
+    return np.asarray(open_image(path).dataobj) > 0
 
 
 def read_tissue(path: str | Path) -> NDArray[np.float32]:

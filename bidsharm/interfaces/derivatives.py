@@ -10,7 +10,7 @@ import numpy as np
 from nipype.interfaces.base import File
 
 from bidsharm.bids.atomic import atomic_path, copy_file, write_json
-from bidsharm.imaging.grids import load_checked, to_native
+from bidsharm.imaging.grids import load_checked, open_image, to_native
 from bidsharm.interfaces.base import BaseInterfaceInputSpec, Interface, TraitedSpec, traits
 
 #: Voxel type of each kind of image.
@@ -77,7 +77,7 @@ def save_result(
         target = root / spec['path']
         copy_file(source, target)
         return [str(target)]
-    image = nib.load(source)
+    image = open_image(source)
     names = spec['path'] if isinstance(spec['path'], list) else [spec['path']]
     sidecars = spec['sidecar'] if isinstance(spec['sidecar'], list) else [spec['sidecar']]
     volumes = [image] if len(names) == 1 else nib.four_to_three(image)

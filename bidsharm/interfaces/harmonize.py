@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
     method = open_method(request)
     scan = read_scan(request)
     started = time.perf_counter()
-    with device_lock(method.execution.device, None):
+    with device_lock(method.execution.device, Path(tempfile.gettempdir())):
         result = harmonize_scan(method, scan, parse_target(request['target']))
     seconds = time.perf_counter() - started
     if not np.isfinite(result.image[scan.mask]).all():
@@ -172,7 +173,7 @@ class HarmonizeScan(Interface):
             'execution': self.given('execution', {}), 'out_file': str(cwd / 'harmonized.nii'),
         }  # fmt: skip
         answer = run_isolated('harmonize', request, cwd, threads=inputs.num_threads)
-        files = {key: answer.pop(key) for key in ('out_file', 'uncertainty') if key in answer}
+        files: dict[str, Any] = {key: answer.pop(key) for key in ('out_file', 'uncertainty') if key in answer}
         return {**files, 'record': answer, 'sidecar': {'Harmonization': self._provenance(answer)}}
 
     def _provenance(self, answer: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File
 
@@ -105,7 +104,7 @@ class ReuseMask(Interface):
     output_spec = _BrainOut
 
     def _compute(self, cwd: Path) -> dict[str, Any]:
-        image, mask = nib.load(self.inputs.in_file), nib.load(self.inputs.mask_file)
+        image, mask = grids.open_image(self.inputs.in_file), grids.open_image(self.inputs.mask_file)
         name = self.given('name', '')
         found = np.squeeze(np.asarray(mask.dataobj)) > 0.5
         if not grids.same_grid(image, mask):

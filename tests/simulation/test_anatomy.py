@@ -127,8 +127,10 @@ def test_no_amount_is_the_identity():
 def test_opposite_velocities_give_inverse_maps(walls: np.ndarray):
     widen, narrow = (random_warp(np.random.default_rng(0), amount=0, velocity=mm * walls) for mm in (2, -2))
     points = np.random.default_rng(1).uniform(-40, 40, (3, 2000)) + np.reshape(VENTRICLES, (3, 1))
-    assert np.abs(widen(points) - points).max() > 1
-    assert np.abs(narrow(widen(points)) - points).max() < 0.25
+    moved = np.linalg.norm(widen(points) - points, axis=0)
+    left = np.linalg.norm(narrow(widen(points)) - points, axis=0)
+    assert np.percentile(moved, 99) > 1
+    assert np.percentile(left, 99) < 0.2  # what the 4 mm grid costs
 
 
 def test_ventricles_widen_and_the_size_of_the_brain_stays(template: Anatomy, walls: np.ndarray):
@@ -205,5 +207,8 @@ def test_the_old_have_wider_ventricles_than_the_young(walls: np.ndarray):
         moved = person.warp.displacement - without.warp.displacement
         return person.age, float((moved * walls).sum() / (walls**2).sum())
 
-    ages, millimetres = zip(*(widening(seed) for seed in range(8)), strict=True)
-    assert np.corrcoef(ages, millimetres)[0, 1] > 0.8
+    drawn = {seed: int(np.random.default_rng(seed).integers(20, 81)) for seed in range(60)}
+    young = [widening(seed) for seed in sorted(drawn, key=drawn.__getitem__)[:3]]
+    old = [widening(seed) for seed in sorted(drawn, key=drawn.__getitem__)[-3:]]
+    assert max(age for age, _ in young) < 30 < 70 < min(age for age, _ in old)
+    assert max(moved for _, moved in young) < 0 < min(moved for _, moved in old)
