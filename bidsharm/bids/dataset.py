@@ -15,7 +15,7 @@ from bidsharm.settings import Settings
 BIDS_VERSION = '1.10.0'
 
 #: What BIDS has no name for yet; the validator passes over it.
-BIDSIGNORE = '*.html\nlogs/\nmodels/\nfigures\n*_xfm.*\n*_qc.*\ngroup_*\n'
+BIDSIGNORE = '*.html\nlogs/\nmodels\nfigures\n*_xfm.*\n*_qc.*\ngroup_*\n'
 
 README = """# Harmonized MRI
 

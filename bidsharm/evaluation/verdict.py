@@ -287,30 +287,15 @@ def assess(
     limits = {'finite': _FINITE, **DEFAULT_THRESHOLDS, **(thresholds or {})}
     inside = np.asarray(mask, dtype=bool)
     scan = _prepare(before, after, inside, tissue_before, tissue_after, spacing, contrast)
-    before_values = distributions.tissue_values(scan.before, scan.tissue_before)
-    after_values = distributions.tissue_values(scan.after, scan.tissue_before)
-    volumes = [
-        metrics.tissue_volumes(t, 1000 * scan.voxel_ml) for t in (scan.tissue_before, scan.tissue_after)
-    ]
     levels = {
         'before': None if scan.broken_before else distributions.quantiles(scan.before, scan.mask),
         'after': None if scan.broken_after else distributions.quantiles(scan.after, scan.mask),
         'target': _target(target_quantiles),
     }
-    found: dict[str, _Value] = {
-        'finite': _Value(float(np.count_nonzero(~np.isfinite(after)))),
-        **_segmentation_values(scan, volumes),
-        **_image_values(scan),
-        **_mask_values(scan, after, inside),
-        'target_distance': _distance(scan, levels),
-        'cnr_kept': _contrast_value(scan, before_values, after_values),
-    }
+    found, measures = _measure(scan, levels)
+    found['finite'] = _Value(float(np.count_nonzero(~np.isfinite(after))))
+    found['background'] = _Value(_largest_outside(after, inside))
     checks = [_check(name, found[name], limits[name]) for name in _TEXTS]
-    measures = {
-        'before': _measures(before_values, volumes[0], levels['before']),
-        'after': _measures(after_values, volumes[1], levels['after']),
-        'change': _change(scan),
-    }
     return {
         'verdict': overall(checks),
         'checks': checks,
@@ -430,6 +415,33 @@ def _prepare(
     )
 
 
+def _measure(
+    scan: _Comparison, levels: Mapping[str, Floats | None]
+) -> tuple[dict[str, _Value], dict[str, dict[str, float]]]:
+    """Return the values of the checks on the brain, and the measures before and after."""
+    before, after = (
+        distributions.tissue_values(data, scan.tissue_before) for data in (scan.before, scan.after)
+    )
+    volumes = [
+        metrics.tissue_volumes(part, 1000 * scan.voxel_ml) for part in (scan.tissue_before, scan.tissue_after)
+    ]
+    brain = _Value(np.count_nonzero(scan.mask) * scan.voxel_ml)
+    found = {
+        **_segmentation_values(scan, volumes),
+        **_image_values(scan),
+        'brain_volume_low': brain,
+        'brain_volume_high': brain,
+        'target_distance': _distance(scan, levels),
+        'cnr_kept': _contrast_value(scan, before, after),
+    }
+    measures = {
+        'before': _measures(before, volumes[0], levels['before']),
+        'after': _measures(after, volumes[1], levels['after']),
+        'change': _change(scan),
+    }
+    return found, measures
+
+
 def _segmentation_values(scan: _Comparison, volumes: Sequence[Mapping[str, float]]) -> dict[str, _Value]:
     overlap = metrics.dice(hard_labels(scan.tissue_before), hard_labels(scan.tissue_after))
     original, harmonized = volumes
@@ -453,14 +465,8 @@ def _image_values(scan: _Comparison) -> dict[str, _Value]:
     return {name: _Value(value) for name, value in zip(names, values, strict=True)}
 
 
-def _mask_values(scan: _Comparison, after: NDArray, mask: Mask) -> dict[str, _Value]:
-    volume = _Value(np.count_nonzero(scan.mask) * scan.voxel_ml)
-    outside = np.abs(np.where(mask | ~np.isfinite(after), 0, after))
-    return {
-        'brain_volume_low': volume,
-        'brain_volume_high': volume,
-        'background': _Value(float(outside.max())),
-    }
+def _largest_outside(after: NDArray, mask: Mask) -> float:
+    return float(np.abs(np.where(mask | ~np.isfinite(after), 0, after)).max())
 
 
 def _target(target_quantiles: ArrayLike | None) -> Floats | None:

@@ -290,7 +290,7 @@ def _write_truth(out: Path, person: Person, scanner: Scanner, anatomy: Anatomy) 
 def _write_descriptions(out: Path) -> None:
     common = {
         'BIDSVersion': BIDS_VERSION,
-        'License': 'CC0',
+        'License': 'Free with the notice of the MNI ICBM 152 template; see README',
         'GeneratedBy': [
             {'Name': GENERATOR, 'Version': __version__, 'Description': 'Travelling heads, simulated.'}
         ],

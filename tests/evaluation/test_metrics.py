@@ -154,6 +154,23 @@ def test_new_edges_in_a_noise_free_plain_are_all_new():
     assert metrics.new_edges(before, after, mask, (1, 1, 1)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_clear_edge_where_the_input_shows_noise_is_new_even_along_its_gradient():
+    ramp = np.broadcast_to(0.01 * np.arange(32.0)[:, None, None], (32, 12, 12))
+    before = ramp + 50.0 * (ramp > 0.055)
+    after = before + 20.0 * (ramp > 0.205)
+    mask = np.ones(before.shape, bool)
+    # Two planes of voxels on either side of each step: (25.01, 25.01) and (10.01, 10.01) per mm along the first axis.
+    expected = 10.01**2 / (10.01**2 + 25.01**2)
+    assert metrics.new_edges(before, after, mask, (1, 1, 1)) == pytest.approx(expected, rel=1e-3)
+    # A step of the output that the noise level hides, or one where the input has a step, is not new.
+    assert metrics.new_edges(before, before + 0.02 * (ramp > 0.205), mask, (1, 1, 1)) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert metrics.new_edges(before, before + 20.0 * (ramp > 0.055), mask, (1, 1, 1)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
 @pytest.mark.parametrize('spacing', [(2.0, 2.0, 2.0), (1.0, 1.0, 3.0)])
 @pytest.mark.parametrize(('diameter', 'height'), [(8, 30.0), (12, -25.0), (20, 30.0)])
 def test_local_change_measures_an_invented_ball(make_head, spacing, diameter, height):
@@ -174,6 +191,13 @@ def test_local_change_allows_smooth_fields_and_noise(head):
     assert metrics.local_change(head.data, head.mapped(lambda v: v * field), head.mask, head.spacing) < 0.05
     grain = 2 * np.random.default_rng(7).standard_normal(head.mask.shape)
     assert metrics.local_change(head.data, head.mapped(lambda v: v + grain), head.mask, head.spacing) < 0.05
+
+
+def test_local_change_allows_a_contrast_that_varies_smoothly(head):
+    first = np.linspace(-1, 1, head.mask.shape[0])[:, None, None]
+    after = head.mapped(lambda v: 75 + (1 + 0.8 * first) * (v - 75))
+    assert np.abs(metrics.change_map(head.data, after, head.mask)).max() > 0.2
+    assert metrics.local_change(head.data, after, head.mask, head.spacing) < 0.05
 
 
 def _scaled_pair(before, after, mask):
