@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nipype.interfaces import utility as niu
@@ -17,6 +18,7 @@ def init_qc_wf(
     identity: dict[str, Any],
     notes: dict[str, Any] | None = None,
     thresholds: dict[str, Any] | None = None,
+    warnings: Sequence[str] = (),
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     name: str = 'qc_wf',
@@ -34,6 +36,8 @@ def init_qc_wf(
         How the steps were done, for the record.
     thresholds
         Settings that replace default thresholds.
+    warnings
+        What is known to be wrong with the scan before it is read.
     omp_nthreads, mem_gb, name
         As in the other workflows.
 
@@ -61,7 +65,8 @@ def init_qc_wf(
         niu.IdentityInterface(fields=['qc', 'figures', 'tissue_after', 'dseg_after']), name='outputnode'
     )
     segment_after = pe.Node(SegmentTissue(), name='segment_after', mem_gb=mem_gb)
-    gather = pe.Node(niu.Merge(2, no_flatten=True), name='gather', run_without_submitting=True)
+    gather = pe.Node(niu.Merge(3, no_flatten=True), name='gather', run_without_submitting=True)
+    gather.inputs.in3 = list(warnings)
     assess = pe.Node(
         AssessScan(identity=identity, notes=notes or {}, thresholds=thresholds or {}),
         name='assess',

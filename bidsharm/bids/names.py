@@ -35,6 +35,8 @@ class ScanFile:
         Sidecar fields that apply to it.
     root
         Folder of the data set; :attr:`relative` is given from there.
+    warnings
+        What was wrong with its sidecars.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class ScanFile:
     root: Path
     site: str = ''
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.errors import NothingToDo, ScanError, UsageError
 from bidsharm.settings import CONTRASTS, Settings, check_keys
@@ -68,7 +69,7 @@ def open_layout(settings: Settings) -> BIDSLayout:
         re.compile(r'/(?:func|dwi|fmap|perf|eeg|meg|ieeg|beh|pet|micr|nirs|motion|mrs)(?:/|$)'),
         *other_subject,
     ]
-    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=True)
+    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     return BIDSLayout(
         settings.bids_dir,
         validate=False,
@@ -124,11 +125,17 @@ def _find(
         parsed = parse_name(Path(image.path).name)
         if parsed is None or parsed[0].get('part', 'mag') != 'mag':
             continue  # phase, real and imaginary parts are no pictures of anatomy
-        try:
-            metadata = dict(image.get_metadata())
-        except (ValueError, TypeError):  # a broken sidecar costs its metadata, not the scan
-            metadata = {}
-        scans.append(ScanFile(Path(image.path), parsed[0], parsed[1], settings.bids_dir, metadata=metadata))
+        metadata, warnings = read_metadata(Path(image.path), settings.bids_dir)
+        scans.append(
+            ScanFile(
+                Path(image.path),
+                parsed[0],
+                parsed[1],
+                settings.bids_dir,
+                metadata=metadata,
+                warnings=warnings,
+            )
+        )
     return scans
 
 

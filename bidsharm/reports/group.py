@@ -290,6 +290,8 @@ def separation_message(before: Separation, after: Separation) -> str:
     if excess[1] <= 0:
         return f'{text} After harmonization, sites differ no more than people at one site do.'
     gone = 1 - excess[1] / excess[0]
+    if abs(gone) < 0.01:
+        return f'{text} Harmonization left the difference between sites as it was.'
     if gone < 0:
         return f'{text} Harmonization made the difference between sites larger.'
     return f'{text} Of the difference that sites added, {percent(gone)} is gone.'

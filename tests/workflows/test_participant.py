@@ -267,6 +267,8 @@ def test_other_contrasts_follow_the_t1w(tmp_path):
         '--output-spaces', 'native', 'T1w',
     )  # fmt: skip
     assert '5 scans harmonized' in done.stdout
+    broken = json.loads((out / 'sub-01/ses-southB/anat/sub-01_ses-southB_desc-FLAIR_qc.json').read_text())
+    assert any('cannot be read' in warning for warning in broken['warnings'])
     truth = bids / 'derivatives/truth/sub-01/ses-southB/anat'
     true_mask = np.asarray(nib.load(next(truth.glob('*desc-brain_mask.nii.gz'))).dataobj) > 0
     for contrast in ('T2w', 'FLAIR'):

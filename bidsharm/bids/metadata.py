@@ -1,0 +1,70 @@
+"""Sidecars of a scan, by the inheritance principle of BIDS, tolerant of broken files.
+
+pybids stops at the first sidecar that is not JSON; one bad file should not cost the data set, so only its index
+of names is used, and metadata are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from bidsharm.bids.names import parse_name
+
+#: A sidecar larger than this (bytes) is no sidecar.
+MAX_SIZE = 10_000_000
+
+
+def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the metadata that apply to an image, and what is wrong with its sidecars.
+
+    Parameters
+    ----------
+    path
+        The image.
+    root
+        Folder of the data set; sidecars above the image count, nearer ones win.
+
+    Returns
+    -------
+    metadata, warnings
+        Fields of all sidecars that apply, and a sentence for each that cannot be read.
+    """
+    parsed = parse_name(path.name)
+    if parsed is None:
+        return {}, ()
+    entities, suffix = parsed
+    metadata: dict[str, Any] = {}
+    warnings: list[str] = []
+    folders = [
+        folder for folder in (path.parent, *path.parent.parents) if folder == root or root in folder.parents
+    ]
+    for folder in reversed(folders):
+        for name in sorted(_sidecars(folder), key=len):
+            other = parse_name(name)
+            if other is None or other[1] != suffix or not other[0].items() <= entities.items():
+                continue
+            try:
+                metadata.update(_read(folder / name))
+            except (OSError, ValueError) as error:
+                warnings.append(f'The sidecar {name} cannot be read ({error}); its fields are missing.')
+    return metadata, tuple(warnings)
+
+
+@lru_cache(maxsize=256)
+def _sidecars(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(entry.name for entry in folder.iterdir() if entry.suffix == '.json')
+    except OSError:
+        return ()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_SIZE:
+        raise ValueError('it is too large')
+    content = json.loads(path.read_text(encoding='utf-8-sig'))
+    if not isinstance(content, dict):
+        raise ValueError('it is no JSON object')
+    return content
