@@ -53,6 +53,10 @@ class ScanError(BidsharmError):
     """One scan cannot be processed; the others go on."""
 
 
+class NotServed(ScanError):
+    """The method or the target cannot serve this scan; it is passed over, and that is no failure."""
+
+
 class UsageError(BidsharmError):
     """The command line or a settings file asks for something impossible."""
 

@@ -42,7 +42,7 @@ from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import open_layout, select_scans
 from bidsharm.bids.resume import read_record
 from bidsharm.bids.validation import validate
-from bidsharm.errors import ExitCode, ScanError
+from bidsharm.errors import ExitCode, NotServed, ScanError
 from bidsharm.interfaces.ants import ants_version
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
@@ -61,7 +61,8 @@ class Outcome:
     @property
     def exit_code(self) -> ExitCode:
         """0 when every scan is there, 1 when one failed or had to be refused."""
-        return ExitCode.SCAN_FAILED if self.failures or self.left_out else ExitCode.OK
+        refused = any(not isinstance(error, NotServed) for error in self.left_out)
+        return ExitCode.SCAN_FAILED if self.failures or refused else ExitCode.OK
 
 
 def run_participant(settings: Settings, console: Console) -> ExitCode:
@@ -77,8 +78,6 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         settings, card=plan.method.card, target=plan.method.target_label, ants=ants_version(),
         contrasts=tuple(dict.fromkeys(scan.suffix for scan in plan.selection.scans)),
     )  # fmt: skip
-    for error in plan.selection.left_out:
-        console.print(f'left out  {error}', markup=False, style='yellow')
     if settings.dry_run:
         show_plan(plan, settings, console)
         return ExitCode.OK

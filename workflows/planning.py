@@ -15,7 +15,7 @@ from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import is_complete
 from bidsharm.bids.sidecars import space_specs
-from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.errors import ConfigurationError, NotServed, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
 from bidsharm.harmonizers.execution import resolve_device
@@ -216,19 +216,17 @@ def _with_contrasts(
     selection: Selection, card: Card, fit_scans: Sequence[ScanFile], settings: Settings
 ) -> Selection:
     """Leave out contrasts that the method or the target cannot serve, with the reason."""
-    from bidsharm.errors import ScanError
-
     served = {scan.suffix for scan in fit_scans}
     kept, left_out = [], list(selection.left_out)
     for scan in selection.scans:
         if card.contrasts and scan.suffix not in card.contrasts:
             reason = f'{card.name} does not handle {scan.suffix}.'
         elif fit_scans and scan.suffix not in served:
-            reason = f'The target {settings.target} offers no {scan.suffix}.'
+            reason = f'The target {Path(settings.target).name} offers no {scan.suffix}.'
         else:
             kept.append(scan)
             continue
-        left_out.append(ScanError(reason, where=scan.name, fix='Choose --contrasts, or another target.'))
+        left_out.append(NotServed(reason, where=scan.name, fix='Choose --contrasts, or another target.'))
     if not kept:
         raise UsageError(left_out[-1].what if left_out else 'No scan is left.', where='--contrasts')
     return replace(selection, scans=tuple(kept), left_out=tuple(left_out))
