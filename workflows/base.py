@@ -192,7 +192,7 @@ def _connect_prep(
         pairs = [(f'outputnode.{item}', f'inputnode.anchor_{item}') for item in anchored]
     else:
         source = template
-        outputs = ('coarse_brain', 'priors', 'mask', 'brain')
+        outputs = ('coarse_brain', 'mask', 'coarse_head', 'priors', 'brain')
         pairs = [(item, f'inputnode.{target}') for item, target in zip(outputs, TEMPLATE_FIELDS, strict=True)]
         structural[plan.scan.name] = prep_wf
     workflow.connect([(source, prep_wf, pairs)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
@@ -61,7 +62,10 @@ def configure(settings: Settings, log_dir: Path) -> None:
             'hash_method': 'timestamp',
         },
         'logging': {'log_to_file': 'false'},
-        'monitoring': {'enabled': str(settings.resource_monitor).lower(), 'sample_frequency': '0.5'},
+        'monitoring': {
+            'enabled': str(settings.resource_monitor).lower(),
+            'summary_file': str(log_dir / 'resource_monitor.json'),
+        },
     })  # fmt: skip
     if settings.resource_monitor:
         config.enable_resource_monitor()
@@ -157,8 +161,11 @@ def run_graph(
         arguments = {**arguments, **given} if name in ('MultiProc', 'LegacyMultiProc') else given
     if on_node is not None:
         arguments['status_callback'] = on_node
+    Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
     try:
-        workflow.run(plugin=name, plugin_args=arguments)
+        # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
+        with contextlib.chdir(workflow.base_dir):
+            workflow.run(plugin=name, plugin_args=arguments)
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - nipype raises RuntimeError when any node failed; the crash files tell

@@ -13,10 +13,12 @@ from bidsharm.interfaces.preprocess import (
     ApplyField,
     CoarseCopy,
     ConformScan,
+    CutHead,
     ExtractBrain,
     ReuseMask,
     SegmentTissue,
     ShrinkImage,
+    UpperHead,
 )
 
 #: What every preprocessed scan offers to the later graphs.
@@ -25,7 +27,8 @@ SCAN_FIELDS = [
     'to_template', 'from_template', 'to_anchor', 'from_anchor', 'coarse_brain', 'coarse_head',
     'conform_warnings', 'mask_warnings',
 ]  # fmt: skip
-TEMPLATE_FIELDS = ['template_coarse', 'template_priors', 'template_mask', 'template_brain']
+EXTRACTION_FIELDS = ['template_coarse', 'template_mask', 'template_head']
+TEMPLATE_FIELDS = [*EXTRACTION_FIELDS, 'template_priors', 'template_brain']
 
 
 def registration_inputs(*, kind: str, sloppy: bool, seed: int) -> dict[str, Any]:
@@ -34,24 +37,24 @@ def registration_inputs(*, kind: str, sloppy: bool, seed: int) -> dict[str, Any]
     Parameters
     ----------
     kind
-        ``rigid`` (between contrasts), ``affine``, or ``syn`` (affine, then a diffeomorphism).
+        ``rigid`` (between contrasts), ``affine``, ``syn`` (affine, then a diffeomorphism by local correlation), or
+        ``extraction`` (the same by mutual information, which bears a skull better).
     sloppy
         Fewer iterations, for tests.
     seed
         Seed of the metric's sampling.
     """
-    names = {'rigid': ['Rigid'], 'affine': ['Rigid', 'Affine'], 'syn': ['Rigid', 'Affine', 'SyN']}[kind]
-    last = names[-2] if kind == 'syn' else names[-1]
+    linear = {'rigid': ['Rigid'], 'affine': ['Rigid', 'Affine']}
+    names = linear.get(kind, ['Rigid', 'Affine', 'SyN'])
     stages: list[dict[str, Any]] = []
     for name in names:
         if name == 'SyN':
-            stages.append({'parameters': (0.1, 3.0, 0.0), 'metric': 'CC', 'bins': 3, 'sampling': 'None', 'share': 1.0,
-                           'iterations': [10, 5] if sloppy else [100, 70, 20],
-                           'shrink': [4, 2] if sloppy else [4, 2, 1], 'sigmas': [2, 1] if sloppy else [2, 1, 0]})  # fmt: skip
+            stages.append(_syn_stage(kind, sloppy))
             continue
-        fine = name == last and not sloppy
+        # The last linear stage goes down to 2 mm, unless SyN follows and does.
+        fine = name == names[-1] and not sloppy
         stages.append({'parameters': (0.1,), 'metric': 'MI', 'bins': 32, 'sampling': 'Regular', 'share': 0.25,
-                       'iterations': [200, 100, 50] if fine else [200, 100],
+                       'iterations': [200, 100, 50] if fine else [200, 100], 'threshold': 1e-6,
                        'shrink': [3, 2, 1] if fine else [3, 2], 'sigmas': [1.5, 1, 0] if fine else [1.5, 1]})  # fmt: skip
     return {
         'dimension': 3,
@@ -64,7 +67,7 @@ def registration_inputs(*, kind: str, sloppy: bool, seed: int) -> dict[str, Any]
         'sampling_strategy': [stage['sampling'] for stage in stages],
         'sampling_percentage': [stage['share'] for stage in stages],
         'number_of_iterations': [stage['iterations'] for stage in stages],
-        'convergence_threshold': [1e-6] * len(stages),
+        'convergence_threshold': [stage['threshold'] for stage in stages],
         'convergence_window_size': [10] * len(stages),
         'shrink_factors': [stage['shrink'] for stage in stages],
         'smoothing_sigmas': [[float(value) for value in stage['sigmas']] for stage in stages],
@@ -75,6 +78,29 @@ def registration_inputs(*, kind: str, sloppy: bool, seed: int) -> dict[str, Any]
         'write_composite_transform': True,
         'random_seed': seed + 1,  # 0 means "from the clock" to ANTs
     }
+
+
+def _syn_stage(kind: str, sloppy: bool) -> dict[str, Any]:
+    """Return the SyN stage; what these few iterations cost in accuracy and save in time: docs/decisions.md."""
+    stage: dict[str, Any] = {
+        'parameters': (0.1, 3.0, 0.0),
+        'sampling': 'None',
+        'share': 1.0,
+        'threshold': 1e-5,
+    }
+    if kind == 'extraction':
+        stage |= {
+            'metric': 'MI',
+            'bins': 32,
+            'iterations': [60, 40, 10],
+            'shrink': [4, 2, 1],
+            'sigmas': [2, 1, 0],
+        }
+    else:
+        stage |= {'metric': 'CC', 'bins': 2, 'iterations': [40, 20], 'shrink': [4, 2], 'sigmas': [2, 1]}
+    if sloppy:
+        stage |= {'iterations': [10, 5], 'shrink': [4, 2], 'sigmas': [2, 1]}
+    return stage
 
 
 def init_bias_correction_wf(
@@ -164,7 +190,7 @@ def init_brain_extraction_wf(
     scan_name
         Name of the scan, for messages.
     method
-        ``deepbet``; or ``ants``: the template's mask, brought over by registration (affine, then SyN at 2 mm).
+        ``deepbet``; or ``ants``: the template's mask, brought over by registration (:func:`init_ants_extraction_wf`).
     skull_strip
         ``auto`` sees that a scan is stripped, ``force`` strips regardless, ``skip`` takes what is not background.
     device
@@ -176,7 +202,7 @@ def init_brain_extraction_wf(
     ------
     in_file
         Conformed scan.
-    template_coarse, template_mask
+    template_coarse, template_mask, template_head
         Template (``ants`` only).
 
     Outputs
@@ -185,9 +211,8 @@ def init_brain_extraction_wf(
         Mask on the grid of the scan; what made it; ``SkullStripped`` for the sidecar; doubts.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(
-        niu.IdentityInterface(fields=['in_file', 'template_coarse', 'template_mask']), name='inputnode'
-    )
+    given = ['in_file', *EXTRACTION_FIELDS]
+    inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
     fields = ['out_mask', 'mask_method', 'mask_sidecar', 'mask_warnings']
     outputnode = pe.Node(niu.IdentityInterface(fields=fields), name='outputnode')
     results = [
@@ -204,30 +229,85 @@ def init_brain_extraction_wf(
         ])  # fmt: skip
         return workflow
 
-    shrink = pe.Node(ShrinkImage(), name='shrink', mem_gb=mem_gb)
-    register = pe.Node(
-        Registration(
-            **registration_inputs(kind='syn', sloppy=sloppy, seed=seed), initial_moving_transform_com=1,
-            num_threads=omp_nthreads,
-        ),
-        name='register', n_procs=omp_nthreads, mem_gb=2.0,
-    )  # fmt: skip
-    warp_mask = pe.Node(
-        ApplyTransforms(dimension=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
-        name='warp_mask', mem_gb=mem_gb,
-    )  # fmt: skip
+    ants_wf = init_ants_extraction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed)
     reuse_mask = pe.Node(
         ReuseMask(name=scan_name, method='ANTs registration to the template'), name='reuse_mask'
     )
     workflow.connect([
-        (inputnode, shrink, [('in_file', 'in_file')]),
-        (inputnode, register, [('template_coarse', 'fixed_image')]),
-        (shrink, register, [('out_file', 'moving_image')]),
-        (inputnode, warp_mask, [('template_mask', 'input_image'), ('in_file', 'reference_image')]),
-        (register, warp_mask, [('inverse_composite_transform', 'transforms')]),
+        (inputnode, ants_wf, [(field, f'inputnode.{field}') for field in given]),
+        (ants_wf, reuse_mask, [('outputnode.out_mask', 'mask_file')]),
         (inputnode, reuse_mask, [('in_file', 'in_file')]),
-        (warp_mask, reuse_mask, [('output_image', 'mask_file')]),
         (reuse_mask, outputnode, results),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_ants_extraction_wf(
+    *,
+    omp_nthreads: int = 1,
+    mem_gb: float = 1.0,
+    sloppy: bool = False,
+    seed: int = 0,
+    name: str = 'ants_extraction_wf',
+) -> pe.Workflow:
+    """Bring the template's brain mask to a scan by registration, in two steps.
+
+    First head to head (affine; the template stands in a simple shell of bone and scalp); what that finds is cut out
+    generously and registered brain to brain (SyN).
+
+    Parameters
+    ----------
+    omp_nthreads, mem_gb, sloppy, seed, name
+        As in the other workflows.
+
+    Inputs
+    ------
+    in_file
+        Conformed scan.
+    template_coarse, template_head, template_mask
+        Template: its brain and its head at 2 mm, and its brain mask.
+
+    Outputs
+    -------
+    out_mask
+        Probability of brain on the grid of the scan.
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(niu.IdentityInterface(fields=['in_file', *EXTRACTION_FIELDS]), name='inputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=['out_mask']), name='outputnode')
+    upper_head = pe.Node(UpperHead(), name='upper_head', mem_gb=mem_gb)
+    cut_head = pe.Node(CutHead(), name='cut_head', mem_gb=0.5)
+    find_brain, refine = (
+        pe.Node(
+            Registration(
+                **registration_inputs(kind=kind, sloppy=sloppy, seed=seed), initial_moving_transform_com=1,
+                num_threads=omp_nthreads,
+            ),
+            name=step, n_procs=omp_nthreads, mem_gb=2.0,
+        )
+        for step, kind in (('find_brain', 'affine'), ('refine', 'extraction'))
+    )  # fmt: skip
+    warp_found, warp_mask = (
+        pe.Node(
+            ApplyTransforms(dimension=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
+            name=step, mem_gb=mem_gb,
+        )
+        for step in ('warp_found', 'warp_mask')
+    )  # fmt: skip
+    workflow.connect([
+        (inputnode, upper_head, [('in_file', 'in_file')]),
+        (inputnode, find_brain, [('template_head', 'fixed_image')]),
+        (upper_head, find_brain, [('out_file', 'moving_image')]),
+        (inputnode, warp_found, [('template_mask', 'input_image')]),
+        (upper_head, warp_found, [('out_file', 'reference_image')]),
+        (find_brain, warp_found, [('inverse_composite_transform', 'transforms')]),
+        (upper_head, cut_head, [('out_file', 'in_file')]),
+        (warp_found, cut_head, [('output_image', 'mask_file')]),
+        (inputnode, refine, [('template_coarse', 'fixed_image')]),
+        (cut_head, refine, [('out_file', 'moving_image')]),
+        (inputnode, warp_mask, [('template_mask', 'input_image'), ('in_file', 'reference_image')]),
+        (refine, warp_mask, [('inverse_composite_transform', 'transforms')]),
+        (warp_mask, outputnode, [('output_image', 'out_mask')]),
     ])  # fmt: skip
     return workflow
 
@@ -265,7 +345,7 @@ def init_structural_wf(
     ------
     in_file
         Raw scan.
-    template_coarse, template_priors, template_mask, template_brain
+    template_coarse, template_mask, template_head, template_priors, template_brain
         From :class:`bidsharm.interfaces.preprocess.PrepareTemplate`.
 
     Outputs
@@ -303,7 +383,7 @@ def init_structural_wf(
     workflow.connect([
         (conform, outputnode, [('warnings', 'conform_warnings')]),
         (conform, mask_wf, [('out_file', 'inputnode.in_file')]),
-        (inputnode, mask_wf, [(field, f'inputnode.{field}') for field in ('template_coarse', 'template_mask')]),
+        (inputnode, mask_wf, [(field, f'inputnode.{field}') for field in EXTRACTION_FIELDS]),
         (conform, bias_correction_wf, [('out_file', 'inputnode.in_file')]),
         (mask_wf, bias_correction_wf, [('outputnode.out_mask', 'inputnode.in_mask')]),
         (mask_wf, outputnode, [
@@ -357,9 +437,7 @@ def _mask_source(
             omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed,
         )  # fmt: skip
     workflow = pe.Workflow(name='brain_extraction_wf')
-    inputnode = pe.Node(
-        niu.IdentityInterface(fields=['in_file', 'template_coarse', 'template_mask']), name='inputnode'
-    )
+    inputnode = pe.Node(niu.IdentityInterface(fields=['in_file', *EXTRACTION_FIELDS]), name='inputnode')
     fields = ['out_mask', 'mask_method', 'mask_sidecar', 'mask_warnings']
     outputnode = pe.Node(niu.IdentityInterface(fields=fields), name='outputnode')
     reuse_mask = pe.Node(

@@ -166,7 +166,7 @@ def _add_modes(parser: Parser) -> None:
     group.add_argument('--force', action='store_true', help='do again what is done already')
     group.add_argument('--reports-only', action='store_true', help='write the reports anew')
     group.add_argument('--boilerplate-only', action='store_true', help='print the method section and end')
-    group.add_argument('--write-graph', action='store_true', help='draw the graph into the working folder')
+    group.add_argument('--write-graph', action='store_true', help='draw the graph into the logs folder')
     group.add_argument('--stop-on-first-crash', action='store_true', help='end at the first failed scan')
     group.add_argument('--config-file', type=_file, metavar='TOML', help='settings; options given here win')
     group.add_argument('--notrack', action='store_true', help='accepted: there is no telemetry')

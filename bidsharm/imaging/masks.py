@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
-from bidsharm.imaging.grids import Affine, shrink, voxel_sizes
+from bidsharm.imaging.grids import Affine, crop_affine, shrink, voxel_sizes
 
 #: Volume of what is inside the skull, in ml, from a newborn's brain to the largest adult's.
 BRAIN_ML = (250.0, 2200.0)
@@ -68,6 +68,41 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels == int(sizes.argmax())
+
+
+def grow(mask: NDArray[np.bool_], affine: Affine, distance_mm: float) -> NDArray[np.bool_]:
+    """Return a mask with everything that lies within a distance of it (Euclidean, in mm)."""
+    if not mask.any():
+        return mask
+    away = ndimage.distance_transform_edt(~mask, sampling=voxel_sizes(affine))
+    return np.asarray(away <= distance_mm)
+
+
+def upper_head(data: NDArray, affine: Affine, *, height_mm: float = 140.0) -> tuple[NDArray, Affine]:
+    """Cut off what lies further below the top of a head than a brain reaches: neck and shoulders.
+
+    Parameters
+    ----------
+    data
+        Intensities (X, Y, Z) in canonical axis order, air dark.
+    affine
+        Voxel to world.
+    height_mm
+        What is kept, along the third axis.
+
+    Returns
+    -------
+    data, affine
+        The cut; all of the scan where no head stands out.
+    """
+    bright = data > 0.25 * float(np.median(data[data >= data.mean()]))
+    area = ndimage.binary_opening(bright).mean(axis=(0, 1))
+    if not area.any():
+        return data, affine
+    top = int(np.flatnonzero(area > 0.05 * area.max()).max())
+    low = max(0, int(top - height_mm / voxel_sizes(affine)[2]))
+    box = (slice(None), slice(None), slice(low, top + 3))
+    return data[box], crop_affine(affine, (slice(0, None), slice(0, None), slice(low, None)))
 
 
 def check_brain(mask: NDArray[np.bool_], affine: Affine, *, name: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import File
+from numpy.typing import NDArray
 
 from bidsharm.errors import ScanError
 from bidsharm.imaging import bias, grids, masks, segmentation, templates
@@ -169,6 +170,39 @@ class ShrinkImage(Interface):
         return {'out_file': write(cwd / 'coarse.nii', data, affine)}
 
 
+class UpperHead(Interface):
+    """Make a coarse copy of a head without the neck (:func:`bidsharm.imaging.masks.upper_head`)."""
+
+    input_spec = _ShrinkIn
+    output_spec = _ShrinkOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = masks.upper_head(*grids.shrink(*read(self.inputs.in_file), self.inputs.size_mm))
+        return {'out_file': write(cwd / 'upper.nii', data, affine)}
+
+
+class _CutIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='head')
+    mask_file = File(exists=True, mandatory=True, desc='probability of brain on the same grid')
+    margin_mm = traits.Float(4.0, usedefault=True, desc='what is kept around the brain')
+
+
+class _CutOut(TraitedSpec):
+    out_file = File(desc='brain with a margin; 0 elsewhere')
+
+
+class CutHead(Interface):
+    """Cut a head down to a rough brain mask and a margin."""
+
+    input_spec = _CutIn
+    output_spec = _CutOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        data, affine = read(self.inputs.in_file)
+        keep = masks.grow(read(self.inputs.mask_file)[0] > 0.5, affine, self.inputs.margin_mm)
+        return {'out_file': write(cwd / 'cut.nii', np.where(keep, data, 0), affine)}
+
+
 class _FieldIn(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='conformed scan')
     mask_file = File(exists=True, mandatory=True, desc='brain mask')
@@ -223,6 +257,7 @@ class _TemplateOut(TraitedSpec):
     coarse_brain = File(desc='the same at 2 mm')
     priors = File(desc='4-D probabilities of CSF, GM and WM (bundled template only)')
     mask = File(desc='brain mask')
+    coarse_head = File(desc='the bundled template in a simple shell of bone and scalp, 2 mm')
 
 
 class PrepareTemplate(Interface):
@@ -243,6 +278,7 @@ class PrepareTemplate(Interface):
             data, affine = np.asarray(brain.dataobj), brain.affine
             results['priors'] = str(cwd / 'priors.nii')
             priors.to_filename(results['priors'])
+            results['coarse_head'] = write(cwd / 'template_head.nii', *_template_head())
         coarse, coarse_affine = grids.shrink(data, affine, bias.COARSE_MM)
         return {
             **results,
@@ -250,6 +286,15 @@ class PrepareTemplate(Interface):
             'coarse_brain': write(cwd / 'template_coarse.nii', coarse, coarse_affine),
             'mask': write(cwd / 'template_mask.nii', data > 0, affine, np.uint8),
         }
+
+
+def _template_head() -> tuple[NDArray, NDArray]:
+    """Return a T1w-like head around the template's brain, at 2 mm: what a registration of whole heads can hold on to."""
+    from bidsharm.simulation.anatomy import TISSUES, load_template
+
+    brightness = {'CSF': 30, 'GM': 60, 'WM': 90, 'meninges': 35, 'skull': 10, 'scalp': 85}
+    head = load_template(step=2)
+    return np.tensordot([brightness[tissue] for tissue in TISSUES], head.fractions, axes=1), head.affine
 
 
 class _SegmentIn(BaseInterfaceInputSpec):
