@@ -124,6 +124,15 @@ def from_dict(values: Mapping[str, Any], *, where: str = 'settings') -> Settings
     known = {item.name: str(item.type) for item in dataclasses.fields(Settings)}
     check_keys(values, tuple(known), where=where)
     converted = {key: _convert(known[key], key, value, where) for key, value in values.items()}
+    for name in converted.get('contrasts', ()):
+        if name not in CONTRASTS:
+            raise UsageError(
+                f'"{name}" is no contrast.', where=where, fix=f'Choose from {", ".join(CONTRASTS)}.'
+            )
+    for key in ('nprocs', 'omp_nthreads', 'mem_gb', 'target_scans'):
+        # "not >" refuses NaN too
+        if key in converted and not converted[key] > 0:
+            raise UsageError(f'"{key}" must be above 0, not {converted[key]}.', where=where)
     return Settings(**converted)
 
 
@@ -142,6 +151,8 @@ def load_values(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f'The settings file cannot be read: {error}.', where=str(path)) from None
     values = table.get('bidsharm', table)
+    if not isinstance(values, Mapping):
+        raise UsageError('"bidsharm" must be a table: [bidsharm].', where=str(path))
     check_keys(values, tuple(item.name for item in dataclasses.fields(Settings)), where=str(path))
     return dict(values)
 
@@ -161,15 +172,16 @@ def _convert(kind: str, key: str, value: Any, where: str) -> Any:
     """Turn a TOML value into the type of the field; a wrong type is the user's error, not a crash later."""
     wrong = UsageError(f'The value of "{key}" has the wrong type: {value!r}.', where=where)
     if kind.startswith('tuple'):
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or not all(_is_label(item) for item in value):
             raise wrong
         return tuple(str(item) for item in value)
     if kind.startswith('dict'):
-        if not isinstance(value, Mapping):
+        fits = _is_path if 'Path' in kind else _is_numbers
+        if not isinstance(value, Mapping) or not all(fits(item) for item in value.values()):
             raise wrong
         return {k: Path(v) for k, v in value.items()} if 'Path' in kind else dict(value)
     if kind.startswith('Path'):
-        if not isinstance(value, (str, Path)):
+        if not _is_path(value):
             raise wrong
         return Path(value)
     kinds: dict[str, tuple[type, ...]] = {'bool': (bool,), 'int': (int,), 'float': (int, float)}
@@ -179,3 +191,18 @@ def _convert(kind: str, key: str, value: Any, where: str) -> Any:
     if kind.startswith('Literal') and repr(value) not in kind:
         raise UsageError(f'"{key}" cannot be {value!r}.', where=where, fix=f'Choose one of {kind[8:-1]}.')
     return float(str(value)) if kind == 'float' else value
+
+
+def _is_label(value: Any) -> bool:
+    """Labels are text; TOML also lets ``run = [1, 2]`` be written without quotes."""
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, Path))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(item, (int, float)) and not isinstance(item, bool) for item in value.values()
+    )

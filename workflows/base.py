@@ -47,7 +47,7 @@ class ScanPlan:
     precomputed
         Files of other pipelines, for an anchor.
     space_transforms
-        Given transforms to output templates, by template name, for an anchor.
+        Given transforms of its anchor to output templates, by template name.
     shape
         Size of the raw scan in voxels, for the memory estimate.
     """
@@ -205,10 +205,13 @@ def _init_prep_wf(plan: ScanPlan, options: Options) -> pe.Workflow:
         'sloppy': options.sloppy, 'seed': options.seed, 'name': f'prep_{plan.scan.node}_wf',
     }  # fmt: skip
     if plan.follows:
-        return init_follower_wf(same_session=plan.scan.session == plan.anchor.session, **shared)
+        return init_follower_wf(
+            same_session=plan.scan.session == plan.anchor.session, anchor=plan.anchor.suffix, **shared
+        )
     return init_structural_wf(
         brain_extraction=options.brain_extraction, skull_strip=options.skull_strip,
-        registration=options.registration, precomputed=plan.precomputed, device=options.device, **shared,
+        registration=options.registration, precomputed=plan.precomputed, device=options.device,
+        gpu_plugin_args=options.gpu_plugin_args, **shared,
     )  # fmt: skip
 
 
@@ -264,7 +267,7 @@ def _connect_scan(
         scan=scan,
         output_dir=output_dir,
         native=plan.native,
-        follows=plan.follows,
+        follows=plan.anchor.suffix if plan.follows else '',
         name=f'ds_preproc_{node}_wf',
     )
     ds_harmonized_wf = init_ds_harmonized_wf(
@@ -321,7 +324,7 @@ def _connect_spaces(
 ) -> list[pe.Workflow]:
     """Add the sinks of the output spaces; return them."""
     wanted: list[Space] = list(spaces)
-    if options.t1w_space and plan.follows:
+    if options.t1w_space and plan.follows and plan.anchor.suffix == 'T1w':
         wanted.append(Space('T1w'))
     sinks = []
     for space in wanted:
@@ -446,9 +449,12 @@ def init_target_wf(
         FitTarget(
             harmonizer=method.name, target=method.target, out_dir=str(out_dir), execution=method.execution,
             contrasts=[plan.scan.suffix for plan in used], names=[plan.scan.name for plan in used],
-            sites=[plan.scan.site for plan in used], num_threads=options.omp_nthreads,
+            sites=[plan.scan.site for plan in used], num_threads=options.omp_nthreads, use_gpu=method.uses_gpu,
         ),
-        name='fit', n_procs=options.omp_nthreads, mem_gb=method.memory_gb + 0.5 * len(used),
+        name='fit', n_procs=1 if method.uses_gpu else options.omp_nthreads,
+        mem_gb=method.memory_gb + 0.5 * len(used),
     )  # fmt: skip
+    if method.uses_gpu and options.gpu_plugin_args:
+        fit.plugin_args = options.gpu_plugin_args
     workflow.connect([(lists[key], fit, [('out', key)]) for key in names])
     return workflow

@@ -109,7 +109,10 @@ def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] 
         raise UsageError(
             f'Nipype has no plugin "{name}".', where=str(path), fix='For example MultiProc or SLURM.'
         )
-    return name, dict(content.get('plugin_args') or {}), content.get('gpu_plugin_args')
+    arguments, gpu = (content.get(key) or {} for key in ('plugin_args', 'gpu_plugin_args'))
+    if not isinstance(arguments, dict) or not isinstance(gpu, dict):
+        raise UsageError('"plugin_args" and "gpu_plugin_args" must hold names and values.', where=str(path))
+    return name, dict(arguments), gpu or None
 
 
 def gpu_slots(device: str) -> int:
@@ -174,7 +177,7 @@ def run_graph(
 
 _NODE = re.compile(r'^Node: (.+)$', re.MULTILINE)
 _OURS = re.compile(r'^\s*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
-_LAST = re.compile(r'^\s*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*): ?(.*)$', re.MULTILINE)
+_LAST = re.compile(r'^\s*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*)(?:: ?(.*))?$', re.MULTILINE)
 _SIGNAL = re.compile(r'Return code: (-\d+)')
 
 
@@ -194,7 +197,12 @@ def read_failure(path: Path) -> Failure:
         what = f'An external program was ended by signal {-int(ended[1])} (it crashed, or memory ran out).'
         return Failure(node, what, details=text, file=path)
     last = _LAST.findall(text)
-    what = f'{last[-1][0].rsplit(".", 1)[-1]}: {last[-1][1][:300]}' if last else 'The step failed.'
+    # An error without a message stands there as its bare name.
+    what = (
+        ': '.join(filter(None, (last[-1][0].rsplit('.', 1)[-1], last[-1][1][:300])))
+        if last
+        else 'The step failed.'
+    )
     return Failure(node, what, details=text, file=path)
 
 

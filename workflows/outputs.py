@@ -15,7 +15,7 @@ from bidsharm.interfaces.derivatives import ClipToRange, SaveDerivatives, SaveQC
 
 
 def init_ds_preproc_wf(
-    *, scan: ScanFile, output_dir: Path, native: Path, follows: bool = False, name: str = 'ds_preproc_wf'
+    *, scan: ScanFile, output_dir: Path, native: Path, follows: str = '', name: str = 'ds_preproc_wf'
 ) -> pe.Workflow:
     """Write what preprocessing made: image, mask, segmentation, transforms.
 
@@ -28,7 +28,8 @@ def init_ds_preproc_wf(
     native
         Image whose grid the results come back to.
     follows
-        The scan follows a T1w: its rigid transforms are written instead of those to the template.
+        Contrast of the scan that it follows: the rigid transforms to that one are written instead of those to the
+        template.
     name
         Name of the workflow.
 
@@ -46,9 +47,7 @@ def init_ds_preproc_wf(
     fields = ['preproc', 'brain_mask', 'dseg', 'tissue', 'forward', 'backward']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'mask_sidecar']), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
-    here, there = (
-        (scan.suffix, 'T1w') if follows else ('T1w' if scan.suffix == 'T1w' else scan.suffix, BUNDLED)
-    )
+    here, there = scan.suffix, follows or BUNDLED
     own = f'bids::{OutputNames(scan).image("preproc")}'
     specs = [
         sidecars.image_spec(

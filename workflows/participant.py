@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import uuid
@@ -114,12 +115,7 @@ def plan_run(settings: Settings) -> Plan:
         # A target is learnt from the whole data set, so that jobs for single subjects agree on it.
         whole = replace(settings, participant_label=(), session_label=(), run=(), bids_database_dir=None)
         everyone = select_scans(whole)
-    plan = make_plan(settings, selection, everyone=everyone)
-    if plan.fit_scans and everyone is not selection:
-        known = {scan.name for scan in selection.structural}
-        more = tuple(scan for scan in everyone.structural if scan.name not in known)
-        plan = replace(plan, selection=replace(plan.selection, structural=selection.structural + more))
-    return plan
+    return make_plan(settings, selection, everyone=everyone)
 
 
 def _needs_cohort(settings: Settings) -> bool:
@@ -281,7 +277,8 @@ def _report(
     for subject in subjects:
         names = {scan.name for scan in plan.selection.of_subject(subject)}
         errors = [failure for failure in outcome.failures if failure.scan in names]
-        left_out = [error for error in outcome.left_out if f'sub-{subject}' in error.where]
+        own = re.compile(rf'sub-{re.escape(subject)}(?![0-9A-Za-z+])')
+        left_out = [error for error in outcome.left_out if own.search(error.where)]
         provenance = {
             'harmonizer': plan.method.name, 'target': plan.method.target_label, 'ANTs': ants_version(),
             'model digest': plan.method.model_digest or 'none', 'random seed': str(settings.random_seed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ class Plan:
         Output spaces.
     fit_scans
         Scans that the target is learnt from; empty when none are needed.
+    everyone
+        Scans of the whole data set, among which ``fit_scans`` find their anchors.
     """
 
     selection: Selection
@@ -47,6 +50,11 @@ class Plan:
     options: Options
     spaces: tuple[Space, ...]
     fit_scans: tuple[ScanFile, ...] = ()
+    everyone: Selection | None = None
+
+    def fit_anchor(self, scan: ScanFile) -> ScanFile:
+        """Return the scan that one of ``fit_scans`` follows, the same whatever subset is run."""
+        return scan if scan.subject == 'reference' else (self.everyone or self.selection).anchor(scan)
 
 
 def make_plan(settings: Settings, selection: Selection, *, everyone: Selection | None = None) -> Plan:
@@ -105,7 +113,7 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         sloppy=settings.sloppy, seed=settings.random_seed, templates=templates,
         t1w_space=any(space.name == 'T1w' for space in spaces), thresholds=settings.qc_thresholds,
     )  # fmt: skip
-    return Plan(selection, method, options, spaces, fit_scans)
+    return Plan(selection, method, options, spaces, fit_scans, everyone or selection)
 
 
 def find_model(settings: Settings) -> Path:
@@ -137,10 +145,14 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
     UsageError
         If it is neither, or the method cannot aim at it.
     """
-    text = settings.target
+    text, found = settings.target, 0
     if text == 'canonical':
         kind, target = 'canonical', 'canonical'
         scans = _spread(everyone.scans, settings.target_scans) if 'cohort' in card.needs_fit else ()
+        found = len(scans)
+        # A contrast with a single scan has no common scale; the others go on without it.
+        count = Counter(scan.suffix for scan in scans)
+        scans = tuple(scan for scan in scans if count[scan.suffix] > 1)
     elif text in (sites := sorted({scan.site for scan in everyone.scans})):
         kind, target = 'site', f'site:{text}'
         scans = _spread([scan for scan in everyone.scans if scan.site == text], settings.target_scans)
@@ -159,9 +171,9 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
             where='--target',
             fix=f'It can: {", ".join(card.targets)}.',
         )
-    if settings.model is None and kind == 'canonical' and 'cohort' in card.needs_fit and len(scans) < 2:
+    if settings.model is None and kind == 'canonical' and 'cohort' in card.needs_fit and not scans:
         raise UsageError(
-            f'{card.name} needs {NEED_PHRASES["cohort"]}, and there is only {len(scans)}.',
+            f'{card.name} needs {NEED_PHRASES["cohort"]}, and there is only {found}.',
             where='--harmonizer',
             fix=f'Give --target a site or a reference image, or choose one of: {", ".join(_without_cohort())}.',
         )
@@ -255,10 +267,11 @@ def subject_plans(
 def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Options) -> ScanPlan:
     """Return the plan of one scan, with what other pipelines have computed."""
     given, ways = Precomputed(), {}
-    if scan == anchor and settings.derivatives:
-        given = find_precomputed(scan, settings.derivatives, BUNDLED)
+    if settings.derivatives and anchor.suffix == 'T1w':  # their names speak of the T1w only
+        if scan == anchor:
+            given = find_precomputed(scan, settings.derivatives, BUNDLED)
         for template in options.templates:
-            found = find_precomputed(scan, settings.derivatives, template.space.name)
+            found = find_precomputed(anchor, settings.derivatives, template.space.name)
             if found.to_template and template.space.name != BUNDLED:
                 ways[template.space.name] = found.to_template
     return ScanPlan(scan, anchor, precomputed=given, space_transforms=ways, shape=_shape(scan.path))
@@ -281,7 +294,7 @@ def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) 
         names.qc,
     ]
     for space in spaces:
-        if space.name == 'native' or (space.name == 'T1w' and scan == anchor):
+        if space.name == 'native' or (space.name == 'T1w' and (scan == anchor or anchor.suffix != 'T1w')):
             continue
         files += [spec['path'] for spec in space_specs(scan, space)]
     return files

@@ -28,6 +28,8 @@ SCAN_FIELDS = [
     'conform_warnings', 'mask_warnings',
 ]  # fmt: skip
 EXTRACTION_FIELDS = ['template_coarse', 'template_mask', 'template_head']
+MASK_FIELDS = ['mask_method', 'mask_sidecar', 'mask_warnings']
+BRAIN_FIELDS = ['preproc', 'brain', 'brain_mask', 'coarse_brain', 'coarse_head']
 TEMPLATE_FIELDS = [*EXTRACTION_FIELDS, 'template_priors', 'template_brain']
 
 
@@ -177,6 +179,7 @@ def init_brain_extraction_wf(
     method: str = 'deepbet',
     skull_strip: str = 'auto',
     device: str = 'cpu',
+    gpu_plugin_args: dict[str, Any] | None = None,
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     sloppy: bool = False,
@@ -195,6 +198,8 @@ def init_brain_extraction_wf(
         ``auto`` sees that a scan is stripped, ``force`` strips regardless, ``skip`` takes what is not background.
     device
         Where deepbet runs.
+    gpu_plugin_args
+        Plugin arguments for its node when that is a GPU.
     omp_nthreads, mem_gb, sloppy, seed, name
         As in the other workflows.
 
@@ -220,9 +225,14 @@ def init_brain_extraction_wf(
     ]  # fmt: skip
     if method == 'deepbet':
         brain_extraction = pe.Node(
-            ExtractBrain(name=scan_name, skull_strip=skull_strip, device=device, num_threads=omp_nthreads),
-            name='brain_extraction', n_procs=omp_nthreads, mem_gb=mem_gb + 1.5,
+            ExtractBrain(
+                name=scan_name, skull_strip=skull_strip, device=device, num_threads=omp_nthreads,
+                use_gpu=device not in ('cpu', ''),
+            ),
+            name='brain_extraction', n_procs=omp_nthreads if device in ('cpu', '') else 1, mem_gb=mem_gb + 1.5,
         )  # fmt: skip
+        if device not in ('cpu', '') and gpu_plugin_args:
+            brain_extraction.plugin_args = gpu_plugin_args
         workflow.connect([
             (inputnode, brain_extraction, [('in_file', 'in_file')]),
             (brain_extraction, outputnode, results),
@@ -320,6 +330,7 @@ def init_structural_wf(
     registration: str = 'affine',
     precomputed: Precomputed | None = None,
     device: str = 'cpu',
+    gpu_plugin_args: dict[str, Any] | None = None,
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     sloppy: bool = False,
@@ -332,7 +343,7 @@ def init_structural_wf(
     ----------
     scan_name
         Name of the scan, for messages.
-    brain_extraction, skull_strip, device
+    brain_extraction, skull_strip, device, gpu_plugin_args
         See :func:`init_brain_extraction_wf`.
     registration
         ``affine`` or ``syn``.
@@ -370,7 +381,7 @@ def init_structural_wf(
     else:
         workflow.connect(inputnode, 'in_file', conform, 'in_file')
     mask_wf = _mask_source(
-        given, scan_name, brain_extraction, skull_strip, device, omp_nthreads, mem_gb, sloppy, seed
+        given, scan_name, brain_extraction, skull_strip, device, gpu_plugin_args, omp_nthreads, mem_gb, sloppy, seed
     )  # fmt: skip
     bias_correction_wf = init_bias_correction_wf(
         omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, correct=given.preproc is None
@@ -386,13 +397,8 @@ def init_structural_wf(
         (inputnode, mask_wf, [(field, f'inputnode.{field}') for field in EXTRACTION_FIELDS]),
         (conform, bias_correction_wf, [('out_file', 'inputnode.in_file')]),
         (mask_wf, bias_correction_wf, [('outputnode.out_mask', 'inputnode.in_mask')]),
-        (mask_wf, outputnode, [
-            (f'outputnode.{field}', field) for field in ('mask_method', 'mask_sidecar', 'mask_warnings')
-        ]),
-        (bias_correction_wf, outputnode, [
-            (f'outputnode.{field}', field)
-            for field in ('preproc', 'brain', 'brain_mask', 'coarse_brain', 'coarse_head')
-        ]),
+        (mask_wf, outputnode, [(f'outputnode.{field}', field) for field in MASK_FIELDS]),
+        (bias_correction_wf, outputnode, [(f'outputnode.{field}', field) for field in BRAIN_FIELDS]),
         (inputnode, warp_priors, [('template_priors', 'input_image')]),
         (bias_correction_wf, warp_priors, [('outputnode.brain_mask', 'reference_image')]),
         (warp_priors, segment, [('output_image', 'priors')]),
@@ -408,15 +414,21 @@ def init_structural_wf(
     register_wf = init_template_registration_wf(
         kind=registration, omp_nthreads=omp_nthreads, sloppy=sloppy, seed=seed, name='register_wf'
     )
+    _connect_registration(workflow, register_wf, bias_correction_wf, warp_priors)
+    return workflow
+
+
+def _connect_registration(
+    workflow: pe.Workflow, register_wf: pe.Workflow, bias_correction_wf: pe.Workflow, warp_priors: pe.Node
+) -> None:
+    """Register the coarse brain to the template, and hand the transforms on."""
+    ways = [(f'outputnode.{field}', field) for field in ('to_template', 'from_template')]
     workflow.connect([
-        (inputnode, register_wf, [('template_coarse', 'inputnode.template_coarse')]),
+        (workflow.get_node('inputnode'), register_wf, [('template_coarse', 'inputnode.template_coarse')]),
         (bias_correction_wf, register_wf, [('outputnode.coarse_brain', 'inputnode.coarse_brain')]),
         (register_wf, warp_priors, [('outputnode.from_template', 'transforms')]),
-        (register_wf, outputnode, [
-            ('outputnode.to_template', 'to_template'), ('outputnode.from_template', 'from_template'),
-        ]),
+        (register_wf, workflow.get_node('outputnode'), ways),
     ])  # fmt: skip
-    return workflow
 
 
 def _mask_source(
@@ -425,6 +437,7 @@ def _mask_source(
     method: str,
     skull_strip: str,
     device: str,
+    gpu_plugin_args: dict[str, Any] | None,
     omp_nthreads: int,
     mem_gb: float,
     sloppy: bool,
@@ -433,7 +446,7 @@ def _mask_source(
     """Return the graph that makes the mask, or the one that takes over a given mask; their fields are the same."""
     if given.brain_mask is None:
         return init_brain_extraction_wf(
-            scan_name=scan_name, method=method, skull_strip=skull_strip, device=device,
+            scan_name=scan_name, method=method, skull_strip=skull_strip, device=device, gpu_plugin_args=gpu_plugin_args,
             omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed,
         )  # fmt: skip
     workflow = pe.Workflow(name='brain_extraction_wf')
@@ -506,6 +519,7 @@ def init_follower_wf(
     *,
     scan_name: str = '',
     same_session: bool = True,
+    anchor: str = 'T1w',
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     sloppy: bool = False,
@@ -523,6 +537,8 @@ def init_follower_wf(
         Name of the scan, for messages.
     same_session
         Scans of one session start where their headers put them; others from their centres of mass.
+    anchor
+        Contrast of the scan that it follows, for the record.
     omp_nthreads, mem_gb, sloppy, seed, name
         As in the other workflows.
 
@@ -554,7 +570,9 @@ def init_follower_wf(
     )  # fmt: skip
     warp = {'dimension': 3, 'float': True, 'num_threads': omp_nthreads}
     warp_mask = pe.Node(ApplyTransforms(interpolation='Linear', **warp), name='warp_mask', mem_gb=mem_gb)
-    reuse_mask = pe.Node(ReuseMask(name=scan_name, method='carried over from the T1w'), name='reuse_mask')
+    reuse_mask = pe.Node(
+        ReuseMask(name=scan_name, method=f'carried over from the {anchor}'), name='reuse_mask'
+    )
     bias_correction_wf = init_bias_correction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy)
     warp_priors = pe.Node(
         ApplyTransforms(input_image_type=3, interpolation='Linear', **warp), name='warp_priors', mem_gb=mem_gb

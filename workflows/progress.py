@@ -27,6 +27,7 @@ class Progress:
         self.console = console
         self.total = total
         self.done = 0
+        self.started: set[str] = set()
         self.bars = Bars(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=console, disable=not console.is_terminal,
@@ -51,7 +52,9 @@ class Progress:
     def start_batch(self, workflow: pe.Workflow, names: Iterable[str]) -> None:
         """Show the steps of a new batch."""
         names = list(names)
-        self.bars.reset(self.steps, total=len(workflow.list_node_names()), visible=True)
+        # Nipype does not run the nodes that only hand on.
+        run = [name for name in workflow.list_node_names() if not name.endswith(('inputnode', 'outputnode'))]
+        self.bars.reset(self.steps, total=len(run), visible=True)
         if not self.console.is_terminal:
             self.console.print(f'working on {len(names)} scans', markup=False)
 
@@ -59,6 +62,7 @@ class Progress:
         """Take a message of the scheduler."""
         name = str(getattr(node, 'name', ''))
         if status == 'start':
+            self.started.add(str(getattr(node, 'fullname', name)))
             self.bars.update(self.steps, description=f'steps ({name})')
             return
         self.bars.advance(self.steps)
@@ -66,7 +70,7 @@ class Progress:
             self.console.print(
                 f'  a step failed: {getattr(node, "fullname", name)}', markup=False, style='red'
             )
-        elif name == 'ds_qc':
+        elif name == 'ds_qc' and str(getattr(node, 'fullname', name)) in self.started:  # not passed over
             self.done += 1
             self.bars.advance(self.scans)
             path = str(node.inputs.qc_path)

@@ -29,8 +29,16 @@ def target_folder(plan: Plan, settings: Settings) -> Path:
         'harmonizer': plan.method.name,
         'kind': plan.method.target_label,
         'seed': settings.random_seed,
-        'preprocessing': [settings.skull_strip, settings.brain_extraction, settings.sloppy],
-        'scans': [[scan.name, fingerprint(scan.path)['sha256']] for scan in plan.fit_scans],
+        'preprocessing': [
+            settings.skull_strip,
+            settings.brain_extraction,
+            settings.registration,
+            settings.sloppy,
+        ],
+        'scans': [
+            [item.scan.name, item.write, [fingerprint(file)['sha256'] for file in _files(item)]]
+            for item in _plans(plan, plan.fit_scans, settings)
+        ],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     kind = ''.join(c if c.isalnum() or c in '.-' else '-' for c in plan.method.target_label)[:60]
@@ -87,7 +95,7 @@ def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir
         broken = {
             scan.name
             for scan in scans
-            if any(belongs(failure, other) for failure in failures for other in (scan, _anchor(plan, scan)))
+            if any(belongs(failure, other) for failure in failures for other in (scan, plan.fit_anchor(scan)))
         }
         if not broken:
             break
@@ -98,15 +106,18 @@ def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir
     )  # fmt: skip
 
 
-def _anchor(plan: Plan, scan: ScanFile) -> ScanFile:
-    return scan if scan.subject == 'reference' else plan.selection.anchor(scan)
+def _files(item: ScanPlan) -> list[Path]:
+    """Return all files that preprocessing of a scan starts from."""
+    given = item.precomputed
+    files = (item.scan.path, given.preproc, given.brain_mask, given.to_template, given.from_template)
+    return [file for file in files if file]
 
 
 def _plans(plan: Plan, scans: Sequence[ScanFile], settings: Settings) -> list[ScanPlan]:
     plans: dict[str, ScanPlan] = {}
     names = {scan.name for scan in scans}
     for scan in scans:
-        anchor = _anchor(plan, scan)
+        anchor = plan.fit_anchor(scan)
         plans[scan.name] = plan_scan(scan, anchor, settings, plan.options)
         if anchor.name not in names:
             plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, plan.options), write=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bidsharm import __version__
+from bidsharm.imaging.templates import BUNDLED, parse_space
 from bidsharm.settings import Settings
 
 #: Key, authors, year, title, journal, DOI of every work that a run may rest on.
@@ -63,13 +64,12 @@ class Boilerplate:
         entries = []
         for key in self.keys:
             authors, year, title, journal, doi = REFERENCES[key]
-            fields = {'author': authors.replace('and others', 'and others'), 'title': title, 'journal': journal,
-                      'year': year, 'doi': doi}  # fmt: skip
+            fields = {'author': authors, 'title': title, 'journal': journal, 'year': year, 'doi': doi}
             body = ',\n'.join(f'  {name} = {{{value}}}' for name, value in fields.items())
             entries.append(f'@article{{{key},\n{body}\n}}\n')
         paper, doi = self.method_reference
         if paper:
-            note = f'  note = {{{paper}}}' + (f',\n  doi = {{{doi}}}' if doi else '')
+            note = f'  note = {{{_escape(paper)}}}' + (f',\n  doi = {{{_escape(doi)}}}' if doi else '')
             entries.append(f'@misc{{harmonizer,\n{note}\n}}\n')
         return '\n'.join(entries)
 
@@ -93,18 +93,16 @@ def write_boilerplate(
         Contrasts that were processed.
     """
     keys = ['bids', 'pybids', 'nipype', 'n4', 'ants', 'segmentation', 'mni', 'nilearn', 'ssim']
-    if settings.brain_extraction == 'deepbet' and settings.skull_strip != 'skip':
+    extraction = _extraction(settings)
+    if 'deepbet' in extraction:
         keys.append('deepbet')
-    if any(space not in ('native', 'T1w') for space in settings.output_spaces):
+    spaces = {parse_space(space).name for space in settings.output_spaces}
+    if spaces - {'native', 'T1w', BUNDLED}:
         keys.append('templateflow')
-    extraction = {
-        'deepbet': 'The brain was extracted with deepbet, unless a scan was already skull-stripped or a mask was given.',
-        'ants': 'The brain was extracted by registering the template to the scan (affine and SyN).',
-    }[settings.brain_extraction]
     followers = [name for name in contrasts if name != 'T1w']
     follow = (
-        f' {", ".join(followers)} images were registered rigidly to the T1w of their subject, from which they took '
-        'the brain mask and the tissue prior.'
+        f' {", ".join(followers)} images were registered rigidly to a T1w of their subject, where there was one, '
+        'from which they took the brain mask and the tissue prior.'
         if followers
         else ''
     )
@@ -121,3 +119,25 @@ def write_boilerplate(
         'similarity to the input, and the distance to the target intensities were compared with fixed thresholds.'
     )
     return Boilerplate(text, tuple(keys), (str(card.get('paper', '')), str(card.get('doi', ''))))
+
+
+def _extraction(settings: Settings) -> str:
+    """Return the sentence about brain extraction; it may not name what cannot have run."""
+    if settings.skull_strip == 'skip':
+        return 'Scans were taken as skull-stripped' + (
+            ', unless a mask was given.' if settings.derivatives else '.'
+        )
+    how = {
+        'deepbet': 'with deepbet',
+        'ants': 'by registering the template to the scan (affine and SyN)',
+    }[settings.brain_extraction]
+    given = ' or a mask was given' if settings.derivatives else ''
+    already = ' a scan was already skull-stripped' if settings.skull_strip == 'auto' else ''
+    unless = f', unless{already}{given}'.replace('unless or', 'unless') if already or given else ''
+    return f'The brain was extracted {how}{unless}.'
+
+
+def _escape(text: str) -> str:
+    """Return text for a BibTeX field; the papers of other people's methods may hold any character."""
+    special = {'\\': r'\textbackslash ', '{': r'\{', '}': r'\}', **{c: f'\\{c}' for c in '&%$#_'}}
+    return ''.join(special.get(character, character) for character in text)

@@ -65,7 +65,10 @@ def _refuse_foreign(root: Path) -> None:
     if not file.exists():
         return
     content = read_json(file)
-    makers = [maker.get('Name') for maker in content.get('GeneratedBy', []) if isinstance(maker, dict)]
+    listed = content.get('GeneratedBy')
+    makers = (
+        [maker.get('Name') for maker in listed if isinstance(maker, dict)] if isinstance(listed, list) else []
+    )
     if 'bidsharm' not in makers:
         raise UsageError(
             'The output folder already holds another data set.', where=str(root), fix='Give an empty folder.'
@@ -76,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a file that is missing or broken is an empty one."""
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -59,24 +59,24 @@ def check_folders(derivatives: Mapping[str, Path]) -> None:
 def find_precomputed(scan: ScanFile, derivatives: Mapping[str, Path], template: str) -> Precomputed:
     """Look for what can be reused for a T1w, in the order in which the derivatives were named.
 
-    The names are those of fMRIPrep and sMRIPrep, with the entities of the scan; where a pipeline merged
-    runs or acquisitions, names with only subject and session are tried too, and the folder of the subject
-    where sessions were merged.
+    The names are those of fMRIPrep and sMRIPrep, with the entities of the scan. Names with fewer entities
+    (only subject and session, or the folder of the subject) are what a pipeline makes of all T1w below them:
+    they count only where the scan is the only one, for an average over runs or scanners is not this scan.
     """
-    found: dict[str, Path] = {}
-    source = ''
     for name, root in derivatives.items():
+        found: dict[str, Path] = {}
         for folder, entities in _places(scan, root):
             for key, file in _candidates(folder, entities, template).items():
-                if key not in found and file.is_file() and (not source or source == name):
+                if key not in found and file.is_file():
                     found[key] = file
-                    source = name
-    if 'to_template' not in found or 'from_template' not in found:
-        found.pop('to_template', None)
-        found.pop('from_template', None)
-    if 'preproc' in found and 'brain_mask' not in found:
-        found.pop('preproc')  # without its mask we could not tell a stripped image from a whole head
-    return Precomputed(**found, source=source if found else '')
+        if 'to_template' not in found or 'from_template' not in found:
+            found.pop('to_template', None)
+            found.pop('from_template', None)
+        if 'brain_mask' not in found:
+            found.pop('preproc', None)  # without its mask a stripped image looks like a whole head
+        if found:
+            return Precomputed(**found, source=name)
+    return Precomputed()
 
 
 def _places(scan: ScanFile, root: Path) -> list[tuple[Path, dict[str, str]]]:
@@ -84,10 +84,18 @@ def _places(scan: ScanFile, root: Path) -> list[tuple[Path, dict[str, str]]]:
     exact: dict[str, str] = dict(scan.entities)
     short: dict[str, str] = {key: exact[key] for key in ('sub', 'ses') if key in exact}
     here = subject / f'ses-{scan.session}' if scan.session else subject
-    places: list[tuple[Path, dict[str, str]]] = [(here / 'anat', exact), (here / 'anat', short)]
-    if scan.session:
+    places: list[tuple[Path, dict[str, str]]] = [(here / 'anat', exact)]
+    if _is_only_t1w(scan, scan.path.parent.parent):
+        places.append((here / 'anat', short))
+    if scan.session and _is_only_t1w(scan, scan.root / f'sub-{scan.subject}'):
         places.append((subject / 'anat', {'sub': scan.subject}))
     return places
+
+
+def _is_only_t1w(scan: ScanFile, folder: Path) -> bool:
+    """Say whether no other T1w lies in the ``anat`` folders of a session or of all sessions of a subject."""
+    images = {file for pattern in ('anat', 'ses-*/anat') for file in folder.glob(f'{pattern}/*_T1w.nii*')}
+    return images <= {scan.path}
 
 
 def _candidates(folder: Path, entities: Mapping[str, str], template: str) -> dict[str, Path]:

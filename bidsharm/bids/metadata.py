@@ -48,7 +48,7 @@ def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ..
                 continue
             try:
                 metadata.update(_read(folder / name))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 warnings.append(f'The sidecar {name} cannot be read ({error}); its fields are missing.')
     return metadata, tuple(warnings)
 

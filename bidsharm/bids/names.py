@@ -86,9 +86,11 @@ def parse_name(name: str) -> tuple[dict[str, str], str] | None:
     stem = name.split('.', maxsplit=1)[0]
     *pairs, suffix = stem.split('_')
     matches = [_ENTITY.match(pair) for pair in pairs]
-    if not pairs or not all(matches):
+    entities = {match[1]: match[2] for match in matches if match}
+    # An entity given twice says two things about one file: no BIDS name.
+    if not pairs or len(entities) < len(pairs):
         return None
-    return {match[1]: match[2] for match in matches if match}, suffix
+    return entities, suffix
 
 
 def file_name(entities: Mapping[str, str], suffix: str, extension: str = '') -> str:

@@ -92,9 +92,15 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     layout = layout or open_layout(settings)
     _check_labels(settings, layout)
     filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
-    by_contrast = {name: _find(settings, layout, name, filters) for name in {*settings.contrasts, 'T1w'}}
-    kept = _narrow(settings, [scan for contrast in settings.contrasts for scan in by_contrast[contrast]])
+    misnamed: list[ScanError] = []
+    by_contrast = {
+        name: _find(settings, layout, name, filters, misnamed)
+        for name in dict.fromkeys((*settings.contrasts, 'T1w'))
+    }
+    contrasts = dict.fromkeys(settings.contrasts)
+    kept = _narrow(settings, [scan for contrast in contrasts for scan in by_contrast[contrast]])
     scans, left_out = _refuse_doubtful(kept)
+    left_out = misnamed + left_out
     participants = read_participants(settings.bids_dir)
     structural, _ = _refuse_doubtful(by_contrast['T1w'])
     label = functools.partial(_with_site, participants=participants, rule=settings.site)
@@ -114,29 +120,54 @@ def _order(scan: ScanFile) -> tuple[str, str, int, str]:
 
 
 def _find(
-    settings: Settings, layout: BIDSLayout, contrast: str, filters: Mapping[str, Mapping[str, Any]]
+    settings: Settings,
+    layout: BIDSLayout,
+    contrast: str,
+    filters: Mapping[str, Mapping[str, Any]],
+    misnamed: list[ScanError],
 ) -> list[ScanFile]:
-    query: dict[str, Any] = {'datatype': 'anat', 'suffix': contrast, 'extension': ['.nii', '.nii.gz']}
-    if settings.participant_label:
-        query['subject'] = list(settings.participant_label)
-    query.update(filters.get(contrast, {}))
-    scans = []
-    for image in layout.get(**query):
-        parsed = parse_name(Path(image.path).name)
-        if parsed is None or parsed[0].get('part', 'mag') != 'mag':
-            continue  # phase, real and imaginary parts are no pictures of anatomy
-        metadata, warnings = read_metadata(Path(image.path), settings.bids_dir)
-        scans.append(
-            ScanFile(
-                Path(image.path),
-                parsed[0],
-                parsed[1],
-                settings.bids_dir,
-                metadata=metadata,
-                warnings=warnings,
+    """Return the images of a contrast; those whose names cannot be trusted go to ``misnamed``.
+
+    Subject and folder are read from the end of the path: pybids takes the first ``sub-`` or ``func`` of the
+    whole path, which may lie above the data set.
+    """
+    query: dict[str, Any] = {
+        'suffix': contrast,
+        'extension': ['.nii', '.nii.gz'],
+        **filters.get(contrast, {}),
+    }
+    root, scans = settings.bids_dir, []
+    for path in (Path(image.path) for image in layout.get(**query)):
+        folders = path.relative_to(root).parts[:-1]
+        if len(folders) < 2 or not folders[0].startswith('sub-') or folders[-1] != 'anat':
+            continue
+        if settings.participant_label and folders[0].removeprefix('sub-') not in settings.participant_label:
+            continue
+        parsed = parse_name(path.name)
+        if parsed is None or not _is_raw_name(parsed[0], folders):
+            misnamed.append(
+                ScanError(
+                    'This is not the BIDS name of a raw scan in this folder.',
+                    where=path.relative_to(root).as_posix(),
+                    fix='Rename, move or remove the file.',
+                )  # fmt: skip
             )
-        )
+            continue
+        entities, suffix = parsed
+        if entities.get('part', 'mag') != 'mag':
+            continue  # phase, real and imaginary parts are no pictures of anatomy
+        metadata, warnings = read_metadata(path, root)
+        scans.append(ScanFile(path, entities, suffix, root, metadata=metadata, warnings=warnings))
     return scans
+
+
+def _is_raw_name(entities: Mapping[str, str], folders: Sequence[str]) -> bool:
+    """Say whether a name gives each scan outputs of its own.
+
+    Subject and session must be those of the folders, and the entities that tell our outputs apart must be free.
+    """
+    expected = [f'sub-{entities.get("sub", "")}', *([f'ses-{entities["ses"]}'] if 'ses' in entities else [])]
+    return list(folders[:-1]) == expected and not entities.keys() & {'space', 'res', 'label', 'desc'}
 
 
 def _check_labels(settings: Settings, layout: BIDSLayout) -> None:
@@ -232,11 +263,15 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
             'The filter file must hold one object per contrast.', where=str(path), fix='{"t1w": {"run": 1}}'
         )
     lowered = {str(key).lower(): value for key, value in content.items()}
+    if len(lowered) < len(content):
+        raise UsageError('A contrast is there twice, in upper and lower case.', where=str(path))
     check_keys(lowered, tuple(FILTER_KEYS), where=str(path))
     queries = {f'Query.{item.name}': item for item in Query}
     filters: dict[str, dict[str, Any]] = {}
     for key, value in lowered.items():
         check_keys(value, FILTER_ENTITIES, where=f'{path} ({key})')
+        for name, entry in value.items():
+            _check_filter(name, entry, FILTER_KEYS[key], where=f'{path} ({key})')
         filters[FILTER_KEYS[key]] = {
             name: queries.get(entry, entry) if isinstance(entry, str) else entry
             for name, entry in value.items()
@@ -244,10 +279,25 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
     return filters
 
 
-#: Entities that a filter may name (pybids' long names).
+def _check_filter(name: str, entry: object, contrast: str, *, where: str) -> None:
+    entries = entry if isinstance(entry, list) else [entry]
+    if not entries or not all(isinstance(item, (str, int, float)) for item in entries):
+        raise UsageError(
+            f'The filter "{name}" must be a label or a list of labels, not {entry!r}.', where=where
+        )
+    allowed = {'suffix': [contrast], 'extension': ['.nii', '.nii.gz', 'nii', 'nii.gz'], 'datatype': ['anat']}
+    for item in entries:
+        if name in allowed and item not in allowed[name]:
+            raise UsageError(
+                f'The filter "{name}" of {contrast} cannot be {item!r}.',
+                where=where, fix=f'Leave it out, or choose from {", ".join(allowed[name])}.',
+            )  # fmt: skip
+
+
+#: Entities that a filter may name, as pybids calls them.
 FILTER_ENTITIES = (
     'subject', 'session', 'sample', 'acquisition', 'ceagent', 'reconstruction', 'direction', 'run', 'modality',
-    'echo', 'flip', 'inversion', 'mtransfer', 'part', 'suffix', 'extension', 'datatype',
+    'echo', 'flip', 'inv', 'mt', 'part', 'suffix', 'extension', 'datatype',
 )  # fmt: skip
 
 
@@ -319,4 +369,5 @@ def anchor_of(scan: ScanFile, scans: Iterable[ScanFile]) -> ScanFile:
     same_session = [other for other in structural if other.session == scan.session]
     if structural:
         return (same_session or structural)[0]
-    return next(other for other in scans if other.session == scan.session)
+    first = next(other for other in scans if other.session == scan.session)
+    return scan if first.suffix == scan.suffix else first

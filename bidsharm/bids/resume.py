@@ -33,9 +33,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Return a QC record, or None when there is none that can be read."""
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and 'verdict' in record else None
+    ours = {'verdict', 'scan', 'subject', 'contrast'}
+    return record if isinstance(record, dict) and ours <= record.keys() else None
 
 
 def is_complete(qc_file: Path, root: Path, native: Path, digest: str) -> bool:
@@ -43,5 +44,8 @@ def is_complete(qc_file: Path, root: Path, native: Path, digest: str) -> bool:
     record = read_record(qc_file)
     if record is None or record.get('digest') != digest:
         return False
-    names = [*record.get('outputs', []), *record.get('figures', {}).values()]
-    return all((root / name).is_file() for name in names) and unchanged(native, record.get('input', {}))
+    try:
+        names = [*record['outputs'], *record['figures'].values()]
+        return all((root / name).is_file() for name in names) and unchanged(native, record['input'])
+    except (KeyError, TypeError, AttributeError):
+        return False  # a record that someone edited proves nothing

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Print usage and message, and exit with code 2."""
-        self.print_usage()
+        self.print_usage(sys.stderr)
         self.exit(int(ExitCode.USAGE), f'{self.prog}: {message}\n')
 
 
@@ -187,18 +189,39 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     config = given.pop('config_file', None)
     values: dict[str, Any] = {**(load_values(config) if config else {}), **given}
     values['derivatives'] = _named(values.get('derivatives', {}))
-    values.setdefault('nprocs', available_cores())
-    values.setdefault('omp_nthreads', min(int(values['nprocs']), 4))
-    values.setdefault('mem_gb', available_memory_gb())
     values['notrack'] = True
+    values.setdefault('nprocs', available_cores())
+    values.setdefault('mem_gb', available_memory_gb())
     settings = from_dict(values, where=str(config or 'command line'))
+    if 'omp_nthreads' not in values:
+        settings = replace(settings, omp_nthreads=min(settings.nprocs, 4))
+    settings = _normalized(settings)
     _check(settings)
     return settings
 
 
-def _named(derivatives: Any) -> dict[str, str]:
+def _normalized(settings: Settings) -> Settings:
+    """Bring what came from a settings file into the form that the command line gives it."""
+    labels = {
+        name: tuple(_label(entity)(text) for text in getattr(settings, name))
+        for name, entity in (('participant_label', 'sub'), ('session_label', 'ses'), ('run', 'run'))
+    }
+    paths = {
+        name: _absolute(str(getattr(settings, name)))
+        for name in ('bids_filter_file', 'bids_database_dir', 'weights_dir', 'work_dir', 'use_plugin')
+        if getattr(settings, name) is not None
+    }
+    derivatives = {name: _absolute(str(path)) for name, path in settings.derivatives.items()}
+    return replace(settings, derivatives=derivatives, **labels, **paths)
+
+
+def _named(derivatives: Any) -> dict[str, Any]:
     if isinstance(derivatives, dict):
-        return {str(name): str(path) for name, path in derivatives.items()}
+        return derivatives
+    if not all(isinstance(item, tuple) for item in derivatives):
+        raise UsageError(
+            'Derivatives in a settings file are a table.', where='derivatives', fix='{ smriprep = "/path" }'
+        )
     named: dict[str, str] = {}
     for name, path in derivatives:
         if name in named:
@@ -208,14 +231,23 @@ def _named(derivatives: Any) -> dict[str, str]:
 
 
 def _check(settings: Settings) -> None:
-    inside = [settings.bids_dir, *settings.bids_dir.parents]
-    work = settings.work_dir
-    if work is not None and (work == settings.bids_dir or settings.bids_dir in work.parents):
-        raise UsageError('The working folder may not lie inside the data set.', where=f'--work-dir {work}')
-    if settings.output_dir == settings.bids_dir:
+    # Links are followed here: another way into the data set is a way into the data set.
+    data, output = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    for what, option, folder in (
+        ('working folder', '--work-dir', settings.work_dir),
+        ('index', '--bids-database-dir', settings.bids_database_dir),
+    ):
+        if folder is not None and data in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f'The {what} may not lie inside the data set.', where=f'{option} {folder}')
+    if output == data:
         raise UsageError('The output folder may not be the data set itself.', where=str(settings.output_dir))
-    if settings.output_dir in inside:
+    if output in data.parents:
         raise UsageError('The data set may not lie inside the output folder.', where=str(settings.output_dir))
+    if 'raw' in settings.derivatives:
+        raise UsageError(
+            'The name "raw" is that of the data set itself in BIDS URIs.', where='--derivatives',
+            fix=f'Name it otherwise: other={settings.derivatives["raw"]}.',
+        )  # fmt: skip
 
 
 def parse_memory(text: str) -> float:
@@ -234,7 +266,9 @@ def parse_memory(text: str) -> float:
 
 
 def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    path = Path(text).expanduser().absolute()
+    # ".." after a link means the folder above the link's target, as the shell's programs see it.
+    return path.resolve() if '..' in path.parts else path
 
 
 def _folder(text: str) -> Path:

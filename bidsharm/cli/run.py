@@ -14,13 +14,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         settings = parse_settings(argv)
-    except BidsharmError as error:
-        return _complain(error)
-    quiet_libraries()
-    from rich.console import Console
+        quiet_libraries()
+        from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    try:
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         if settings.analysis_level == 'group':
             from bidsharm.workflows.group import run_group
 

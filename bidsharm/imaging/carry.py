@@ -73,7 +73,9 @@ def carry_change(
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance = np.maximum(local_mean(x * x) - mean_x**2, 0)
     covariance = local_mean(x * y) - mean_x * mean_y
-    gain = covariance / (variance + stiffness * float(np.var(x[weight > 0])))
+    # A brain of one single intensity has no variance at all; its change is the mean change.
+    floor = max(stiffness * float(np.var(x[weight > 0])), float(np.finfo(np.float32).tiny))
+    gain = covariance / (variance + floor)
     offset = mean_y - gain * mean_x
     shape = native.shape
     gain_n, offset_n = (

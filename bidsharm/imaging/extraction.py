@@ -30,7 +30,7 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     Raises
     ------
     ScanError
-        If no brain was found.
+        If no brain was found, or memory did not suffice.
     """
     from deepbet import BrainExtraction
 
@@ -41,6 +41,11 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     try:
         _, mask, _ = BrainExtraction(no_gpu=not device.startswith('cuda')).run(image)
     except (AssertionError, ValueError, IndexError, RuntimeError) as error:
+        if 'out of memory' in str(error):
+            raise ScanError(
+                f'The memory of {device} does not suffice for deepbet.',
+                fix='Free the device, or choose --device cpu.',
+            ) from None
         raise ScanError(
             f'deepbet found no brain in it ({str(error).splitlines()[0] if str(error) else type(error).__name__}).',
             fix='Look at the scan; try --brain-extraction ants, or give a mask with --derivatives.',

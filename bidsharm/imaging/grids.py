@@ -68,7 +68,9 @@ def load_checked(path: Path) -> nib.Nifti1Image:
         image = open_image(path)
         shape, kind = image.shape, image.get_data_dtype()
     except Exception as error:  # noqa: BLE001 - nibabel raises many kinds for a broken file
-        raise ScanError(f'This is not a readable image ({_first_line(error)}).', where=path.name) from None
+        raise ScanError(
+            f'This is not a readable image ({_first_line(error, path)}).', where=path.name
+        ) from None
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if kind.fields is not None or kind.kind not in 'iuf':
@@ -129,14 +131,18 @@ def to_native(image: nib.Nifti1Image, native: nib.Nifti1Image) -> nib.Nifti1Imag
     ValueError
         If the image does not lie on the scan's voxels.
     """
-    orientation = io_orientation(native.affine)
+    # The image stands on the affine that conform mended (units, right angles), not on the raw one.
+    affine = _checked_affine(native, Path(native.get_filename() or '').name, [])
+    orientation = io_orientation(affine)
     shape = tuple(int(native.shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])]) for axis in range(3))
     data = np.asanyarray(image.dataobj)
-    canonical = native.affine @ inv_ornt_aff(orientation, native.shape[:3])
-    start = np.linalg.inv(canonical[:3, :3]) @ (image.affine[:3, 3] - canonical[:3, 3])
+    canonical = affine @ inv_ornt_aff(orientation, native.shape[:3])
+    place = np.linalg.inv(canonical) @ image.affine
+    start, stop = place[:3, 3], place[:3] @ [*data.shape[:3], 1]
     first = np.round(start).astype(int)
     last = first + data.shape[:3]
-    if np.abs(start - first).max() > 0.05 or first.min() < 0 or (last > shape).any():
+    apart = np.abs(start - first).max() > 0.05 or np.abs(stop - last).max() > 0.25
+    if apart or first.min() < 0 or (last > shape).any():
         raise ValueError(f'the image (shape {data.shape}) does not lie on the voxels of the raw scan {shape}')
     full = np.zeros((*shape, *data.shape[3:]), dtype=data.dtype)
     full[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = data
@@ -147,7 +153,7 @@ def to_native(image: nib.Nifti1Image, native: nib.Nifti1Image) -> nib.Nifti1Imag
         codes = [int(native.header['sform_code']) or 1, int(native.header['qform_code']) or 1]
     restored.set_sform(native.affine, code=codes[0])
     restored.set_qform(native.affine, code=codes[1])
-    restored.header.set_xyzt_units('mm')
+    restored.header.set_xyzt_units(_length_unit(native)[0])
     return restored
 
 
@@ -157,30 +163,36 @@ def voxel_sizes(affine: Affine) -> NDArray[np.float64]:
 
 
 def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Affine:
-    affine = np.asarray(image.affine, dtype=float)
+    affine = np.array(image.affine, dtype=float)  # a copy: the image keeps its own
     sizes = voxel_sizes(affine) if np.isfinite(affine).all() else np.zeros(3)
-    if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-6:
         raise ScanError(
             'The affine is missing, zero or not a number, so nobody can say where left is.',
             where=name,
             fix='Convert it from DICOM again (dcm2niix), or repair sform and qform.',
         )
-    units = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
-    scale = {'meter': 1000.0, 'micron': 0.001}.get(units, 1.0)
-    if (
-        scale != 1.0
-        and VOXEL_SIZE_MM[0] <= (sizes * scale).min()
-        and (sizes * scale).max() <= VOXEL_SIZE_MM[1]
-    ):
-        warnings.append(f'The header gives sizes in {units}; they were converted to mm.')
+    unit, scale = _length_unit(image)
+    if scale != 1.0:
+        warnings.append(f'The header gives sizes in {unit}; they were converted to mm.')
         affine[:3] *= scale
         sizes = sizes * scale
-    if sizes.min() < VOXEL_SIZE_MM[0] or sizes.max() > VOXEL_SIZE_MM[1]:
+    if not _plausible(sizes):
         raise ScanError(
             f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name
         )
     _note_header_forms(image, warnings)
     return _orthonormal(affine, sizes, name, warnings)
+
+
+def _length_unit(image: nib.Nifti1Image) -> tuple[str, float]:
+    """Return the unit of the affine and what it is in mm; a unit that makes sizes implausible is not believed."""
+    unit = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
+    scale = {'meter': 1000.0, 'micron': 0.001}.get(unit, 1.0)
+    return (unit, scale) if scale != 1.0 and _plausible(voxel_sizes(image.affine) * scale) else ('mm', 1.0)
+
+
+def _plausible(sizes: NDArray) -> bool:
+    return bool(sizes.min() >= VOXEL_SIZE_MM[0] and sizes.max() <= VOXEL_SIZE_MM[1])
 
 
 def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
@@ -218,7 +230,7 @@ def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> F
         data = np.asarray(image.dataobj, dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
         raise ScanError(
-            f'The voxels cannot be read; the file is probably cut off ({_first_line(error)}).',
+            f'The voxels cannot be read; the file is probably cut off ({_first_line(error, image.get_filename())}).',
             where=name,
             fix='Copy or convert the file again.',
         ) from None
@@ -236,8 +248,10 @@ def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> F
     return data
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def _first_line(error: BaseException, path: str | Path | None) -> str:
+    """Return what an error says, without the folder of the file."""
+    text = str(error).replace(str(path), Path(path).name) if path else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:160]
 
 
 def bounding_box(

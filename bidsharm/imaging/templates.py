@@ -43,7 +43,9 @@ class Space:
         """The entities that a file in this space carries."""
         if self.name == 'native':
             return {}
-        return {'space': self.name, **({'res': self.resolution} if self.resolution else {})}
+        # TemplateFlow's own way to write a cohort into one label.
+        name = f'{self.name}+{self.cohort}' if self.cohort else self.name
+        return {'space': name, **({'res': self.resolution} if self.resolution else {})}
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,9 @@ class _FitIn(BaseInterfaceInputSpec):
     harmonizer = traits.Str(mandatory=True, desc='registry name')
     target = traits.Str(mandatory=True, desc='canonical, site:NAME or reference:FILE')
     out_dir = traits.Str(mandatory=True, desc='where the bundle goes')
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed'
+    )
     execution = traits.Dict(desc='device, precision, threads, seed')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
 

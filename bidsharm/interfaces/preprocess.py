@@ -51,6 +51,9 @@ class _BrainIn(BaseInterfaceInputSpec):
     name = traits.Str(desc='name of the scan, for messages')
     skull_strip = traits.Enum('auto', 'force', 'skip', usedefault=True, desc='what to do about the skull')
     device = traits.Str('cpu', usedefault=True, nohash=True, desc='where deepbet runs')
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed'
+    )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
 
 

@@ -1,0 +1,155 @@
+"""What the benchmarks share: the machine, memory of a process tree, and results on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def machine() -> dict[str, str]:
+    """Describe the machine and the versions, in words that name no place."""
+    model = platform.processor() or 'unknown processor'
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        names = [
+            line.split(':', 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith('model name')
+        ]
+        model = names[0] if names else model
+    memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+    packages = ('bidsharm', 'nipype', 'antspyx', 'torch', 'numpy')
+    return {
+        'processor': f'{len(os.sched_getaffinity(0))} cores of {model}',
+        'memory': f'{memory_gb:.0f} GB',
+        'system': f'{platform.system()}, Python {platform.python_version()}',
+        'versions': ', '.join(f'{name} {version(name)}' for name in packages),
+    }
+
+
+def real_data() -> Path:
+    """Return the folder of the real scans, or end with a sentence."""
+    folder = os.environ.get('BIDSHARM_REAL_DATA', '')
+    if not Path(folder or '/nowhere').is_dir():
+        raise SystemExit('Set BIDSHARM_REAL_DATA to the folder of the real scans (a BIDS data set).')
+    return Path(folder)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command took: wall seconds, CPU seconds of the tree, and its largest resident memory together (GB)."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+    code: int
+
+
+def measure(command: Sequence[str], **options: Any) -> Usage:
+    """Run a command and watch its whole process tree (proportional set size, every 0.1 s)."""
+    before, started = os.times(), time.perf_counter()
+    with subprocess.Popen([str(part) for part in command], **options) as process:
+        peak, done = [0.0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
+        watcher.start()
+        code = process.wait()
+        done.set()
+        watcher.join()
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Usage(time.perf_counter() - started, cpu, peak[0], code)
+
+
+def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
+    import psutil
+
+    while not done.wait(0.1):
+        total = 0
+        try:
+            root = psutil.Process(pid)
+            tree = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return
+        for process in tree:
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.Error, OSError):
+                continue
+        peak[0] = max(peak[0], total / 1e9)
+
+
+def repeat(function: Callable[[], Any], times: int) -> float:
+    """Return the median wall seconds of a function."""
+    spent = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        spent.append(time.perf_counter() - started)
+    return statistics.median(spent)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table; the first row names the columns."""
+    columns = list(rows[0])
+    lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+    lines += ['| ' + ' | '.join(_cell(row.get(column)) for column in columns) + ' |' for row in rows]
+    return '\n'.join(lines) + '\n'
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ''
+    return (
+        f'{value:.3g}'
+        if isinstance(value, float) and abs(value) < 100
+        else f'{value:.0f}'
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def save(name: str, *, title: str, text: str, data: dict[str, Any], seed: int | None = None) -> None:
+    """Write ``results/NAME.json`` and ``NAME.md``: what was measured, when, where and with which command."""
+    RESULTS.mkdir(exist_ok=True)
+    command = f'python benchmarks/{Path(sys.argv[0]).name} ' + shlex.join(
+        _public(part) for part in sys.argv[1:]
+    )
+    about = {
+        'date': datetime.now(UTC).strftime('%Y-%m-%d'),
+        'command': command.strip(),
+        'seed': 'none' if seed is None else str(seed),
+        **machine(),
+    }
+    (RESULTS / f'{name}.json').write_text(json.dumps({'about': about, **data}, indent=1) + '\n')
+    lines = ''.join(f'- {key}: {value}\n' for key, value in about.items())
+    page = f'# {title}\n\n{text}\n{lines}'
+    (RESULTS / f'{name}.md').write_text(page)
+    print(page)
+
+
+def _public(argument: str) -> str:
+    """Replace a path by its last part in capitals: results name no place."""
+    return Path(argument).name.upper() if argument.startswith('/') else argument
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
