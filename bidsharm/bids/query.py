@@ -94,11 +94,11 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
     misnamed: list[ScanError] = []
     by_contrast = {
-        name: _find(settings, layout, name, filters, misnamed)
+        name: _find(settings, layout, name, filters, misnamed if name in settings.contrasts else [])
         for name in dict.fromkeys((*settings.contrasts, 'T1w'))
     }
     contrasts = dict.fromkeys(settings.contrasts)
-    kept = _narrow(settings, [scan for contrast in contrasts for scan in by_contrast[contrast]])
+    kept = _narrow(settings, [scan for contrast in contrasts for scan in by_contrast[contrast]], misnamed)
     scans, left_out = _refuse_doubtful(kept)
     left_out = misnamed + left_out
     participants = read_participants(settings.bids_dir)
@@ -150,7 +150,7 @@ def _find(
                     'This is not the BIDS name of a raw scan in this folder.',
                     where=path.relative_to(root).as_posix(),
                     fix='Rename, move or remove the file.',
-                )  # fmt: skip
+                )
             )
             continue
         entities, suffix = parsed
@@ -190,14 +190,16 @@ def _some(labels: Sequence[str], most: int = 12) -> str:
     return (', '.join(labels[:most]) or 'none') + rest
 
 
-def _narrow(settings: Settings, scans: list[ScanFile]) -> list[ScanFile]:
+def _narrow(settings: Settings, scans: list[ScanFile], misnamed: Sequence[ScanError]) -> list[ScanFile]:
     """Apply the session and run filters one by one, so that the one that empties the list can be named."""
     if not scans:
         filtered = f' with the filter file {settings.bids_filter_file}' if settings.bids_filter_file else ''
         raise NothingToDo(
             f'No {", ".join(settings.contrasts)} image was found{filtered}.',
             where=str(settings.bids_dir),
-            fix='Check the folder, --participant-label, --contrasts and --bids-filter-file.',
+            fix=f'Rename what is no BIDS name: {_some([error.where for error in misnamed])}.'
+            if misnamed
+            else 'Check the folder, --participant-label, --contrasts and --bids-filter-file.',
         )
     for option, wanted, entity in (
         ('--session-label', settings.session_label, 'ses'),

@@ -202,17 +202,15 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
 
 def _normalized(settings: Settings) -> Settings:
     """Bring what came from a settings file into the form that the command line gives it."""
-    labels = {
+    changed: dict[str, Any] = {
         name: tuple(_label(entity)(text) for text in getattr(settings, name))
         for name, entity in (('participant_label', 'sub'), ('session_label', 'ses'), ('run', 'run'))
     }
-    paths = {
-        name: _absolute(str(getattr(settings, name)))
-        for name in ('bids_filter_file', 'bids_database_dir', 'weights_dir', 'work_dir', 'use_plugin')
-        if getattr(settings, name) is not None
-    }
-    derivatives = {name: _absolute(str(path)) for name, path in settings.derivatives.items()}
-    return replace(settings, derivatives=derivatives, **labels, **paths)
+    changed['derivatives'] = {name: _absolute(str(path)) for name, path in settings.derivatives.items()}
+    for name in ('bids_filter_file', 'bids_database_dir', 'weights_dir', 'work_dir', 'use_plugin'):
+        if getattr(settings, name) is not None:
+            changed[name] = _absolute(str(getattr(settings, name)))
+    return replace(settings, **changed)
 
 
 def _named(derivatives: Any) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def run_isolated(
 def _end_of(code: int) -> str:
     if code >= 0:
         return f'ended with code {code}'
-    name = signal.Signals(-code).name
+    known = {int(item): item.name for item in signal.Signals}
+    name = known.get(-code, f'signal {-code}')  # real-time signals have no name
     hint = ', probably because memory ran out' if name == 'SIGKILL' else ''
     return f'was ended by {name}{hint}'
 

@@ -542,7 +542,10 @@ def bullet_svg(check: Mapping[str, Any]) -> Markup:
     sign = 1.0 if direction == 'min' else -1.0
     gap = abs(warn - fail) or abs(warn) * 0.25 or 1.0
     # Good is to the right in every bar, whichever way the check points.
-    place = min(max(sign * (value - fail) / gap, -1.2), 4.2)
+    distance = sign * (value - fail) / gap
+    if warn == fail and distance >= 0:
+        distance += 1.5  # one limit for both: what passes has no yellow zone to cross
+    place = min(max(distance, -1.2), 4.2)
     width, low, high = 120.0, -1.4, 4.4
     edges = [0.0, (0 - low) / (high - low) * width, (1 - low) / (high - low) * width, width]
     colours = ('var(--fail, #b3261e)', 'var(--warn, #9a6200)', 'var(--pass, #1f7a4d)')

@@ -310,9 +310,9 @@ def change_message(qc: Mapping[str, Any]) -> str:
     most = plots.finite(change.get('p95_abs'))
     if most is None:
         return ''
+    size = f'within {plots.number(100 * most, 2)}' if most >= 1e-4 else 'below 0.01'
     return (
-        f'In 95 % of the brain the change beyond a plain rescaling stays within '
-        f'{plots.number(100 * most, 2)} % of the range of intensities.'
+        f'In 95 % of the brain the change beyond a plain rescaling stays {size} % of the range of intensities.'
     )
 
 
