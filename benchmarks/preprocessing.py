@@ -84,7 +84,7 @@ def by_bidsharm(scan: Path, mask: Path, folder: Path, *, registration: str) -> W
     return way
 
 
-def by_defaults(scan: Path, mask: Path, template_brain: Path) -> Way:
+def by_defaults(scan: Path, mask: Path, template_brain: Path, folder: Path) -> Way:
     """Run antspyx with its default settings: N4 on the head, affine on the brain, Atropos twice."""
     import ants
 
@@ -100,9 +100,18 @@ def by_defaults(scan: Path, mask: Path, template_brain: Path) -> Way:
         for _ in range(2):
             segmented = ants.atropos(brain, brain_mask, m='[0.2,1x1x1]')['segmentation']
     way.corrected, way.warped, way.labels = (
-        ants.to_nibabel(found) for found in (corrected, moved, segmented)
+        _to_nibabel(found, folder / f'{name}.nii')
+        for name, found in {'corrected': corrected, 'moved': moved, 'segmented': segmented}.items()
     )
     return way
+
+
+def _to_nibabel(image: Any, path: Path) -> Any:
+    import ants
+    import nibabel as nib
+
+    ants.image_write(image, str(path))
+    return nib.load(path)
 
 
 @contextlib.contextmanager
@@ -190,7 +199,7 @@ def compare(name: str, scan: Path, mask: Path, truth: dict[str, Any], folder: Pa
     template.to_filename(template_file)
     grid, rows = nib.load(mask), []
     ways = {
-        'ANTs defaults': by_defaults(scan, mask, template_file),
+        'ANTs defaults': by_defaults(scan, mask, template_file, folder),
         'bidsharm (affine)': by_bidsharm(scan, mask, folder / 'affine', registration='affine'),
         'bidsharm (SyN)': by_bidsharm(scan, mask, folder / 'syn', registration='syn'),
     }

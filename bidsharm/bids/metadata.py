@@ -42,10 +42,13 @@ def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ..
         folder for folder in (path.parent, *path.parent.parents) if folder == root or root in folder.parents
     ]
     for folder in reversed(folders):
-        for name in sorted(_sidecars(folder), key=len):
-            other = parse_name(name)
-            if other is None or other[1] != suffix or not other[0].items() <= entities.items():
-                continue
+        applying = []
+        for name in _sidecars(folder):
+            # "T1w.json" at the root is the most common sidecar of all, though no image is called so
+            other = ({}, suffix) if name == f'{suffix}.json' else parse_name(name)
+            if other is not None and other[1] == suffix and other[0].items() <= entities.items():
+                applying.append((len(other[0]), name))
+        for _, name in sorted(applying):
             try:
                 metadata.update(_read(folder / name))
             except (OSError, ValueError, RecursionError) as error:

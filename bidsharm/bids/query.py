@@ -268,25 +268,31 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
     if len(lowered) < len(content):
         raise UsageError('A contrast is there twice, in upper and lower case.', where=str(path))
     check_keys(lowered, tuple(FILTER_KEYS), where=str(path))
-    queries = {f'Query.{item.name}': item for item in Query}
+    # __members__ holds the aliases too: Query.ANY is one
+    queries = {f'Query.{name}': item for name, item in Query.__members__.items()}
     filters: dict[str, dict[str, Any]] = {}
     for key, value in lowered.items():
         check_keys(value, FILTER_ENTITIES, where=f'{path} ({key})')
         for name, entry in value.items():
-            _check_filter(name, entry, FILTER_KEYS[key], where=f'{path} ({key})')
+            _check_filter(name, entry, FILTER_KEYS[key], tuple(queries), where=f'{path} ({key})')
         filters[FILTER_KEYS[key]] = {
-            name: queries.get(entry, entry) if isinstance(entry, str) else entry
+            name: [queries.get(item, item) for item in entry]
+            if isinstance(entry, list)
+            else queries.get(entry, entry)
             for name, entry in value.items()
         }
     return filters
 
 
-def _check_filter(name: str, entry: object, contrast: str, *, where: str) -> None:
+def _check_filter(name: str, entry: object, contrast: str, queries: tuple[str, ...], *, where: str) -> None:
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(item, (str, int, float)) for item in entries):
         raise UsageError(
             f'The filter "{name}" must be a label or a list of labels, not {entry!r}.', where=where
         )
+    for item in entries:
+        if str(item).startswith('Query.'):
+            check_keys({str(item): None}, queries, where=f'{where}, {name}')
     allowed = {'suffix': [contrast], 'extension': ['.nii', '.nii.gz', 'nii', 'nii.gz'], 'datatype': ['anat']}
     for item in entries:
         if name in allowed and item not in allowed[name]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from nipype.interfaces import ants
 
+from bidsharm.errors import ScanError
 from bidsharm.interfaces.antspyx import TOOLS
+from bidsharm.interfaces.isolated import end_of
 
 
 @functools.cache
@@ -48,6 +50,19 @@ class _NoHashThreads:
     def __init__(self, **inputs: Any) -> None:
         super().__init__(command=_tool(self.tool), **inputs)  # type: ignore[call-arg]
         self.inputs.trait('num_threads').nohash = True
+
+    def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
+        # Nipype would go on and miss the output file; what the program said is more to the point.
+        runtime = super()._run_interface(runtime, correct_return_codes)  # type: ignore[misc]
+        code = runtime.returncode
+        if code not in correct_return_codes:
+            said = [
+                line.strip() for line in (runtime.stderr or runtime.stdout or '').splitlines() if line.strip()
+            ]
+            words = f' Its last words: {" | ".join(said[-4:])[-400:]}' if said else ''
+            # A shell reports a signal as 128 and its number.
+            raise ScanError(f'{self.tool} {end_of(128 - code if code > 128 else code)}.{words}')
+        return runtime
 
 
 class N4BiasFieldCorrection(_NoHashThreads, ants.N4BiasFieldCorrection):

@@ -66,7 +66,7 @@ def run_isolated(
                 f'The step "{step}" took more than {limit_s} s and was stopped.', where=where
             ) from None
     if not answer.exists():
-        raise ScanError(f'The step "{step}" {_end_of(done.returncode)}.{_tail(log)}', where=where)
+        raise ScanError(f'The step "{step}" {end_of(done.returncode)}.{_tail(log)}', where=where)
     response = json.loads(answer.read_text())
     if 'error' in response:
         error = response['error']
@@ -75,7 +75,8 @@ def run_isolated(
     return dict(response['result'])
 
 
-def _end_of(code: int) -> str:
+def end_of(code: int) -> str:
+    """Return how a process ended, in words; ``code`` is negative where a signal ended it."""
     if code >= 0:
         return f'ended with code {code}'
     known = {int(item): item.name for item in signal.Signals}

@@ -1,0 +1,121 @@
+"""What counts as done, and what has to be done again."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from bidsharm.bids.resume import fingerprint, is_complete, read_record, unchanged
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A scan whose outputs are all there."""
+    raw, root = tmp_path / 'raw.nii.gz', tmp_path / 'out'
+    raw.write_bytes(b'voxels')
+    root.mkdir()
+    for name in ('image.nii.gz', 'mask.nii.gz', 'figure.png'):
+        (root / name).write_text(name)
+    record = {
+        'verdict': 'pass', 'digest': 'd1', 'outputs': ['image.nii.gz', 'mask.nii.gz'], 'figures': {'edges': 'figure.png'},
+        'input': fingerprint(raw),
+    }  # fmt: skip
+    (root / 'qc.json').write_text(json.dumps(record))
+    return raw, root, record
+
+
+def complete(raw, root, digest='d1'):
+    return is_complete(root / 'qc.json', root, raw, digest)
+
+
+def test_a_finished_scan_is_done(done):
+    raw, root, _ = done
+    assert complete(raw, root)
+
+
+@pytest.mark.parametrize('name', ['image.nii.gz', 'mask.nii.gz', 'figure.png', 'qc.json'])
+def test_a_missing_output(done, name):
+    raw, root, _ = done
+    (root / name).unlink()
+    assert not complete(raw, root)
+
+
+def test_an_output_that_is_no_file(done):
+    raw, root, _ = done
+    (root / 'image.nii.gz').unlink()
+    (root / 'image.nii.gz').mkdir()
+    assert not complete(raw, root)
+
+
+def test_other_settings(done):
+    raw, root, _ = done
+    assert not complete(raw, root, 'd2')
+
+
+def test_another_input(done):
+    raw, root, _ = done
+    raw.write_bytes(b'VOXELS')  # as long as before
+    os.utime(raw, ns=(1, 1))
+    assert not complete(raw, root)
+
+
+def test_a_longer_input_of_the_same_time(done):
+    raw, root, record = done
+    stamp = record['input']['mtime_ns']
+    raw.write_bytes(b'more voxels')
+    os.utime(raw, ns=(stamp, stamp))
+    assert not complete(raw, root)
+
+
+def test_a_copied_input_is_the_same(done):
+    """Data sets are moved and cloned: only the time changes."""
+    raw, root, _ = done
+    os.utime(raw, ns=(1, 1))
+    assert complete(raw, root)
+
+
+def test_a_lost_input(done):
+    raw, root, _ = done
+    raw.unlink()
+    assert not complete(raw, root)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'outputs': None}, {'outputs': 3}, {'outputs': [3]}, {'figures': None}, {'figures': ['figure.png']},
+        {'figures': {'x': None}}, {'input': None}, {'input': {}}, {'input': 'x'}, {'digest': None},
+    ],
+)  # fmt: skip
+def test_an_edited_record_proves_nothing(done, change):
+    raw, root, record = done
+    (root / 'qc.json').write_text(json.dumps({**record, **change}))
+    assert not complete(raw, root)
+
+
+@pytest.mark.parametrize('key', ['outputs', 'figures', 'input', 'digest', 'verdict'])
+def test_an_incomplete_record_proves_nothing(done, key):
+    raw, root, record = done
+    (root / 'qc.json').write_text(json.dumps({k: v for k, v in record.items() if k != key}))
+    assert not complete(raw, root)
+
+
+@pytest.mark.parametrize('content', [b'', b'{"verdict": "pass"', b'[]', b'"verdict"', b'\xff', b'{}', b'[' * 100_000])
+def test_a_broken_record_is_none(tmp_path, content):
+    path = tmp_path / 'qc.json'
+    path.write_bytes(content)
+    assert read_record(path) is None
+    assert read_record(tmp_path / 'gone.json') is None
+
+
+def test_fingerprint_is_of_the_content(tmp_path):
+    first, second = tmp_path / 'a', tmp_path / 'b'
+    first.write_bytes(b'abc')
+    second.write_bytes(b'abd')
+    # SHA-256 of "abc" (FIPS 180-2, appendix B.1)
+    assert fingerprint(first)['sha256'] == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    assert fingerprint(first)['size'] == 3
+    assert unchanged(first, fingerprint(first))
+    assert not unchanged(second, fingerprint(first) | {'mtime_ns': 0})
