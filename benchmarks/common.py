@@ -62,7 +62,7 @@ class Usage:
 
 
 def measure(command: Sequence[str], **options: Any) -> Usage:
-    """Run a command and watch its whole process tree (proportional set size, every 0.1 s)."""
+    """Run a command and watch its whole process tree (proportional set size, every 0.5 s)."""
     before, started = os.times(), time.perf_counter()
     with subprocess.Popen([str(part) for part in command], **options) as process:
         peak, done = [0.0], threading.Event()
@@ -79,7 +79,7 @@ def measure(command: Sequence[str], **options: Any) -> Usage:
 def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
     import psutil
 
-    while not done.wait(0.1):
+    while not done.wait(0.5):
         total = 0
         try:
             root = psutil.Process(pid)

@@ -76,9 +76,11 @@ def configure(settings: Settings, log_dir: Path) -> None:
         for old in list(logger.handlers):
             logger.removeHandler(old)
     logging.getLogger('nipype').addHandler(handler)
+    if settings.verbose:
+        logging.getLogger('nipype').addHandler(logging.StreamHandler())
     logging.getLogger('nipype').propagate = False
     for logger in loggers[1:]:
-        logger.setLevel(logging.DEBUG if settings.verbose > 2 else logging.INFO)
+        logger.setLevel(logging.DEBUG if settings.verbose > 1 else logging.INFO)
 
 
 def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None] | None:

@@ -18,7 +18,6 @@ from bidsharm.workflows.engine import (
     belongs,
     configure,
     draw_graph,
-    load_plugin,
     read_failures,
     run_graph,
 )
@@ -32,7 +31,7 @@ from bidsharm.workflows.planning import (
 )
 from bidsharm.workflows.progress import Progress
 from bidsharm.workflows.reporting import report_subject
-from bidsharm.workflows.targets import ensure_target
+from bidsharm.workflows.targets import ensure_target, known_target
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -90,8 +89,8 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
     if settings.reports_only:
         outcome = Outcome(left_out=list(plan.selection.left_out))
         _report(plan.selection.subjects, settings, boilerplate, outcome, plan)
-        show_outcome(outcome, settings, console)
-        return ExitCode.OK
+        _show_problems(outcome, settings, console)
+        return outcome.exit_code
     if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
         console.print(found, markup=False, style='yellow')
     log_dir = start_log(settings)
@@ -158,9 +157,6 @@ def _run_batches(
 ) -> Outcome:
     outcome = Outcome(left_out=list(plan.selection.left_out))
     digest = plan.options.digest
-    plugin = load_plugin(settings.use_plugin)
-    if plugin and plugin[2]:
-        plan = replace(plan, options=replace(plan.options, gpu_plugin_args=plugin[2]))
     size = max(2 * settings.nprocs, 4)
     with Progress(console, total=len(plan.selection.scans)) as progress:
         for group in batches(plan.selection.subjects, size):
@@ -303,12 +299,13 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
     table = Table(title=f'{len(plan.selection.subjects)} subjects, {len(plan.selection.scans)} scans')
     for column in ('scan', 'site', 'follows', 'state'):
         table.add_column(column)
+    plan = known_target(plan, settings)
     digest = settings.digest(model=plan.method.model_digest)
     todo = unfinished(plan.selection.scans, settings, digest)
     for scan in plan.selection.scans:
         anchor = plan.selection.anchor(scan)
-        known = plan.fit_scans and not plan.method.model_digest
-        state = 'to do' if scan.name in todo or known else 'done'
+        to_learn = plan.fit_scans and not plan.method.model_digest
+        state = 'to do' if scan.name in todo or to_learn else 'done'
         table.add_row(scan.name, scan.site, '' if anchor == scan else anchor.name, state)
     console.print(table)
     console.print(
@@ -335,6 +332,13 @@ def show_outcome(
         f'\n{len(outcome.verdicts)} scans harmonized: {count["pass"]} pass, {count["warn"]} warn, '
         f'{count["fail"]} fail the anatomy check; {len(outcome.resumed)} were done before.',
     )
+    _show_problems(outcome, settings, console, log_dir=log_dir)
+
+
+def _show_problems(
+    outcome: Outcome, settings: Settings, console: Console, *, log_dir: Path | None = None
+) -> None:
+    """Print what was left out or failed, and where the reports are."""
     for error in outcome.left_out:
         console.print(f'left out  {error}', markup=False, style='yellow')
     for entry in outcome.failures:

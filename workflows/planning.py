@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.base import Options, ScanPlan
+from bidsharm.workflows.engine import load_plugin
 from bidsharm.workflows.harmonize import Method
 
 from bidsharm.bids.derivatives import Precomputed, check_folders, find_precomputed
@@ -17,6 +18,7 @@ from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import is_complete
 from bidsharm.bids.sidecars import space_specs
 from bidsharm.errors import ConfigurationError, NotServed, UsageError
+from bidsharm.evaluation.verdict import parse_thresholds
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
 from bidsharm.harmonizers.execution import resolve_device
@@ -85,35 +87,50 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         if space.name not in ('native', 'T1w')
     )
     check_folders(settings.derivatives)
-    target, fit_scans = resolve_target(settings, card, everyone or selection)
-    selection = _with_contrasts(selection, card, fit_scans, settings)
+    parse_thresholds(settings.qc_thresholds)  # a wrong name ends the run here, not after the first scan
+    plugin = load_plugin(settings.use_plugin)
     execution: dict[str, Any] = {
         'device': device if card.uses_device else 'cpu', 'seed': settings.random_seed,
         'oom_fallback': settings.oom_fallback,
     }  # fmt: skip
     method = Method(
-        name=settings.harmonizer,
-        target=target,
-        card=card.to_dict(),
-        execution=execution,
-        memory_gb=card.memory_gb,
+        name=settings.harmonizer, card=card.to_dict(), execution=execution, memory_gb=card.memory_gb
     )
+    fit_scans: tuple[ScanFile, ...] = ()
     if settings.model:
-        from bidsharm.harmonizers import bundle
-
-        folder = find_model(settings)
-        bundle.load(
-            folder, Execution(**execution), name=card.name
-        )  # a broken bundle ends the run here, not hours later
-        method = replace(method, model_dir=str(folder), model_digest=bundle.digest(folder))
-        fit_scans = ()
+        method, served = _with_model(method, settings)
+    else:
+        target, fit_scans = resolve_target(settings, card, everyone or selection)
+        method = replace(method, target=target)
+        served = {scan.suffix for scan in fit_scans}
+    selection = _with_contrasts(selection, card, served, method.target_label)
     options = Options(
         brain_extraction=settings.brain_extraction, skull_strip=settings.skull_strip,
         registration=settings.registration, device=device, omp_nthreads=settings.omp_nthreads,
         sloppy=settings.sloppy, seed=settings.random_seed, templates=templates,
-        t1w_space=any(space.name == 'T1w' for space in spaces), thresholds=settings.qc_thresholds,
+        t1w_space=any(space.name == 'T1w' for space in spaces),
+        thresholds=settings.qc_thresholds, gpu_plugin_args=plugin[2] if plugin else None,
     )  # fmt: skip
     return Plan(selection, method, options, spaces, fit_scans, everyone or selection)
+
+
+def _with_model(method: Method, settings: Settings) -> tuple[Method, set[str]]:
+    """Return the method with the bundle of ``--model`` and the bundle's target, and the contrasts that it serves."""
+    from bidsharm.harmonizers import bundle
+
+    folder = find_model(settings)
+    # A broken bundle ends the run here, not hours later.
+    loaded = bundle.load(folder, Execution(**method.execution), name=method.name)
+    _, learnt = loaded.state()
+    kind, label = str(learnt.get('target_kind') or 'canonical'), str(learnt.get('target') or 'canonical')
+    if settings.target not in ('canonical', label):
+        raise UsageError(
+            f'The model was learnt for the target "{label}", not "{settings.target}".', where='--target',
+            fix='Leave --target away, or give another --model.',
+        )  # fmt: skip
+    target = f'site:{label}' if kind == 'site' else label
+    method = replace(method, target=target, model_dir=str(folder), model_digest=bundle.digest(folder))
+    return method, {str(contrast) for contrast in learnt.get('contrasts', ())}
 
 
 def find_model(settings: Settings) -> Path:
@@ -171,13 +188,13 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
             where='--target',
             fix=f'It can: {", ".join(card.targets)}.',
         )
-    if settings.model is None and kind == 'canonical' and 'cohort' in card.needs_fit and not scans:
+    if kind == 'canonical' and 'cohort' in card.needs_fit and not scans:
         raise UsageError(
             f'{card.name} needs {NEED_PHRASES["cohort"]}, and there is only {found}.',
             where='--harmonizer',
             fix=f'Give --target a site or a reference image, or choose one of: {", ".join(_without_cohort())}.',
         )
-    if settings.model is None and 'weights' in card.needs_apply:
+    if 'weights' in card.needs_apply:
         raise ConfigurationError(f'{card.name} needs {NEED_PHRASES["weights"]}.', where='--model')
     return target, tuple(scans)
 
@@ -224,17 +241,14 @@ def _reference_scan(path: Path) -> ScanFile:
     return ScanFile(path, {'sub': 'reference'}, suffix, path.parent, site='reference')
 
 
-def _with_contrasts(
-    selection: Selection, card: Card, fit_scans: Sequence[ScanFile], settings: Settings
-) -> Selection:
-    """Leave out contrasts that the method or the target cannot serve, with the reason."""
-    served = {scan.suffix for scan in fit_scans}
+def _with_contrasts(selection: Selection, card: Card, served: set[str], target: str) -> Selection:
+    """Leave out contrasts that the method or the target (an empty set: all are served) cannot serve."""
     kept, left_out = [], list(selection.left_out)
     for scan in selection.scans:
         if card.contrasts and scan.suffix not in card.contrasts:
             reason = f'{card.name} does not handle {scan.suffix}.'
-        elif fit_scans and scan.suffix not in served:
-            reason = f'The target {Path(settings.target).name} offers no {scan.suffix}.'
+        elif served and scan.suffix not in served:
+            reason = f'The target {target} offers no {scan.suffix}.'
         else:
             kept.append(scan)
             continue

@@ -224,7 +224,9 @@ def init_brain_extraction_wf(
     results = [
         ('out_mask', 'out_mask'), ('method', 'mask_method'), ('sidecar', 'mask_sidecar'), ('warnings', 'mask_warnings'),
     ]  # fmt: skip
-    if method == 'deepbet':
+    if (
+        method == 'deepbet' or skull_strip == 'skip'
+    ):  # then the mask is what is not background, whatever the method
         brain_extraction = pe.Node(
             ExtractBrain(
                 name=scan_name, skull_strip=skull_strip, device=device, num_threads=omp_nthreads,
@@ -242,7 +244,10 @@ def init_brain_extraction_wf(
 
     ants_wf = init_ants_extraction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed)
     reuse_mask = pe.Node(
-        ReuseMask(name=scan_name, method='ANTs registration to the template'), name='reuse_mask'
+        ReuseMask(
+            name=scan_name, method='ANTs registration to the template', see_stripped=skull_strip == 'auto'
+        ),
+        name='reuse_mask',
     )
     workflow.connect([
         (inputnode, ants_wf, [(field, f'inputnode.{field}') for field in given]),

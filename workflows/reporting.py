@@ -55,9 +55,10 @@ def report_subject(
     )
 
 
-def report_group(root: Path, *, title: str, failed: Sequence[ErrorEntry] = ()) -> list[Path]:
+def report_group(
+    root: Path, records: Sequence[Mapping[str, Any]], *, title: str, failed: Sequence[ErrorEntry] = ()
+) -> list[Path]:
     """Write ``group.html`` and, for each contrast, ``group_<contrast>.tsv`` with its dictionary."""
-    records = records_of(root)
     written = []
     for contrast in dict.fromkeys(str(record['contrast']) for record in records):
         rows, dictionary = group_table([record for record in records if record['contrast'] == contrast])

@@ -45,6 +45,15 @@ def target_folder(plan: Plan, settings: Settings) -> Path:
     return settings.output_dir / 'models' / f'{plan.method.name}_{kind}_{digest}'
 
 
+def known_target(plan: Plan, settings: Settings) -> Plan:
+    """Return the plan with the bundle of its target where one has been learnt; nothing is learnt or written."""
+    try:
+        folder = target_folder(plan, settings) if plan.fit_scans else None
+    except OSError:
+        return plan
+    return _with_bundle(plan, folder) if folder is not None and folder.exists() else plan
+
+
 def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path) -> Plan:
     """Return the plan with the bundle of its target, learning it if no job has yet.
 
@@ -74,6 +83,10 @@ def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path)
                 'Another job has been learning the same target for too long.', where=str(folder),
                 fix='If no other job runs, delete the .lock file beside it.',
             ) from None  # fmt: skip
+    return _with_bundle(plan, folder)
+
+
+def _with_bundle(plan: Plan, folder: Path) -> Plan:
     method = replace(plan.method, model_dir=str(folder), model_digest=bundle.digest(folder))
     return replace(plan, method=method)
 

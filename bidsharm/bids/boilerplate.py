@@ -69,7 +69,7 @@ class Boilerplate:
             entries.append(f'@article{{{key},\n{body}\n}}\n')
         paper, doi = self.method_reference
         if paper:
-            note = f'  note = {{{_escape(paper)}}}' + (f',\n  doi = {{{_escape(doi)}}}' if doi else '')
+            note = f'  note = {{{_escape(paper)}}}' + (f',\n  doi = {{{doi}}}' if doi else '')
             entries.append(f'@misc{{harmonizer,\n{note}\n}}\n')
         return '\n'.join(entries)
 

@@ -10,7 +10,7 @@ from typing import Any
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
-from bidsharm.settings import Settings
+from bidsharm.settings import CONTRASTS, Settings
 
 BIDS_VERSION = '1.10.0'
 
@@ -29,6 +29,15 @@ _DESCRIPTIONS = (
     ('desc-harmonized', 'Brain as the target scanner would have made it'),
     ('desc-preproc', 'Bias field removed, intensities of the scanner'),
     ('desc-brain', 'Brain mask'),
+    *(
+        (f'desc-{contrast}{what}', text.format(contrast))
+        for contrast in CONTRASTS[1:]
+        for what, text in (
+            ('', 'Segmentation of the {}'),
+            ('Brain', 'Brain mask on the grid of the {}'),
+            ('Harmonized', 'Segmentation of the harmonized {}'),
+        )
+    ),
 )
 
 

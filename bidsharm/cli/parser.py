@@ -172,7 +172,9 @@ def _add_modes(parser: Parser) -> None:
     group.add_argument('--stop-on-first-crash', action='store_true', help='end at the first failed scan')
     group.add_argument('--config-file', type=_file, metavar='TOML', help='settings; options given here win')
     group.add_argument('--notrack', action='store_true', help='accepted: there is no telemetry')
-    group.add_argument('-v', '--verbose', action='count', help='more detail')
+    group.add_argument(
+        '-v', '--verbose', action='count', help='show the log of every step; -vv: with details'
+    )
 
 
 def parse_settings(argv: list[str] | None = None) -> Settings:
@@ -216,7 +218,7 @@ def _normalized(settings: Settings) -> Settings:
 def _named(derivatives: Any) -> dict[str, Any]:
     if isinstance(derivatives, dict):
         return derivatives
-    if not all(isinstance(item, tuple) for item in derivatives):
+    if not isinstance(derivatives, list) or not all(isinstance(item, tuple) for item in derivatives):
         raise UsageError(
             'Derivatives in a settings file are a table.', where='derivatives', fix='{ smriprep = "/path" }'
         )

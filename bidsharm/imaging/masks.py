@@ -78,7 +78,7 @@ def grow(mask: NDArray[np.bool_], affine: Affine, distance_mm: float) -> NDArray
     return np.asarray(away <= distance_mm)
 
 
-def upper_head(data: NDArray, affine: Affine, *, height_mm: float = 140.0) -> tuple[NDArray, Affine]:
+def upper_head(data: NDArray, affine: Affine, *, height_mm: float = 165.0) -> tuple[NDArray, Affine]:
     """Cut off what lies further below the top of a head than a brain reaches: neck and shoulders.
 
     Parameters

@@ -10,6 +10,7 @@ import numpy as np
 from nipype.interfaces.base import File
 
 from bidsharm.bids.atomic import atomic_path, copy_file, write_json
+from bidsharm.errors import UsageError
 from bidsharm.imaging.grids import load_checked, open_image, to_native
 from bidsharm.interfaces.base import BaseInterfaceInputSpec, Interface, TraitedSpec, traits
 
@@ -72,6 +73,11 @@ def save_result(
     -------
     list of str
         Paths written; sidecars come before their images, so an image is never without one.
+
+    Raises
+    ------
+    UsageError
+        If a name leads to the raw scan itself.
     """
     if spec['kind'] == 'file':
         target = root / spec['path']
@@ -81,6 +87,12 @@ def save_result(
     names = spec['path'] if isinstance(spec['path'], list) else [spec['path']]
     sidecars = spec['sidecar'] if isinstance(spec['sidecar'], list) else [spec['sidecar']]
     volumes = [image] if len(names) == 1 else nib.four_to_three(image)
+    raw = native.get_filename() if native is not None else None
+    for target in (root / name for name in names):
+        if raw and target.exists() and target.samefile(raw):
+            raise UsageError(
+                'The raw scan would be written over.', where=target.name, fix='Choose another output folder.'
+            )
     written = []
     for name, sidecar, volume in zip(names, sidecars, volumes, strict=True):
         target = root / name

@@ -231,6 +231,6 @@ class FitTarget(Interface):
         request = {
             'scans': [dict(zip(keys, row, strict=True)) for row in columns],
             'harmonizer': inputs.harmonizer, 'target': inputs.target, 'out_dir': inputs.out_dir,
-            'execution': self.given('execution', {}),
+            'execution': self.given('execution', {}), 'seed': self.given('execution', {}).get('seed', 0),
         }  # fmt: skip
         return {'record': run_isolated('fit', request, cwd, threads=inputs.num_threads)}

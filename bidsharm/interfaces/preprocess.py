@@ -99,6 +99,9 @@ class _ReuseIn(BaseInterfaceInputSpec):
     )
     name = traits.Str(desc='name of the scan, for messages')
     method = traits.Str('reused', usedefault=True, desc='what made the mask')
+    see_stripped = traits.Bool(
+        False, usedefault=True, desc='if the scan is skull-stripped, take what is left of it instead'
+    )
 
 
 class ReuseMask(Interface):
@@ -110,6 +113,10 @@ class ReuseMask(Interface):
     def _compute(self, cwd: Path) -> dict[str, Any]:
         image, mask = grids.open_image(self.inputs.in_file), grids.open_image(self.inputs.mask_file)
         name = self.given('name', '')
+        if self.inputs.see_stripped:
+            support = masks.stripped_support(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+            if support is not None:
+                return _mask_results(cwd, support, image.affine, name, 'the scan came skull-stripped', True)
         found = np.squeeze(np.asarray(mask.dataobj)) > 0.5
         if not grids.same_grid(image, mask):
             found = grids.resample(found, mask.affine, image.shape, image.affine, order=0) > 0.5
@@ -119,10 +126,18 @@ class ReuseMask(Interface):
                 where=name,
                 fix='Is it of the same subject?',
             )
-        warnings = masks.check_brain(found, image.affine, name=name)
-        out_mask = write(cwd / 'brain_mask.nii', found, image.affine, np.uint8)
-        sidecar = {'SkullStripped': False}
-        return {'out_mask': out_mask, 'method': self.inputs.method, 'sidecar': sidecar, 'warnings': warnings}
+        return _mask_results(cwd, found, image.affine, name, self.inputs.method, False)
+
+
+def _mask_results(
+    cwd: Path, mask: NDArray, affine: NDArray, name: str, method: str, stripped: bool
+) -> dict[str, Any]:
+    """Check a mask, write it, and return the outputs that all makers of masks have."""
+    warnings = masks.check_brain(mask, affine, name=name)
+    out_mask = write(cwd / 'brain_mask.nii', mask, affine, np.uint8)
+    return {
+        'out_mask': out_mask, 'method': method, 'sidecar': {'SkullStripped': stripped}, 'warnings': warnings
+    }  # fmt: skip
 
 
 class _CoarseIn(BaseInterfaceInputSpec):

@@ -311,9 +311,7 @@ def change_message(qc: Mapping[str, Any]) -> str:
     if most is None:
         return ''
     size = f'within {plots.number(100 * most, 2)}' if most >= 1e-4 else 'below 0.01'
-    return (
-        f'In 95 % of the brain the change beyond a plain rescaling stays {size} % of the range of intensities.'
-    )
+    return f'In 95 % of the brain the change beyond a plain rescaling stays {size} % of the range of intensities.'
 
 
 def _measures_view(qc: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -39,7 +39,9 @@ def test_description(tree, tmp_path):
     assert content['DatasetType'] == 'derivative'
     assert content['BIDSVersion'].startswith('1.')
     assert content['License'] == 'CC0'
-    assert [(maker['Name'], maker['Version']) for maker in content['GeneratedBy']] == [('bidsharm', __version__)]
+    assert [(maker['Name'], maker['Version']) for maker in content['GeneratedBy']] == [
+        ('bidsharm', __version__)
+    ]
     assert 'Container' not in content['GeneratedBy'][0]
     assert content['SourceDatasets'] == [{'URL': tree.root.as_uri()}]
     assert content['DatasetLinks'] == {
@@ -72,7 +74,13 @@ def test_second_call_touches_nothing(tree):
     settings = tree.settings()
     prepare_root(settings)
     before = state(settings.output_dir)
-    assert set(before) == {'dataset_description.json', '.bidsignore', 'README.md', 'descriptions.tsv', 'dseg.tsv'}
+    assert set(before) == {
+        'dataset_description.json',
+        '.bidsignore',
+        'README.md',
+        'descriptions.tsv',
+        'dseg.tsv',
+    }
     prepare_root(settings)
     assert state(settings.output_dir) == before
 
@@ -159,6 +167,9 @@ def test_validator_accepts_the_root(tree):
     shutil.copy(tree.add('sub-01_T1w'), scan / 'sub-01_desc-harmonized_T1w.nii.gz')
     (scan / 'sub-01_desc-harmonized_T1w.json').write_text('{"SkullStripped": true}')
     done = subprocess.run(
-        [program, settings.output_dir, '--json', '--ignoreWarnings'], capture_output=True, text=True, check=False
+        [program, settings.output_dir, '--json', '--ignoreWarnings'],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert json.loads(done.stdout)['issues']['issues'] == []

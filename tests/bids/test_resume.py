@@ -19,7 +19,7 @@ def done(tmp_path):
     for name in ('image.nii.gz', 'mask.nii.gz', 'figure.png'):
         (root / name).write_text(name)
     record = {
-        'verdict': 'pass', 'digest': 'd1', 'outputs': ['image.nii.gz', 'mask.nii.gz'], 'figures': {'edges': 'figure.png'},
+        'scan': 'sub-01_T1w', 'subject': '01', 'contrast': 'T1w', 'verdict': 'pass', 'digest': 'd1', 'outputs': ['image.nii.gz', 'mask.nii.gz'], 'figures': {'edges': 'figure.png'},
         'input': fingerprint(raw),
     }  # fmt: skip
     (root / 'qc.json').write_text(json.dumps(record))
@@ -95,14 +95,16 @@ def test_an_edited_record_proves_nothing(done, change):
     assert not complete(raw, root)
 
 
-@pytest.mark.parametrize('key', ['outputs', 'figures', 'input', 'digest', 'verdict'])
+@pytest.mark.parametrize('key', ['outputs', 'figures', 'input', 'digest', 'verdict', 'scan', 'subject'])
 def test_an_incomplete_record_proves_nothing(done, key):
     raw, root, record = done
     (root / 'qc.json').write_text(json.dumps({k: v for k, v in record.items() if k != key}))
     assert not complete(raw, root)
 
 
-@pytest.mark.parametrize('content', [b'', b'{"verdict": "pass"', b'[]', b'"verdict"', b'\xff', b'{}', b'[' * 100_000])
+@pytest.mark.parametrize(
+    'content', [b'', b'{"verdict": "pass"', b'[]', b'"verdict"', b'\xff', b'{}', b'[' * 100_000]
+)
 def test_a_broken_record_is_none(tmp_path, content):
     path = tmp_path / 'qc.json'
     path.write_bytes(content)

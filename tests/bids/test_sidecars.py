@@ -48,8 +48,13 @@ def test_mask_and_segmentations(tree):
     assert dseg['sidecar']['Manual'] is False
     assert dseg['sidecar']['Sources'] == [source]
     probseg = probseg_spec(scan, source)
-    assert probseg['path'] == [f'sub-01/anat/sub-01_label-{tissue}_probseg.nii.gz' for tissue in ('CSF', 'GM', 'WM')]
-    assert ['CSF' in probseg['sidecar'][0]['Description'], 'WM' in probseg['sidecar'][2]['Description']] == [True, True]
+    assert probseg['path'] == [
+        f'sub-01/anat/sub-01_label-{tissue}_probseg.nii.gz' for tissue in ('CSF', 'GM', 'WM')
+    ]
+    assert ['CSF' in probseg['sidecar'][0]['Description'], 'WM' in probseg['sidecar'][2]['Description']] == [
+        True,
+        True,
+    ]
     assert len(probseg['sidecar']) == len(probseg['path'])
 
 

@@ -58,7 +58,9 @@ def test_warnings_alone_are_no_word(answer, tmp_path):
     assert validate(tmp_path) == ''
 
 
-@pytest.mark.parametrize('stdout', ['', 'Segmentation fault', '[]', '{}', '{"issues": null}', '{"issues": []}'])
+@pytest.mark.parametrize(
+    'stdout', ['', 'Segmentation fault', '[]', '{}', '{"issues": null}', '{"issues": []}']
+)
 def test_no_sensible_answer_is_said(answer, tmp_path, stdout):
     answer(stdout)
     assert 'gave no answer' in validate(tmp_path)

@@ -530,7 +530,9 @@ def test_a_coarse_copy_keeps_world_coordinates(grid, size_mm, make_affine, world
     small, coarse = grids.shrink(data, affine, size_mm)
     sizes = grids.voxel_sizes(affine)
     np.testing.assert_allclose(grids.voxel_sizes(coarse), np.maximum(sizes, size_mm), rtol=1e-6)
-    # The field of view is that of the scan, to one voxel.
+    # The field of view is that of the scan: it starts at the same corner, and ends there to one voxel.
+    corner = [-0.5, -0.5, -0.5, 1]
+    np.testing.assert_allclose(coarse @ corner, affine @ corner, atol=1e-6)
     np.testing.assert_allclose(
         np.array(small.shape) * grids.voxel_sizes(coarse), np.array(shape) * sizes, atol=size_mm
     )

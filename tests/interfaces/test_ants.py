@@ -53,7 +53,7 @@ SYN = {
     'radius_or_number_of_bins': [32, 2],
     'sampling_strategy': ['None', 'None'],
     'sampling_percentage': [1.0, 1.0],
-    'number_of_iterations': [[100, 50], [30, 20]],
+    'number_of_iterations': [[100, 50], [20, 10]],
     'convergence_threshold': [1e-6, 1e-6],
     'convergence_window_size': [10, 10],
     'shrink_factors': [[2, 1], [2, 1]],

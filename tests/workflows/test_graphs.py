@@ -231,7 +231,8 @@ def test_every_way_to_preprocess(
         names = Counter(node.name for node in prep)
         # What is given is not done again.
         assert names['n4'] == (given.preproc is None)
-        assert names['brain_extraction'] == (brain_extraction == 'deepbet' and given.brain_mask is None)
+        one_node = brain_extraction == 'deepbet' or skull_strip == 'skip'  # skip: nothing is extracted
+        assert names['brain_extraction'] == (one_node and given.brain_mask is None)
         assert names['reuse_mask'] == 1 - names['brain_extraction']
         register = [node for node in prep if node.name == 'register' and '.register_wf' in node.fullname]
         assert len(register) == (given.to_template is None)

@@ -32,7 +32,7 @@ from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import ConfigurationError, ExitCode, NotServed, ScanError, UsageError
 from bidsharm.harmonizers import bundle, registry
-from bidsharm.harmonizers.contract import Card
+from bidsharm.harmonizers.contract import Card, Cohort, Scan, Site
 from bidsharm.imaging.templates import Space, Template
 from bidsharm.reports.subject import ErrorEntry
 
@@ -513,6 +513,48 @@ def test_model_takes_the_place_of_learning(sites, make_settings, tmp_path, monke
     (folder / 'card.json').write_text('{')
     with pytest.raises(ConfigurationError, match='damaged'):
         make_plan(make_settings(harmonizer='zscore', model=folder), sites)
+
+
+@pytest.fixture
+def north_model(tmp_path):
+    """A bundle of nyul, learnt from T1w of the site north."""
+    rng = np.random.default_rng(1)
+    mask = np.ones((12, 12, 12), bool)
+    scans = [
+        Scan(
+            rng.gamma(4, 10, mask.shape).astype(np.float32), mask, np.eye(4), 'T1w', f'sub-0{n}_T1w', 'north'
+        )
+        for n in (1, 2)
+    ]
+    method = registry.get('nyul')()
+    method.fit(Cohort(scans), target=Site('north'))
+    bundle.save(method, tmp_path / 'north')
+    return tmp_path / 'north'
+
+
+def test_model_brings_its_own_target(sites, make_settings, north_model):
+    """The data set at hand need not know the site that the model was learnt from."""
+    elsewhere = replace(sites, scans=tuple(replace(scan, site='west') for scan in sites.scans))
+    for target in ('canonical', 'north'):
+        plan = make_plan(make_settings(harmonizer='nyul', model=north_model, target=target), elsewhere)
+        assert plan.method.target == 'site:north'
+        assert plan.fit_scans == ()
+        assert {scan.suffix for scan in plan.selection.scans} == {'T1w'}
+        assert {type(error) for error in plan.selection.left_out} == {NotServed}
+        assert 'north offers no T2w' in plan.selection.left_out[0].what
+    with pytest.raises(UsageError, match='learnt for the target "north"'):
+        make_plan(make_settings(harmonizer='nyul', model=north_model, target='south'), sites)
+
+
+def test_settings_that_would_fail_late_fail_now(sites, make_settings, tmp_path):
+    with pytest.raises(UsageError, match='dice_grey'):
+        make_plan(make_settings(qc_thresholds={'dice_grey': {'warn': 0.9, 'fail': 0.8}}), sites)
+    (tmp_path / 'plugin.yml').write_text('plugin: Nothing')
+    with pytest.raises(UsageError, match='Nothing'):
+        make_plan(make_settings(use_plugin=tmp_path / 'plugin.yml'), sites)
+    (tmp_path / 'plugin.yml').write_text('plugin: SLURM\ngpu_plugin_args: {sbatch_args: "--gres=gpu:1"}')
+    plan = make_plan(make_settings(use_plugin=tmp_path / 'plugin.yml'), sites)
+    assert plan.options.gpu_plugin_args == {'sbatch_args': '--gres=gpu:1'}
 
 
 def test_method_that_needs_weights(sites, make_settings, monkeypatch):

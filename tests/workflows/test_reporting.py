@@ -182,7 +182,7 @@ def test_hostile_words_are_shown_and_not_run(keep, out):
             out, '01', boilerplate=Boilerplate(HOSTILE, (), (HOSTILE, '')), errors=errors,
             left_out=[ScanError(HOSTILE, where=HOSTILE)], provenance={HOSTILE: HOSTILE},
         ),
-        report_group(out, title=HOSTILE, failed=errors)[0],
+        report_group(out, records_of(out), title=HOSTILE, failed=errors)[0],
     ]  # fmt: skip
     for page in pages:
         html = page.read_text(encoding='utf-8')
@@ -256,7 +256,7 @@ def test_one_table_for_each_contrast(keep, out):
         record('sub-03_ses-1_T1w', site=''),
     )
     (out / 'sub-01.html').touch()
-    written = report_group(out, title='A study of heads')
+    written = report_group(out, records_of(out), title='A study of heads')
     assert [path.name for path in written] == ['group.html', 'group_FLAIR.tsv', 'group_T1w.tsv']
     rows = table(out / 'group_T1w.tsv')
     assert [(row['participant_id'], row['session_id'], row['site']) for row in rows] == [
@@ -280,9 +280,9 @@ def test_one_table_for_each_contrast(keep, out):
 
 def test_tables_are_the_same_when_written_again(keep, out):
     keep(record('sub-01_T1w'), record('sub-02_T1w', verdict='fail'))
-    report_group(out, title='x')
+    report_group(out, records_of(out), title='x')
     before = {path.name: path.read_bytes() for path in out.glob('group*')}
-    report_group(out, title='x')
+    report_group(out, records_of(out), title='x')
     assert {path.name: path.read_bytes() for path in out.glob('group*')} == before
     assert not list(out.glob('.tmp-*'))
 
@@ -292,7 +292,7 @@ def test_tables_are_the_same_when_written_again(keep, out):
 )
 def test_odd_words_do_not_break_a_table(label, keep, out):
     keep(record('sub-01_T1w', site=label), record('sub-02_T1w'))
-    report_group(out, title='x')
+    report_group(out, records_of(out), title='x')
     text = (out / 'group_T1w.tsv').read_text(encoding='utf-8')
     # As a spreadsheet or pandas would split it: any line ending ends a row.
     lines = [line.split('\t') for line in text.splitlines()]
@@ -320,6 +320,24 @@ def test_group_level(keep, out, make_settings):
     assert run_group(settings, console) == ExitCode.OK
     assert '3 scans of 2 subjects' in console.file.getvalue()
     assert 'Heads of the world' in words(out / 'group.html')
+
+
+def test_group_names_the_scans_without_a_result(keep, out, make_settings, make_data_set):
+    settings = make_settings(analysis_level='group')
+    make_data_set(settings.bids_dir, {'01': 'north', '02': 'south'})
+    keep(record('sub-01_T1w'))
+    console = Console(file=io.StringIO(), width=300)
+    assert run_group(settings, console) == ExitCode.OK
+    assert 'missing   sub-02_T1w' in console.file.getvalue()
+    assert 'sub-01_T1w:' not in console.file.getvalue()
+    assert 'There is no harmonized image of it' in words(out / 'group.html')
+
+
+def test_group_of_some_participants(keep, out, make_settings):
+    keep(record('sub-01_T1w'), record('sub-02_T1w'), record('sub-03_T1w'))
+    settings = make_settings(analysis_level='group', participant_label=['01', '03'])
+    run_group(settings, Console(file=io.StringIO()))
+    assert [row['participant_id'] for row in table(out / 'group_T1w.tsv')] == ['sub-01', 'sub-03']
 
 
 def test_record_that_is_not_ours_does_not_stop_the_group(keep, out, make_settings):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bidsharm.workflows import targets
 from bidsharm.workflows.participant import plan_run
-from bidsharm.workflows.targets import ensure_target, target_folder
+from bidsharm.workflows.targets import ensure_target, known_target, target_folder
 from filelock import FileLock
 
 from bidsharm.errors import ConfigurationError, ScanError
@@ -78,7 +78,7 @@ def test_name_changes_with_what_the_target_is_made_from(change, settle):
         {'output_spaces': ['T1w', 'native']},
         {'force': True},
         {'verbose': 2},
-        {'qc_thresholds': {'dice_gm': {'warn': 0.5}}},
+        {'qc_thresholds': {'dice_gm': {'warn': 0.85, 'fail': 0.8}}},
     ],
     ids=str,
 )
@@ -293,3 +293,17 @@ def test_failure_of_the_fit_itself_is_not_tried_again(settle, log_dir, tmp_path,
     with pytest.raises(ScanError, match='Nothing in common'):
         ensure_target(plan_run(settings), settings, tmp_path, log_dir)
     assert len(runs.tried) == 1
+
+
+# What is known before learning.
+
+
+def test_dry_run_knows_a_target_that_was_learnt(settle):
+    settings = settle()
+    plan = plan_run(settings)
+    assert known_target(plan, settings) == plan
+    folder = target_folder(plan, settings)
+    bundle.save(registry.get('nyul')(), folder)
+    known = known_target(plan, settings)
+    assert known.method.model_dir == str(folder)
+    assert known.method.model_digest == bundle.digest(folder)
