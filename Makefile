@@ -11,6 +11,7 @@ help:
 	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
 	@echo "make test   install and run the tests"
 	@echo "make lint   ruff, mypy and the import contracts"
+	@echo "make benchmark   all figures anew (benchmarks/README.md)"
 
 # torch first and by exact version (constraints.txt says why); then everything else.
 $(VENV)/.base: constraints.txt pyproject.toml
@@ -48,8 +49,15 @@ lint: $(VENV)/.lint
 	cd build/check && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p bidsharm
 	cd build/check && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
 
+# Half an hour on two cores. BIDSHARM_REAL_DATA names the real scans.
+REAL_OUT ?= build/real
 benchmark: $(VENV)/.test
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
 	$(BIN)/python benchmarks/preprocessing.py
+	for script in bias_levels extraction carry classical_real; do \
+	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
+	$(BIN)/python benchmarks/lesions.py
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(DEMO)

@@ -36,6 +36,8 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
     missing = missing_scans(settings, records)
     for entry in missing:
         console.print(f'missing   {entry.scan}: {entry.what}', markup=False, style='yellow')
+    if settings.dry_run:
+        return ExitCode.OK
     for path in report_group(root, records, title=title, failed=missing):
         console.print(f'report    {path}', markup=False, highlight=False, soft_wrap=True)
     return ExitCode.OK

@@ -333,6 +333,15 @@ def test_group_names_the_scans_without_a_result(keep, out, make_settings, make_d
     assert 'There is no harmonized image of it' in words(out / 'group.html')
 
 
+def test_dry_run_of_the_group_writes_nothing(keep, out, make_settings):
+    keep(record('sub-01_T1w'))
+    before = sorted(out.rglob('*'))
+    console = Console(file=io.StringIO())
+    assert run_group(make_settings(analysis_level='group', dry_run=True), console) == ExitCode.OK
+    assert sorted(out.rglob('*')) == before
+    assert '1 scans of 1 subjects' in console.file.getvalue()
+
+
 def test_group_of_some_participants(keep, out, make_settings):
     keep(record('sub-01_T1w'), record('sub-02_T1w'), record('sub-03_T1w'))
     settings = make_settings(analysis_level='group', participant_label=['01', '03'])
