@@ -17,7 +17,7 @@ from bidsharm.errors import UsageError
 CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
 
 #: The harmonizer used unless ``--harmonizer`` says otherwise; why this one: ``docs/choosing.md``.
-DEFAULT_HARMONIZER = 'robust'
+DEFAULT_HARMONIZER = 'tscore'
 
 #: Fields that change what a scan looks like afterwards; all others only change how the work is done.
 RESULT_FIELDS = (

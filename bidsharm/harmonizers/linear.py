@@ -20,6 +20,7 @@ __all__ = [
     'Identity',
     'LinearHarmonizer',
     'Robust',
+    'TScore',
     'WhiteStripe',
     'ZScore',
     'check_scan',
@@ -48,11 +49,13 @@ class LinearHarmonizer(StandardHarmonizer):
     """Base of the affine methods: ``(x - shift) / scale * target_scale + target_shift``.
 
     A method says in :meth:`measure` what shift and scale a scan has, in the scan's own units. The
-    canonical target is (0, 1), the method's own units, and needs no fit. A site or a reference has the
+    canonical target, (0, 1) unless a method says otherwise, is its own units and needs no fit. A site or a reference has the
     mean shift and scale of its scans.
     """
 
     standard_size: ClassVar[int] = 2
+    #: Shift and scale of the canonical target.
+    canonical: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @abstractmethod
     def measure(self, scan: Scan) -> tuple[float, float]:
@@ -70,14 +73,14 @@ class LinearHarmonizer(StandardHarmonizer):
         return np.array([shift, _positive(scale)])
 
     def combine(self, descriptions: Sequence[Values], target: Target) -> Values:
-        """Return the mean shift and scale, or (0, 1) for the canonical target."""
+        """Return the mean shift and scale, or those of the canonical target."""
         if isinstance(target, Canonical):
-            return np.array([0.0, 1.0])
+            return np.array(self.canonical)
         return np.mean(descriptions, axis=0)
 
     def fixed_standard(self) -> Values | None:
-        """Return (0, 1): the method's own units."""
-        return np.array([0.0, 1.0])
+        """Return shift and scale of the canonical target: the method's own units."""
+        return np.array(self.canonical)
 
     def parameters(self, description: Values, standard: Values) -> tuple[float, float]:
         """Return (shift, scale) of a described scan."""
@@ -150,6 +153,26 @@ class ZScore(LinearHarmonizer):
 
         fitted: Any = ZScoreNormalizer().fit(*_images(check_scan(scan)))
         return float(fitted.mean), float(fitted.std)
+
+
+class TScore(ZScore):
+    """Bring the mean inside the brain to 50 and the standard deviation to 10: the z-score in positive units.
+
+    The z-score puts grey matter near 0, where most tools see background. In these units the brain of a magnitude
+    image stays positive as long as its mean is less than five standard deviations above 0.
+    """
+
+    canonical = (50.0, 10.0)
+    card = Card(
+        name='tscore',
+        title='Mean 50 and standard deviation 10 inside the brain',
+        paper='McCall WA. How to Measure in Education. Macmillan, 1922, for the scale; ' + REINHOLD,
+        doi=REINHOLD_DOI,
+        licence='MIT',
+        fidelity='adapted',
+        deviations='The z-score of Reinhold et al. in units of mean 50 and standard deviation 10.',
+        memory_gb=1.0,
+    )
 
 
 class KDE(LinearHarmonizer):

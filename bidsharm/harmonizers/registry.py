@@ -18,6 +18,7 @@ _BUILTIN = {
     'identity': 'bidsharm.harmonizers.linear:Identity',
     'robust': 'bidsharm.harmonizers.linear:Robust',
     'zscore': 'bidsharm.harmonizers.linear:ZScore',
+    'tscore': 'bidsharm.harmonizers.linear:TScore',
     'kde': 'bidsharm.harmonizers.linear:KDE',
     'fcm': 'bidsharm.harmonizers.linear:FCM',
     'whitestripe': 'bidsharm.harmonizers.linear:WhiteStripe',

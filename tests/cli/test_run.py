@@ -85,7 +85,7 @@ def test_dry_run_tells_what_would_be_done(command):
     code, out, _ = command('--dry-run', '--target', 'canonical')
     assert code == 0
     for words in (
-        '2 subjects, 4 scans', 'Harmonizer: robust', 'sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz',
+        '2 subjects, 4 scans', 'Harmonizer: tscore', 'sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz',
         'sub-02/ses-b/anat/sub-02_ses-b_desc-harmonized_FLAIR.nii.gz', 'sub-02/ses-b/anat/sub-02_ses-b_desc-FLAIR_qc.json',
     ):  # fmt: skip
         assert words in out

@@ -9,9 +9,9 @@ import pytest
 from bidsharm.errors import MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers import linear
 from bidsharm.harmonizers.contract import Canonical, Cohort, Reference, Site
-from bidsharm.harmonizers.linear import FCM, KDE, LSQ, Identity, Robust, WhiteStripe, ZScore
+from bidsharm.harmonizers.linear import FCM, KDE, LSQ, Identity, Robust, TScore, WhiteStripe, ZScore
 
-FIXED = [Robust, ZScore, KDE, FCM, WhiteStripe]
+FIXED = [Robust, ZScore, TScore, KDE, FCM, WhiteStripe]
 LINEAR = [*FIXED, LSQ]
 
 
@@ -40,6 +40,9 @@ def test_known_canonical_values(make_scan):
     zscore = ZScore().harmonize(scan, Canonical()).image[scan.mask]
     assert zscore.mean() == pytest.approx(0, abs=1e-4)
     assert zscore.std() == pytest.approx(1, abs=1e-4)
+    tscore = TScore().harmonize(scan, Canonical()).image[scan.mask]
+    np.testing.assert_allclose(tscore, 50 + 10 * zscore, rtol=1e-5)
+    assert tscore.min() > 0
     # The white matter has 900: its peak and its mean are the unit of these two.
     assert KDE().measure(scan)[1] == pytest.approx(900, rel=0.01)
     assert FCM().measure(scan)[1] == pytest.approx(900, rel=0.02)

@@ -132,11 +132,11 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
 def test_a_value_on_a_limit_that_is_both_warn_and_fail_is_drawn_as_passing():
     def needle(value: float) -> float:
         svg = str(plots.bullet_svg({'value': value, 'warn': 0.0, 'fail': 0.0, 'direction': 'max'}))
-        return float(svg.split('<rect x="')[4].split('"')[0])
+        return float(svg.split('<rect x="')[4].split('"', maxsplit=1)[0])
 
     def zones() -> list[float]:
         svg = str(plots.bullet_svg({'value': 0.0, 'warn': 0.0, 'fail': 0.0, 'direction': 'max'}))
-        return [float(part.split('"')[0]) for part in svg.split('<rect x="')[1:4]]
+        return [float(part.split('"', maxsplit=1)[0]) for part in svg.split('<rect x="')[1:4]]
 
     red, yellow, green = zones()
     assert red < yellow < green < needle(0.0)
