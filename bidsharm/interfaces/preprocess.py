@@ -202,7 +202,7 @@ class UpperHead(Interface):
 class _CutIn(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='head')
     mask_file = File(exists=True, mandatory=True, desc='probability of brain on the same grid')
-    margin_mm = traits.Float(4.0, usedefault=True, desc='what is kept around the brain')
+    margin_mm = traits.Float(1.5, usedefault=True, desc='what is kept around the brain')
 
 
 class _CutOut(TraitedSpec):
