@@ -13,18 +13,21 @@ from pathlib import Path
 LIMIT_S = 600
 
 
+def find_validator() -> str | None:
+    """Return the path of the BIDS validator: the one of this environment, else one on the PATH, else None."""
+    beside = Path(sys.executable).with_name('bids-validator-deno')
+    if beside.exists():
+        return str(beside)
+    return shutil.which('bids-validator-deno') or shutil.which('bids-validator')
+
+
 def validate(bids_dir: Path) -> str:
     """Run the validator and return what it found, in a sentence; an empty string when all is well.
 
     Errors do not end a run: one badly named file should not cost the others. A validator that is not
     installed, or does not answer, is named, not hidden.
     """
-    beside = Path(sys.executable).with_name('bids-validator-deno')
-    program = (
-        str(beside)
-        if beside.exists()
-        else shutil.which('bids-validator-deno') or shutil.which('bids-validator')
-    )
+    program = find_validator()
     if program is None:
         return 'The BIDS validator is not installed (pip install "bidsharm[validate]"); the data set was not validated.'
     try:

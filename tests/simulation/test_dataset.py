@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bidsharm.bids.validation import find_validator
 from bidsharm.cli.simulate import main
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.simulation import dataset
@@ -56,7 +56,7 @@ def test_every_subject_visits_every_scanner(heads: Path):
 
 
 def test_the_data_set_and_its_truth_are_valid_bids(heads: Path):
-    validator = shutil.which('bids-validator-deno')
+    validator = find_validator()
     if validator is None:
         pytest.skip('bids-validator-deno is not installed')
     for folder in (heads, heads / 'derivatives' / 'truth'):

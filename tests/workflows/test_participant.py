@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bidsharm.bids.validation import find_validator
 from bidsharm.simulation.dataset import simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('participant')]
@@ -162,8 +163,8 @@ def test_template_space_outputs(first_run):
 
 
 def test_bids_validator_finds_no_error(first_run, tmp_path):
-    program = Path(sys.executable).with_name('bids-validator-deno')
-    if not program.exists():
+    program = find_validator()
+    if program is None:
         pytest.skip('bids-validator-deno is not installed')
     out, *_ = first_run
     done = subprocess.run(

@@ -116,7 +116,7 @@ def test_name_fits_into_a_file_system(bids, make_settings, tmp_path):
     assert set(folder.name) <= set('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.')
     assert len(folder.name) < 120
     site = folder_of(make_settings(target='north')).name
-    assert site.startswith('robust_north_')
+    assert site.startswith('tscore_north_')
 
 
 # Learning once.
