@@ -58,6 +58,7 @@ benchmark: $(VENV)/.test
 	for script in bias_levels extraction carry classical_real; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
 	$(BIN)/python benchmarks/lesions.py
+	$(BIN)/python benchmarks/figures.py
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(DEMO)
