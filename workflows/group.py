@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bidsharm.workflows.progress import counted
 from bidsharm.workflows.reporting import records_of, report_group
 from rich.console import Console
 
@@ -31,7 +32,8 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
             where=str(root),
             fix='Run the participant level first.',
         )
-    console.print(f'{len(records)} scans of {len({record["subject"] for record in records})} subjects')
+    subjects = {record['subject'] for record in records}
+    console.print(f'{counted(len(records), "scan")} of {counted(len(subjects), "subject")}')
     title = str(read_json(settings.bids_dir / 'dataset_description.json').get('Name', settings.bids_dir.name))
     missing = missing_scans(settings, records)
     for entry in missing:

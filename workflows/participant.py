@@ -29,7 +29,7 @@ from bidsharm.workflows.planning import (
     subject_plans,
     unfinished,
 )
-from bidsharm.workflows.progress import Progress
+from bidsharm.workflows.progress import Progress, counted
 from bidsharm.workflows.reporting import report_subject
 from bidsharm.workflows.targets import ensure_target, known_target
 from filelock import FileLock, Timeout
@@ -296,7 +296,9 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
     """Print what a run would do."""
     from rich.table import Table
 
-    table = Table(title=f'{len(plan.selection.subjects)} subjects, {len(plan.selection.scans)} scans')
+    table = Table(
+        title=f'{counted(len(plan.selection.subjects), "subject")}, {counted(len(plan.selection.scans), "scan")}'
+    )
     for column in ('scan', 'site', 'follows', 'state'):
         table.add_column(column)
     plan = known_target(plan, settings)
@@ -329,8 +331,8 @@ def show_outcome(
     """Print the summary: done, warned, failed, why, and how to run just those again."""
     count = {verdict: list(outcome.verdicts.values()).count(verdict) for verdict in ('pass', 'warn', 'fail')}
     console.print(
-        f'\n{len(outcome.verdicts)} scans harmonized: {count["pass"]} pass, {count["warn"]} warn, '
-        f'{count["fail"]} fail the anatomy check; {len(outcome.resumed)} were done before.',
+        f'\n{counted(len(outcome.verdicts), "scan")} harmonized: {count["pass"]} pass, {count["warn"]} warn, '
+        f'{count["fail"]} fail the anatomy check; {len(outcome.resumed)} {"was" if len(outcome.resumed) == 1 else "were"} done before.',
     )
     _show_problems(outcome, settings, console, log_dir=log_dir)
 

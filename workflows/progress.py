@@ -12,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: ``1 scan``, ``2 scans``."""
+    return f'{number} {what}' if number == 1 else f'{number} {what}s'
+
+
 class Progress:
     """Counts finished scans, and the steps of the batch that runs.
 
@@ -56,7 +61,7 @@ class Progress:
         run = [name for name in workflow.list_node_names() if not name.endswith(('inputnode', 'outputnode'))]
         self.bars.reset(self.steps, total=len(run), visible=True)
         if not self.console.is_terminal:
-            self.console.print(f'working on {len(names)} scans', markup=False)
+            self.console.print(f'working on {counted(len(names), "scan")}', markup=False)
 
     def on_node(self, node: Any, status: str) -> None:
         """Take a message of the scheduler."""

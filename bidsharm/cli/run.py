@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bidsharm.errors import BidsharmError, ExitCode
+from bidsharm.errors import BidsharmError, ConfigurationError, ExitCode
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,15 +42,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries from asking the network for news or needing a home folder."""
-    import tempfile
+    """Keep libraries from asking the network for news or needing a home folder.
 
+    Raises
+    ------
+    ConfigurationError
+        If there is no folder for temporary files.
+    """
     os.environ['NO_ET'] = '1'
     os.environ.setdefault('MPLBACKEND', 'Agg')
     home = os.environ.get('HOME', '')
     if not home or not os.access(home, os.W_OK):
-        # nipype and matplotlib insist on a folder of their own.
-        os.environ['HOME'] = tempfile.mkdtemp(prefix='bidsharm-home-')
+        _lend_home()
+
+
+def _lend_home() -> None:
+    """Give nipype and matplotlib, which insist on one, a home folder for as long as this run lasts."""
+    import atexit
+    import shutil
+    import tempfile
+
+    try:
+        home = tempfile.mkdtemp(prefix='bidsharm-home-')
+    except OSError as error:
+        raise ConfigurationError(
+            'There is no folder for temporary files.',
+            where=os.environ.get('TMPDIR', '/tmp'),
+            fix='Set TMPDIR to a folder that can be written.',
+        ) from error
+    os.environ['HOME'] = home
+    owner = os.getpid()
+    # A forked worker ends too, and must not take the folder from the others.
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(home, ignore_errors=True))
 
 
 def _complain(error: BidsharmError) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -98,7 +101,7 @@ def test_dry_run_obeys_the_selection(command):
     _, out, _ = command(
         '--dry-run', '--participant-label', 'sub-02', '--session-id', 'a', '--contrasts', 'T1w'
     )
-    assert '1 subjects, 1 scans' in out
+    assert '1 subject, 1 scan' in out
     assert 'sub-01' not in out
     assert 'FLAIR' not in out
 
@@ -306,7 +309,26 @@ def test_a_user_without_home_gets_one(monkeypatch, home):
     monkeypatch.setenv('HOME', home)
     quiet_libraries()
     assert os.access(os.environ['HOME'], os.W_OK)
-    os.rmdir(os.environ['HOME'])
+
+
+def test_a_lent_home_is_gone_afterwards(tmp_path):
+    code = 'import os; from bidsharm.cli.run import quiet_libraries; quiet_libraries(); print(os.environ["HOME"])'
+    surroundings = {'PATH': os.environ['PATH'], 'TMPDIR': str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=surroundings, check=True
+    )
+    assert done.stdout.startswith(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nowhere_to_write_is_said(monkeypatch):
+    def full(**_: object) -> str:
+        raise FileNotFoundError('No usable temporary directory found')
+
+    monkeypatch.delenv('HOME', raising=False)
+    monkeypatch.setattr(tempfile, 'mkdtemp', full)
+    with pytest.raises(ConfigurationError, match='TMPDIR'):
+        quiet_libraries()
 
 
 def test_the_home_of_the_user_stays(monkeypatch, tmp_path):

@@ -339,7 +339,7 @@ def test_dry_run_of_the_group_writes_nothing(keep, out, make_settings):
     console = Console(file=io.StringIO())
     assert run_group(make_settings(analysis_level='group', dry_run=True), console) == ExitCode.OK
     assert sorted(out.rglob('*')) == before
-    assert '1 scans of 1 subjects' in console.file.getvalue()
+    assert '1 scan of 1 subject' in console.file.getvalue()
 
 
 def test_group_of_some_participants(keep, out, make_settings):
@@ -377,7 +377,7 @@ def test_summary_counts_and_tells_how_to_go_on(make_settings, tmp_path):
     console = Console(file=io.StringIO(), width=300)
     show_outcome(outcome, make_settings(), console, log_dir=tmp_path / 'logs')
     said = console.file.getvalue()
-    assert '4 scans harmonized: 2 pass, 1 warn, 1 fail the anatomy check; 1 were done before.' in said
+    assert '4 scans harmonized: 2 pass, 1 warn, 1 fail the anatomy check; 1 was done before.' in said
     assert 'sub-06_ses-1_T1w: It broke [bold]. Mend it.' in said
     assert 'Not handled [/red].' in said
     assert '--participant-label 05 06\n' in said
@@ -389,6 +389,6 @@ def test_summary_of_a_run_without_trouble(make_settings, tmp_path):
     console = Console(file=io.StringIO(), width=300)
     show_outcome(Outcome(verdicts={'sub-01_T1w': 'pass'}), make_settings(), console, log_dir=tmp_path)
     said = console.file.getvalue()
-    assert '1 scans harmonized: 1 pass' in said
+    assert '1 scan harmonized: 1 pass' in said
     assert 'again' not in said
     assert 'FAILED' not in said
