@@ -159,10 +159,15 @@ def find_template(space: Space, *, offline: bool) -> Template:
         raise ConfigurationError(
             f'The template {space.name} (res-{space.resolution}) is not in {folder}.',
             where='--output-spaces',
-            fix='Fetch it once with network: python -c "from templateflow.api import get; '
-            f"get('{space.name}', resolution={space.resolution}, suffix='T1w')\", or use {BUNDLED}.",
+            fix=f'Fetch it once with network: {_fetch_command(space)}, or use {BUNDLED}.',
         )
     return found
+
+
+def _fetch_command(space: Space) -> str:
+    cohort = f", cohort='{space.cohort}'" if space.cohort else ''
+    call = f"get('{space.name}', resolution={space.resolution}{cohort}, suffix=['T1w', 'mask'])"
+    return f'python -c "from templateflow.api import get; {call}"'
 
 
 def templateflow_home() -> Path:
@@ -178,12 +183,16 @@ def templateflow_home() -> Path:
 
 def _look(folder: Path, space: Space) -> Template | None:
     resolution = rf'res-0*{space.resolution}'
-    images = [path for path in sorted(folder.glob('*T1w.nii.gz')) if re.search(rf'_{resolution}_', path.name)]
+    # TemplateFlow marks what it has not fetched yet by files without content.
+    files = [
+        path
+        for path in sorted(folder.glob('*.nii.gz'))
+        if re.search(rf'_{resolution}_', path.name) and path.stat().st_size
+    ]
+    images = [path for path in files if path.name.endswith('_T1w.nii.gz')]
     brains = [path for path in images if '_desc-brain_' in path.name]
     heads = [path for path in images if '_desc-' not in path.name]
-    masks = [
-        p for p in sorted(folder.glob('*desc-brain_mask.nii.gz')) if re.search(rf'_{resolution}_', p.name)
-    ]
+    masks = [path for path in files if path.name.endswith('_desc-brain_mask.nii.gz')]
     for path in brains[:1] + heads[:1] + masks[:1]:
         _check_readable(path)
     if brains:

@@ -210,9 +210,21 @@ def test_cohorts_have_folders_of_their_own(home, no_network):
         find_template(Space('MNIInfant', '1', '2'), offline=True)
 
 
-@pytest.mark.parametrize('content', [b'', b'<html>not found</html>'])
+def test_a_file_without_content_is_one_that_templateflow_has_not_fetched(home, no_network):
+    """TemplateFlow's client lays out its whole archive as empty files before it fetches any."""
+    folder = home / 'tpl-MNIInfant' / 'cohort-3'
+    folder.mkdir(parents=True)
+    (folder / 'tpl-MNIInfant_cohort-3_res-1_desc-brain_T1w.nii.gz').touch()
+    with pytest.raises(ConfigurationError, match="Fetch it once with network: .*cohort='3'"):
+        find_template(Space('MNIInfant', '1', '3'), offline=True)
+    head = add_template(folder, 'tpl-MNIInfant_cohort-3_res-1_T1w.nii.gz')
+    add_template(folder, 'tpl-MNIInfant_cohort-3_res-1_desc-brain_mask.nii.gz')
+    assert find_template(Space('MNIInfant', '1', '3'), offline=True).brain == head
+
+
+@pytest.mark.parametrize('content', [b'<html>not found</html>', b'\x1f\x8b\x08\x00'])
 def test_a_broken_template_is_named(content, home, no_network):
-    """An interrupted download leaves an empty file; a proxy leaves a web page."""
+    """An interrupted download leaves a part of a file; a proxy leaves a web page."""
     folder = home / 'tpl-Other'
     folder.mkdir()
     broken = folder / 'tpl-Other_res-1_desc-brain_T1w.nii.gz'
