@@ -181,7 +181,7 @@ def overall(verdicts: Sequence[str], lost: int) -> tuple[str, str]:
     if not verdicts:
         return level, f'No scan was harmonized; {notes[0]}'
     if not notes:
-        return level, 'The scan passed' if total == 1 else f'All {total} scans passed'
+        return level, {1: 'The scan passed', 2: 'Both scans passed'}.get(total, f'All {total} scans passed')
     if total == 1:
         words = {'warn': 'needs a look', 'fail': 'failed the checks'}
         return level, f'The scan {words.get(verdicts[0], "could not be judged")}'
