@@ -19,6 +19,12 @@ CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
 #: The harmonizer used unless ``--harmonizer`` says otherwise; why this one: ``docs/choosing.md``.
 DEFAULT_HARMONIZER = 'tscore'
 
+#: What ``--site`` may be, as a sentence.
+SITE_RULES = 'Give auto, session, a column of participants.tsv, or sidecar fields separated by commas.'
+
+#: Largest ``--random-seed``: ANTs is given one more as a signed 32-bit number, and takes 0 for "from the clock".
+MAX_SEED = 2**31 - 2
+
 #: Fields that change what a scan looks like afterwards; all others only change how the work is done.
 RESULT_FIELDS = (
     'harmonizer', 'target', 'model', 'target_scans', 'skull_strip', 'brain_extraction', 'registration',
@@ -133,7 +139,23 @@ def from_dict(values: Mapping[str, Any], *, where: str = 'settings') -> Settings
         # "not >" refuses NaN too
         if key in converted and not converted[key] > 0:
             raise UsageError(f'"{key}" must be above 0, not {converted[key]}.', where=where)
+    if not 0 <= converted.get('random_seed', 0) <= MAX_SEED:
+        raise UsageError(
+            f'"random_seed" must lie between 0 and {MAX_SEED}, not {converted["random_seed"]}.', where=where
+        )
+    if is_empty_rule(converted.get('site', 'auto')):
+        raise UsageError('"site" names nothing.', where=where, fix=SITE_RULES)
     return Settings(**converted)
+
+
+def is_empty_rule(rule: str) -> bool:
+    """Say whether a rule of ``--site`` names nothing at all."""
+    return not rule.replace(',', ' ').strip()
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read, in words: without the number and the path that Python adds."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def load_values(path: Path) -> dict[str, Any]:
@@ -149,7 +171,7 @@ def load_values(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError('The settings file does not exist.', where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f'The settings file cannot be read: {error}.', where=str(path)) from None
+        raise UsageError(f'The settings file cannot be read: {reason(error)}.', where=str(path)) from None
     values = table.get('bidsharm', table)
     if not isinstance(values, Mapping):
         raise UsageError('"bidsharm" must be a table: [bidsharm].', where=str(path))

@@ -8,10 +8,14 @@ import runpy
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bidsharm.cli import simulate
 from bidsharm.cli.parser import build_parser
+from bidsharm.harmonizers import registry
+from bidsharm.harmonizers.contract import Canonical, Scan
+from bidsharm.harmonizers.linear import Identity, LinearHarmonizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / 'README.md', ROOT / 'benchmarks' / 'README.md', *(ROOT / 'docs').glob('*.md')])
@@ -73,3 +77,45 @@ def test_every_method_has_a_chapter_and_a_row_of_figures() -> None:
     for name in project['entry-points']['bidsharm.harmonizers']:
         assert f'\n### {name}\n' in text
         assert f'\n| {name} |' in measured
+
+
+def _methods() -> list[str]:
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    return list(project['entry-points']['bidsharm.harmonizers'])
+
+
+def _named_in(text: str) -> set[str]:
+    """Return the methods that a piece of a page names."""
+    return {word for word in re.findall(r'`([a-z]+)`', text) if word in _methods()}
+
+
+def _piece(before: str, after: str) -> str:
+    """Return what stands between two phrases of the page of outputs."""
+    text = ' '.join((ROOT / 'docs' / 'outputs.md').read_text().split())
+    assert text.count(before) == 1
+    return text.partition(before)[2].partition(after)[0]
+
+
+def test_every_method_has_its_units() -> None:
+    text = _piece('For the canonical target, per method:', 'Values below 0')
+    assert _named_in(text) == set(_methods())
+    assert all(item.strip().startswith('`') for item in text.split(';'))
+
+
+def test_every_linear_method_is_called_one() -> None:
+    linear = {name for name in _methods() if issubclass(registry.get(name), LinearHarmonizer)}
+    assert _named_in(_piece('A linear method (', ')')) == linear - {Identity.card.name}
+
+
+def test_every_method_that_shifts_is_said_to_spoil_the_signal_to_noise_ratio() -> None:
+    values = np.random.default_rng(1).normal(500, 50, (20, 20, 20)).astype(np.float32)
+    tissue = np.full((3, *values.shape), 1 / 3, np.float32)
+    scan = Scan(values, np.ones(values.shape, bool), np.eye(4), 'T1w', tissue=tissue)
+    shifting = set()
+    for name in _methods():
+        method = registry.get(name)
+        if issubclass(method, LinearHarmonizer) and 'cohort' not in method.card.needs_fit:
+            found = method().harmonize(scan, Canonical()).details
+            if found['shift'] * found['target_scale'] != found['target_shift'] * found['scale']:
+                shifting.add(name)
+    assert _named_in(_piece('A shift of intensities (', ')')) == shifting

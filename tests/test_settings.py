@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from bidsharm.errors import UsageError
-from bidsharm.settings import CONTRASTS, RESULT_FIELDS, Settings, from_dict, load_values
+from bidsharm.settings import CONTRASTS, MAX_SEED, RESULT_FIELDS, Settings, from_dict, load_values, reason
 
 BASE = Settings(Path('/data/bids'), Path('/data/out'))
 
@@ -21,7 +21,7 @@ OTHER = {
     'bids_filter_file': Path('/f.json'), 'derivatives': {'smriprep': Path('/s'), 'a.b': Path('/t')},
     'bids_database_dir': Path('/db'), 'skip_bids_validation': True, 'harmonizer': 'nyul', 'target': 'site "A"\nx',
     'target_scans': 3, 'site': 'a,b', 'model': Path('/m'), 'weights_dir': Path('/w'), 'skull_strip': 'force',
-    'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': -7,
+    'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': 7,
     'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'),
     'clean_workdir': True, 'nprocs': 5, 'omp_nthreads': 3, 'mem_gb': 0.1 + 0.2, 'use_plugin': Path('/p.yml'),
     'device': 'cuda:1', 'oom_fallback': 'cpu', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
@@ -148,11 +148,27 @@ def test_every_choice_is_accepted(name):
     [
         ('contrasts', ['T1w', 'T2star']), ('contrasts', ['t1w']), ('nprocs', 0), ('nprocs', -1), ('omp_nthreads', 0),
         ('mem_gb', 0), ('mem_gb', -8.0), ('mem_gb', float('nan')), ('target_scans', 0),
+        ('random_seed', -1), ('random_seed', 2**31 - 1), ('site', ''), ('site', ' '), ('site', ','), ('site', ' , ,'),
     ],
 )  # fmt: skip
 def test_impossible_values_are_refused(name, value):
     with pytest.raises(UsageError):
         from_dict({'bids_dir': '/a', 'output_dir': '/b', name: value})
+
+
+def test_seeds_that_ants_can_take():
+    """ANTs gets the seed plus one: 0 would mean the clock, and more than 31 bits another seed."""
+    for seed in (0, 2**31 - 2):
+        assert from_dict({'bids_dir': '/a', 'output_dir': '/b', 'random_seed': seed}).random_seed == seed
+    assert MAX_SEED + 1 == 2**31 - 1
+
+
+def test_reasons_are_words(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        load_values(tmp_path)
+    assert 'Errno' not in caught.value.what
+    assert str(tmp_path) not in caught.value.what
+    assert reason(ValueError('the reason')) == reason(OSError('the reason')) == 'the reason'
 
 
 def test_unknown_key_names_the_nearest():

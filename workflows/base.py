@@ -13,6 +13,7 @@ from bidsharm.workflows.outputs import (
     init_ds_preproc_wf,
     init_ds_qc_wf,
     init_ds_space_wf,
+    init_ds_transforms_wf,
 )
 from bidsharm.workflows.preprocess import (
     TEMPLATE_FIELDS,
@@ -26,7 +27,7 @@ from nipype.pipeline import engine as pe
 
 from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import ScanFile
-from bidsharm.bids.sidecars import raw_uri
+from bidsharm.bids.sidecars import raw_uri, template_uri
 from bidsharm.imaging.templates import BUNDLED, Space, Template
 from bidsharm.interfaces.harmonize import FitTarget
 from bidsharm.interfaces.preprocess import PrepareTemplate
@@ -46,6 +47,8 @@ class ScanPlan:
         False for a T1w that is only needed by a scan that follows it.
     precomputed
         Files of other pipelines, for an anchor.
+    anchor_precomputed
+        The same for the anchor of a scan that follows.
     space_transforms
         Given transforms of its anchor to output templates, by template name.
     shape
@@ -56,6 +59,7 @@ class ScanPlan:
     anchor: ScanFile
     write: bool = True
     precomputed: Precomputed = field(default_factory=Precomputed)
+    anchor_precomputed: Precomputed = field(default_factory=Precomputed)
     space_transforms: Mapping[str, Path] = field(default_factory=dict)
     shape: tuple[int, ...] = (256, 256, 256)
 
@@ -77,6 +81,24 @@ class ScanPlan:
         """The image whose grid results come back to."""
         return self.precomputed.preproc or self.scan.path
 
+    @property
+    def reused(self) -> Precomputed:
+        """Files of other pipelines that the result rests on."""
+        return self.anchor_precomputed if self.follows else self.precomputed
+
+    @property
+    def anchor_native(self) -> tuple[Path, str]:
+        """The image whose grid results in T1w space come back to, and its BIDS URI."""
+        preproc = self.reused.preproc
+        return (preproc, self.reused.uri(preproc)) if preproc else (self.anchor.path, raw_uri(self.anchor))
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """All files that the result is made from, by BIDS URI (given transforms to output spaces by their template)."""
+        reused = {self.reused.uri(file): file for file in self.reused.files.values()}
+        ways = {f'transform to {name}': file for name, file in self.space_transforms.items()}
+        return {raw_uri(self.scan): self.scan.path, raw_uri(self.anchor): self.anchor.path, **reused, **ways}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -93,6 +115,7 @@ class Options:
     t1w_space: bool = False
     thresholds: dict[str, Any] = field(default_factory=dict)
     digest: str = ''
+    methods: dict[str, Any] = field(default_factory=dict)
     gpu_plugin_args: dict[str, Any] | None = None
 
 
@@ -137,10 +160,15 @@ def init_bidsharm_wf(
         workflow.add_nodes([
             init_single_subject_wf(
                 plans=plans, method=method, output_dir=output_dir, options=options,
-                name='sub_' + ''.join(c if c.isalnum() else '_' for c in subject) + '_wf',
+                name=subject_wf_name(subject),
             )
         ])  # fmt: skip
     return workflow
+
+
+def subject_wf_name(subject: str) -> str:
+    """Return the name of a subject's graph, and of its folder in the working folder."""
+    return 'sub_' + ''.join(c if c.isalnum() else '_' for c in subject) + '_wf'
 
 
 def init_single_subject_wf(
@@ -264,12 +292,9 @@ def _connect_scan(
         omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, name=f'qc_{node}_wf',
     )  # fmt: skip
     ds_preproc_wf = init_ds_preproc_wf(
-        scan=scan,
-        output_dir=output_dir,
-        native=plan.native,
-        follows=plan.anchor.suffix if plan.follows else '',
-        name=f'ds_preproc_{node}_wf',
-    )
+        scan=scan, output_dir=output_dir, native=plan.native, reused=plan.reused,
+        anchor=plan.anchor if plan.follows else None, name=f'ds_preproc_{node}_wf',
+    )  # fmt: skip
     ds_harmonized_wf = init_ds_harmonized_wf(
         scan=scan, output_dir=output_dir, native=plan.native, name=f'ds_harmonized_{node}_wf'
     )
@@ -302,9 +327,11 @@ def _connect_scan(
     sinks += _connect_spaces(
         workflow, plan, prep_wf, harmonize_wf, qc_wf, structural, spaces, output_dir, options
     )  # fmt: skip
+    sinks += _connect_transforms(workflow, plan, spaces, output_dir)
     ds_qc_wf = init_ds_qc_wf(
-        scan=scan, output_dir=output_dir, digest=options.digest, sinks=len(sinks), name=f'ds_qc_{node}_wf'
-    )
+        scan=scan, output_dir=output_dir, digest=options.digest, methods=options.methods, sources=plan.sources,
+        sinks=len(sinks), name=f'ds_qc_{node}_wf',
+    )  # fmt: skip
     workflow.connect(qc_wf, out('qc'), ds_qc_wf, 'inputnode.qc')
     workflow.connect(qc_wf, out('figures'), ds_qc_wf, 'inputnode.figures')
     for index, sink in enumerate(sinks, start=1):
@@ -331,7 +358,8 @@ def _connect_spaces(
         label = f'{plan.scan.node}_{_space_name(space)}'
         sink = init_ds_space_wf(
             scan=plan.scan, output_dir=output_dir, space=space,
-            native=plan.anchor.path if space.name == 'T1w' else None, reference_uri=raw_uri(plan.anchor),
+            native=plan.anchor_native[0] if space.name == 'T1w' else None,
+            reference=plan.anchor_native[1] if space.name == 'T1w' else _reference_of(space, options),
             omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, name=f'ds_{label}_wf',
         )  # fmt: skip
         moves = pe.Node(niu.Merge(2), name=f'moves_{label}', run_without_submitting=True)
@@ -352,6 +380,35 @@ def _connect_spaces(
         ])  # fmt: skip
         sinks.append(sink)
     return sinks
+
+
+def _connect_transforms(
+    workflow: pe.Workflow, plan: ScanPlan, spaces: Mapping[Space, pe.Node], output_dir: Path
+) -> list[pe.Workflow]:
+    """Add the sinks of the transforms between an anchor and the further templates; return them."""
+    sinks: dict[str, pe.Workflow] = {}
+    for space in spaces:
+        label = space.entities['space']
+        register_wf = workflow.get_node(f'register_{plan.scan.node}_{_space_name(space)}_wf')
+        # One template at two resolutions is one space: the first speaks for it.
+        if plan.follows or register_wf is None or label in sinks:
+            continue
+        sinks[label] = init_ds_transforms_wf(
+            scan=plan.scan, output_dir=output_dir, there=label,
+            name=f'ds_{plan.scan.node}_{_space_name(space)}_xfm_wf',
+        )  # fmt: skip
+        workflow.connect([
+            (register_wf, sinks[label], [
+                ('outputnode.to_template', 'inputnode.forward'), ('outputnode.from_template', 'inputnode.backward'),
+            ]),
+        ])  # fmt: skip
+    return list(sinks.values())
+
+
+def _reference_of(space: Space, options: Options) -> str:
+    """Say what image defines a template space."""
+    template = next(item for item in options.templates if item.space == space)
+    return template_uri(template)
 
 
 def _connect_way(
@@ -406,7 +463,7 @@ def notes_of(plan: ScanPlan, options: Options) -> dict[str, Any]:
         'bias_correction': bias,
         'registration': f'{way} ({ants_version()})',
         'follows': plan.anchor.name if plan.follows else None,
-        'precomputed': sorted(plan.precomputed.to_dict()),
+        'precomputed': plan.reused.uris,
     }
 
 

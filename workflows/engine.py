@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from nipype import config
 from nipype import logging as nipype_logging
 from nipype.pipeline import engine as pe
+from nipype.pipeline import plugins
 
 from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ConfigurationError, UsageError
@@ -62,10 +64,6 @@ def configure(settings: Settings, log_dir: Path) -> None:
             'hash_method': 'timestamp',
         },
         'logging': {'log_to_file': 'false'},
-        'monitoring': {
-            'enabled': str(settings.resource_monitor).lower(),
-            'summary_file': str(log_dir / 'resource_monitor.json'),
-        },
     })  # fmt: skip
     if settings.resource_monitor:
         config.enable_resource_monitor()
@@ -94,7 +92,6 @@ def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] 
     if path is None:
         return None
     import yaml
-    from nipype.pipeline import plugins
 
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -167,14 +164,36 @@ def run_graph(
     if on_node is not None:
         arguments['status_callback'] = on_node
     Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
+    runner = None
     try:
         # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
         with contextlib.chdir(workflow.base_dir):
-            workflow.run(plugin=name, plugin_args=arguments)
+            runner = getattr(plugins, f'{name}Plugin')(plugin_args=arguments)
+            workflow.run(plugin=runner)
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - nipype raises RuntimeError when any node failed; the crash files tell
         logging.getLogger('nipype.workflow').error('the graph ended with: %s', error)
+    finally:
+        _end_workers(runner)
+
+
+def keep_resources(workflow: pe.Workflow, log_dir: Path) -> None:
+    """Take what Nipype's monitor wrote beside the graph into the log folder; every graph has a file of its own.
+
+    Nipype writes none for a graph in which a node failed.
+    """
+    file = Path(workflow.base_dir) / workflow.name / 'resource_monitor.json'
+    if file.is_file():
+        count = len(list(log_dir.glob('resource_monitor*.json')))
+        shutil.move(file, log_dir / f'resource_monitor{f"_{count + 1}" if count else ""}.json')
+
+
+def _end_workers(runner: Any) -> None:
+    """Wait for what still runs: after a first crash nipype leaves its workers to themselves."""
+    pool = getattr(runner, 'pool', None)
+    if isinstance(pool, Executor):
+        pool.shutdown(wait=True)
 
 
 _NODE = re.compile(r'^Node: (.+)$', re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bidsharm.workflows.progress import counted
@@ -10,8 +11,11 @@ from bidsharm.workflows.reporting import records_of, report_group
 from rich.console import Console
 
 from bidsharm.bids.dataset import read_json
-from bidsharm.bids.query import select_scans
-from bidsharm.errors import BidsharmError, ExitCode, NothingToDo
+from bidsharm.bids.names import parse_name
+from bidsharm.bids.query import same_label, select_scans, some_of
+from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, UsageError
+from bidsharm.harmonizers import registry
+from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
 
@@ -22,16 +26,15 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
     Raises
     ------
     NothingToDo
-        If there is no record in the output folder.
+        If there is no record in the output folder, or none that was asked for.
+    UsageError
+        If a participant, a session or the harmonizer is not there.
+    ConfigurationError
+        If a device that was asked for is not there.
     """
-    root, chosen = settings.output_dir, set(settings.participant_label)
-    records = [record for record in records_of(root) if not chosen or record['subject'] in chosen]
-    if not records:
-        raise NothingToDo(
-            'There is no harmonized scan in the output folder.',
-            where=str(root),
-            fix='Run the participant level first.',
-        )
+    _check_method(settings)
+    root = settings.output_dir
+    records = chosen_records(settings, records_of(root))
     subjects = {record['subject'] for record in records}
     console.print(f'{counted(len(records), "scan")} of {counted(len(subjects), "subject")}')
     title = str(read_json(settings.bids_dir / 'dataset_description.json').get('Name', settings.bids_dir.name))
@@ -45,12 +48,95 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
     return ExitCode.OK
 
 
+def _check_method(settings: Settings) -> None:
+    """Refuse a harmonizer or device that is not there, as the participant level does."""
+    registry.get(settings.harmonizer)
+    if settings.device != 'auto':
+        resolve_device(settings.device)
+
+
+def chosen_records(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records that the options which choose scans leave.
+
+    Raises
+    ------
+    UsageError
+        If a participant or session that was asked for is neither among the records nor in the data set.
+    NothingToDo
+        If no record is left, naming the option that removed the last one.
+    """
+    root = str(settings.output_dir)
+    if not records:
+        raise NothingToDo(
+            'There is no harmonized scan in the output folder.',
+            where=root,
+            fix='Run the participant level first.',
+        )
+    for option, wanted, key in (
+        ('--participant-label', settings.participant_label, 'subject'),
+        ('--session-label', settings.session_label, 'session'),
+    ):
+        present = _raw_labels(settings, key) | {
+            label for record in records if (label := _label(record, key)) is not None
+        }
+        if absent := sorted(set(wanted) - present):
+            raise UsageError(
+                f'Neither among the results nor in the data set: {", ".join(absent)}.',
+                where=option,
+                fix=f'There are: {some_of(sorted(present))}.',
+            )
+    kept = list(records)
+    for option, wanted, key in (
+        ('--participant-label', settings.participant_label, 'subject'),
+        ('--session-label', settings.session_label, 'session'),
+        ('--contrasts', settings.contrasts, 'contrast'),
+        ('--run', settings.run, 'run'),
+    ):
+        left = [record for record in kept if not wanted or _chosen(_label(record, key), wanted, key)]
+        if not left:
+            labels = sorted({_label(record, key) or 'none' for record in kept})
+            raise NothingToDo(
+                f'{option} {" ".join(wanted)} leaves no harmonized scan out of {len(kept)}.',
+                where=root,
+                fix=f'There are: {some_of(labels)}. Others have to go through the participant level first.',
+            )
+        kept = left
+    return kept
+
+
+def _raw_labels(settings: Settings, key: str) -> set[str]:
+    """Return the labels of the subjects or sessions that have a folder in the data set."""
+    folders = settings.bids_dir.glob({'subject': 'sub-*', 'session': 'sub-*/ses-*'}[key])
+    return {folder.name.partition('-')[2] for folder in folders if folder.is_dir()}
+
+
+def _label(record: Mapping[str, Any], key: str) -> str | None:
+    """Return subject, session or contrast of a record, or an entity of the name of its scan."""
+    if key != 'run':
+        return None if record.get(key) is None else str(record[key])
+    entities, _ = parse_name(str(record['scan'])) or ({}, '')
+    return entities.get(key)
+
+
+def _chosen(label: str | None, wanted: Sequence[str], key: str) -> bool:
+    # sub-1 and sub-01 are two people; sessions and runs are compared as the participant level does.
+    return label in wanted if key == 'subject' else same_label(label, wanted)
+
+
 def missing_scans(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[ErrorEntry]:
     """Return the scans of the data set that have no result: a page that is silent about them would mislead."""
-    if not any(settings.bids_dir.glob('sub-*')):
-        return []  # the group level also works where the raw data are no longer at hand
+    # The group level also works where the raw data, or some of them, are no longer at hand.
+    subjects, sessions = (_raw_labels(settings, key) for key in ('subject', 'session'))
+    chosen: dict[str, Any] = {
+        'participant_label': tuple(label for label in settings.participant_label if label in subjects),
+        'session_label': tuple(label for label in settings.session_label if label in sessions),
+    }
+    # No label left would mean all of them.
+    if not subjects or any(getattr(settings, name) and not labels for name, labels in chosen.items()):
+        return []
     try:
-        scans = select_scans(settings).scans
+        # Sites stand in the records; a rule for them must not decide what is missing.
+        scans = select_scans(replace(settings, site='auto', **chosen)).scans
     except BidsharmError:
         return []
     done = {str(record['scan']) for record in records}

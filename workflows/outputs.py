@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bidsharm.bids import sidecars
+from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.imaging.templates import BUNDLED, Space
 from bidsharm.interfaces.ants import ApplyTransforms
@@ -15,7 +18,13 @@ from bidsharm.interfaces.derivatives import ClipToRange, SaveDerivatives, SaveQC
 
 
 def init_ds_preproc_wf(
-    *, scan: ScanFile, output_dir: Path, native: Path, follows: str = '', name: str = 'ds_preproc_wf'
+    *,
+    scan: ScanFile,
+    output_dir: Path,
+    native: Path,
+    reused: Precomputed | None = None,
+    anchor: ScanFile | None = None,
+    name: str = 'ds_preproc_wf',
 ) -> pe.Workflow:
     """Write what preprocessing made: image, mask, segmentation, transforms.
 
@@ -27,9 +36,10 @@ def init_ds_preproc_wf(
         Root of the derivatives.
     native
         Image whose grid the results come back to.
-    follows
-        Contrast of the scan that it follows: the rigid transforms to that one are written instead of those to the
-        template.
+    reused
+        Files of other pipelines that the results rest on.
+    anchor
+        The scan that it follows: the rigid transforms to that one are written instead of those to the template.
     name
         Name of the workflow.
 
@@ -47,13 +57,12 @@ def init_ds_preproc_wf(
     fields = ['preproc', 'brain_mask', 'dseg', 'tissue', 'forward', 'backward']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'mask_sidecar']), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
-    here, there = scan.suffix, follows or BUNDLED
+    here, there = scan.suffix, anchor.suffix if anchor else BUNDLED
+    reused = reused or Precomputed()
     own = f'bids::{OutputNames(scan).image("preproc")}'
     specs = [
-        sidecars.image_spec(
-            scan, 'preproc', 'Bias field removed (N4); own grid and intensity scale of the scanner'
-        ),
-        sidecars.mask_spec(scan),
+        sidecars.preproc_spec(scan, reused, anchor),
+        sidecars.mask_spec(scan, reused, anchor),
         sidecars.dseg_spec(scan, '', own),
         sidecars.probseg_spec(scan, own),
         sidecars.transform_spec(scan, here, there),
@@ -101,9 +110,9 @@ def init_ds_harmonized_wf(
     outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
     names = OutputNames(scan)
     image = sidecars.image_spec(
-        scan, 'harmonized', 'Harmonized brain on the scan’s own grid', SkullStripped=True
-    )
-    image['sidecar']['Sources'] = [f'bids::{names.image("preproc")}']
+        scan, 'harmonized', 'Harmonized brain on the scan’s own grid', [f'bids::{names.image("preproc")}'],
+        SkullStripped=True,
+    )  # fmt: skip
     specs = [image, sidecars.dseg_spec(scan, 'harmonized', f'bids::{names.image("harmonized")}')]
     collect = pe.Node(niu.Merge(2), name='collect', run_without_submitting=True)
     ds_harmonized = pe.Node(
@@ -126,7 +135,7 @@ def init_ds_space_wf(
     output_dir: Path,
     space: Space,
     native: Path | None = None,
-    reference_uri: str = '',
+    reference: str = '',
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     name: str = 'ds_space_wf',
@@ -141,8 +150,8 @@ def init_ds_space_wf(
         Where to.
     native
         The T1w whose grid the results come back to (space ``T1w`` only).
-    reference_uri
-        BIDS URI of that T1w.
+    reference
+        Where the image that defines the space comes from, for the sidecars.
 
     Inputs
     ------
@@ -172,7 +181,7 @@ def init_ds_space_wf(
     collect = pe.Node(niu.Merge(3), name='collect', run_without_submitting=True)
     ds_space = pe.Node(
         SaveDerivatives(
-            specs=sidecars.space_specs(scan, space, reference=reference_uri), out_root=str(output_dir),
+            specs=sidecars.space_specs(scan, space, reference=reference), out_root=str(output_dir),
             **({'native': str(native)} if native else {}),
         ),
         name='ds_space', mem_gb=mem_gb,
@@ -195,8 +204,54 @@ def init_ds_space_wf(
     return workflow
 
 
+def init_ds_transforms_wf(
+    *, scan: ScanFile, output_dir: Path, there: str, name: str = 'ds_transforms_wf'
+) -> pe.Workflow:
+    """Write the composite transforms between a scan and a template, both ways.
+
+    Parameters
+    ----------
+    scan, output_dir, name
+        As in :func:`init_ds_preproc_wf`.
+    there
+        Label of the template's space.
+
+    Inputs
+    ------
+    forward, backward
+        To the template, and from it.
+
+    Outputs
+    -------
+    out_files
+        What was written.
+    """
+    workflow = pe.Workflow(name=name)
+    inputnode = pe.Node(niu.IdentityInterface(fields=['forward', 'backward']), name='inputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
+    collect = pe.Node(niu.Merge(2), name='collect', run_without_submitting=True)
+    specs = [
+        sidecars.transform_spec(scan, scan.suffix, there),
+        sidecars.transform_spec(scan, there, scan.suffix),
+    ]
+    ds_transforms = pe.Node(SaveDerivatives(specs=specs, out_root=str(output_dir)), name='ds_transforms')
+    workflow.connect([
+        (inputnode, collect, [('forward', 'in1'), ('backward', 'in2')]),
+        (collect, ds_transforms, [('out', 'in_files')]),
+        (ds_transforms, outputnode, [('out_files', 'out_files')]),
+    ])  # fmt: skip
+    return workflow
+
+
 def init_ds_qc_wf(
-    *, scan: ScanFile, output_dir: Path, digest: str, sinks: int, name: str = 'ds_qc_wf'
+    *,
+    scan: ScanFile,
+    output_dir: Path,
+    digest: str,
+    sources: Mapping[str, Path],
+    sinks: int,
+    methods: Mapping[str, Any] | None = None,
+    name: str = 'ds_qc_wf',
 ) -> pe.Workflow:
     """Write pictures and QC record, after everything else of the scan is in place.
 
@@ -206,8 +261,12 @@ def init_ds_qc_wf(
         As in the other workflows.
     digest
         Digest of the settings that decide the result.
+    sources
+        Files that the scan is made from, by BIDS URI.
     sinks
         How many other sinks to wait for (inputs ``saved1``...).
+    methods
+        How the results are made, in words (:meth:`bidsharm.bids.boilerplate.Boilerplate.to_dict`).
 
     Inputs
     ------
@@ -220,7 +279,8 @@ def init_ds_qc_wf(
     wait = pe.Node(niu.Merge(sinks, no_flatten=True), name='wait', run_without_submitting=True)
     ds_qc = pe.Node(
         SaveQC(
-            native=str(scan.path), out_root=str(output_dir), qc_path=OutputNames(scan).qc,
+            sources={uri: str(file) for uri, file in sources.items()}, methods=dict(methods or {}),
+            out_root=str(output_dir), qc_path=OutputNames(scan).qc,
             figures_dir=f'sub-{scan.subject}/figures', digest=digest,
         ),
         name='ds_qc',

@@ -17,12 +17,12 @@ from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import is_complete
 from bidsharm.bids.sidecars import space_specs
-from bidsharm.errors import ConfigurationError, NotServed, UsageError
+from bidsharm.errors import ConfigurationError, NotServed, ScanError, UsageError
 from bidsharm.evaluation.verdict import parse_thresholds
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
 from bidsharm.harmonizers.execution import resolve_device
-from bidsharm.imaging.grids import open_image
+from bidsharm.imaging.grids import load_checked, open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
 from bidsharm.settings import Settings
 
@@ -56,7 +56,8 @@ class Plan:
 
     def fit_anchor(self, scan: ScanFile) -> ScanFile:
         """Return the scan that one of ``fit_scans`` follows, the same whatever subset is run."""
-        return scan if scan.subject == 'reference' else (self.everyone or self.selection).anchor(scan)
+        known = self.everyone or self.selection
+        return known.anchor(scan) if scan in known.scans else scan  # a reference image follows nothing
 
 
 def make_plan(settings: Settings, selection: Selection, *, everyone: Selection | None = None) -> Plan:
@@ -174,6 +175,7 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
         kind, target = 'site', f'site:{text}'
         scans = _spread([scan for scan in everyone.scans if scan.site == text], settings.target_scans)
     elif Path(text).is_file():
+        _check_reference(Path(text))
         kind, target = 'reference', f'reference:{Path(text).resolve()}'
         scans = (_reference_scan(Path(text).resolve()),)
     else:
@@ -232,6 +234,16 @@ def _subjects_in_turn(scans: Sequence[ScanFile]) -> list[ScanFile]:
     return [scan for _, scan in sorted(ranked, key=lambda item: (item[0], item[1].name))]
 
 
+def _check_reference(path: Path) -> None:
+    """End the run here for what is no image, not after hours."""
+    try:
+        load_checked(path)
+    except ScanError as error:
+        raise UsageError(
+            f'The reference image cannot be used: {error.what}', where=f'--target {path}'
+        ) from None
+
+
 def _reference_scan(path: Path) -> ScanFile:
     from bidsharm.bids.names import parse_name
     from bidsharm.settings import CONTRASTS
@@ -272,9 +284,9 @@ def subject_plans(
     plans: dict[str, ScanPlan] = {}
     for scan in wanted:
         anchor = selection.anchor(scan)
-        plans[scan.name] = plan_scan(scan, anchor, settings, options)
+        plans[scan.name] = measured(plan_scan(scan, anchor, settings, options))
         if anchor.name not in {item.name for item in wanted}:
-            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, options), write=False)
+            plans[anchor.name] = replace(measured(plan_scan(anchor, anchor, settings, options)), write=False)
     return list(plans.values())
 
 
@@ -282,20 +294,21 @@ def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Opt
     """Return the plan of one scan, with what other pipelines have computed."""
     given, ways = Precomputed(), {}
     if settings.derivatives and anchor.suffix == 'T1w':  # their names speak of the T1w only
-        if scan == anchor:
-            given = find_precomputed(scan, settings.derivatives, BUNDLED)
+        given = find_precomputed(anchor, settings.derivatives, BUNDLED)
         for template in options.templates:
             found = find_precomputed(anchor, settings.derivatives, template.space.name)
             if found.to_template and template.space.name != BUNDLED:
                 ways[template.space.name] = found.to_template
-    return ScanPlan(scan, anchor, precomputed=given, space_transforms=ways, shape=_shape(scan.path))
+    plan = ScanPlan(scan, anchor, space_transforms=ways)
+    return replace(plan, **{'anchor_precomputed' if plan.follows else 'precomputed': given})
 
 
-def _shape(path: Path) -> tuple[int, ...]:
+def measured(plan: ScanPlan) -> ScanPlan:
+    """Return a plan with the size of its scan, for the memory estimate."""
     try:
-        return tuple(int(size) for size in open_image(path).shape)
+        return replace(plan, shape=tuple(int(size) for size in open_image(plan.scan.path).shape))
     except Exception:  # noqa: BLE001 - a broken file is reported by its own node, with its name
-        return (256, 256, 256)
+        return plan
 
 
 def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) -> list[str]:
@@ -314,14 +327,17 @@ def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) 
     return files
 
 
-def unfinished(scans: Sequence[ScanFile], settings: Settings, digest: str) -> set[str]:
-    """Return the names of the scans that are not complete with these settings."""
+def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest: str) -> set[str]:
+    """Return the names of the scans that are not complete with these settings and these files."""
     if settings.force:
         return {scan.name for scan in scans}
     root = settings.output_dir
-    return {
-        scan.name for scan in scans if not is_complete(root / OutputNames(scan).qc, root, scan.path, digest)
-    }
+    names = set()
+    for scan in scans:
+        sources = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options).sources
+        if not is_complete(root / OutputNames(scan).qc, root, sources, digest):
+            names.add(scan.name)
+    return names
 
 
 def batches(subjects: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -54,14 +54,14 @@ class Progress:
         self.done += count
         self.bars.advance(self.scans, count)
 
-    def start_batch(self, workflow: pe.Workflow, names: Iterable[str]) -> None:
-        """Show the steps of a new batch."""
+    def start_batch(self, workflow: pe.Workflow, names: Iterable[str], *, doing: str = 'working on') -> None:
+        """Show the steps of a new batch, and in words what is being done with which scans."""
         names = list(names)
         # Nipype does not run the nodes that only hand on.
         run = [name for name in workflow.list_node_names() if not name.endswith(('inputnode', 'outputnode'))]
         self.bars.reset(self.steps, total=len(run), visible=True)
         if not self.console.is_terminal:
-            self.console.print(f'working on {counted(len(names), "scan")}', markup=False)
+            self.console.print(f'{doing} {counted(len(names), "scan")}', markup=False)
 
     def on_node(self, node: Any, status: str) -> None:
         """Take a message of the scheduler."""

@@ -2,57 +2,132 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
-from bidsharm.bids.boilerplate import Boilerplate
 from bidsharm.bids.resume import read_record
 from bidsharm.errors import ScanError
 from bidsharm.reports.group import group_table, write_group_report
 from bidsharm.reports.subject import ErrorEntry, ScanEntry, SkippedEntry, write_subject_report
+from bidsharm.settings import CONTRASTS
+
+_log = logging.getLogger(__name__)
+
+_LABEL = re.compile(r'[0-9A-Za-z+]+')
 
 
 def records_of(root: Path, subject: str | None = None) -> list[dict[str, Any]]:
-    """Return the QC records of a subject, or of all, in the order of their names."""
+    """Return the QC records of a subject, or of all, in the order of their names.
+
+    What a record says becomes names of files and content of pages. One that names things outside ``root``, or
+    labels that are no labels, is left out like one that cannot be read.
+    """
     pattern = f'sub-{subject}' if subject else 'sub-*'
     files = sorted({*root.glob(f'{pattern}/anat/*_qc.json'), *root.glob(f'{pattern}/ses-*/anat/*_qc.json')})
-    records = [record for file in files if (record := read_record(file)) is not None]
+    place, records = root.resolve(), []
+    for file in files:
+        record = read_record(file)
+        if record is None:
+            continue
+        if _is_trusted(record, place):
+            records.append(record)
+        else:
+            _log.warning('This record is ignored, because it names what cannot be ours: %s', file)
     return sorted(records, key=lambda record: str(record.get('scan', '')))
+
+
+def _is_trusted(record: Mapping[str, Any], root: Path) -> bool:
+    """Say whether labels and paths of a record are such as a run writes; ``root`` must be resolved."""
+    subject, contrast = record.get('subject'), record.get('contrast')
+    if not isinstance(subject, str) or not _LABEL.fullmatch(subject) or contrast not in CONTRASTS:
+        return False
+    figures, outputs = record.get('figures', {}), record.get('outputs', [])
+    if not isinstance(figures, dict) or not isinstance(outputs, list):
+        return False
+    return all(_lies_in(root, name) for name in (*figures.values(), *outputs))
+
+
+def _lies_in(root: Path, name: object) -> bool:
+    """Say whether a relative path stays in a folder, also where links lead."""
+    if not isinstance(name, str):
+        return False
+    try:
+        path = (root / name).resolve()
+        path.is_file()  # a name that the system refuses, for example as too long, is found here
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return path.is_relative_to(root)
 
 
 def report_subject(
     root: Path,
     subject: str,
     *,
-    boilerplate: Boilerplate,
+    methods: Mapping[str, Any],
     errors: Sequence[ErrorEntry] = (),
     left_out: Sequence[ScanError] = (),
-    provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``sub-XX.html`` from everything that is on disk for a subject."""
-    entries = []
+    """Write ``sub-XX.html`` from everything that is on disk for a subject.
+
+    Parameters
+    ----------
+    root
+        Folder of the derivatives.
+    subject
+        Label of the subject.
+    methods
+        How this run works (:meth:`bidsharm.bids.boilerplate.Boilerplate.to_dict`); it stands in the page only where
+        there is no result yet. A result tells itself how it was made.
+    errors, left_out
+        Scans that failed, and scans that were not meant to be done.
+    """
     failed = {error.scan for error in errors}
-    for record in records_of(root, subject):
-        if record.get('scan') in failed:
-            continue
+    records = [record for record in records_of(root, subject) if record.get('scan') not in failed]
+    entries = []
+    for record in records:
         figures = {
             name: root / path for name, path in record.get('figures', {}).items() if (root / path).is_file()
         }
         entries.append(ScanEntry(qc=record, figures=figures, outputs=record.get('outputs', [])))
-    skipped = [SkippedEntry(scan=item.where, reason=item.what) for item in left_out]
+    told = methods_of(records) if records else methods
     return write_subject_report(
         root / f'sub-{subject}.html',
         subject=subject,
         scans=entries,
-        skipped=skipped,
+        skipped=[SkippedEntry(scan=item.where, reason=item.what) for item in left_out],
         errors=list(errors),
-        methods_html_free_text=boilerplate.text,
-        references=boilerplate.references,
-        provenance={'bidsharm': __version__, **(provenance or {})},
+        methods_text=str(told.get('text', '')),
+        references=list(told.get('references', [])),
+        provenance=dict(told.get('provenance', {})),
     )
+
+
+def methods_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how the results of some records were made; where they differ, each way with its scans."""
+    ways: dict[str, list[str]] = {}
+    references: dict[str, None] = {}
+    provenance: dict[str, dict[str, None]] = {}
+    for record in records:
+        told = record.get('methods')
+        told = told if isinstance(told, dict) else {}
+        text = str(told.get('text') or 'How this was made was not recorded.')
+        ways.setdefault(text, []).append(str(record.get('scan', '')))
+        references |= dict.fromkeys(str(line) for line in told.get('references', []))
+        for name, value in dict(told.get('provenance', {})).items():
+            provenance.setdefault(str(name), {})[str(value)] = None
+    texts = list(ways)
+    if len(ways) > 1:
+        texts = [f'{", ".join(scans)}:\n\n{text}' for text, scans in ways.items()]
+    return {
+        'text': '\n\n'.join(texts),
+        'references': list(references),
+        'provenance': {name: ' / '.join(values) for name, values in provenance.items()},
+    }
 
 
 def report_group(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bidsharm.workflows.base import ScanPlan, init_target_wf
-from bidsharm.workflows.engine import belongs, read_failures, run_graph
-from bidsharm.workflows.planning import Plan, plan_scan
+from bidsharm.workflows.engine import belongs, keep_resources, read_failures, run_graph
+from bidsharm.workflows.planning import Plan, measured, plan_scan
+from bidsharm.workflows.progress import Progress
 from filelock import FileLock, Timeout
 
 from bidsharm.bids.names import ScanFile
@@ -54,7 +56,9 @@ def known_target(plan: Plan, settings: Settings) -> Plan:
     return _with_bundle(plan, folder) if folder is not None and folder.exists() else plan
 
 
-def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path) -> Plan:
+def ensure_target(
+    plan: Plan, settings: Settings, work_dir: Path, log_dir: Path, progress: Progress | None = None
+) -> Plan:
     """Return the plan with the bundle of its target, learning it if no job has yet.
 
     The first job to come takes a lock and learns; the others wait for it and read what it wrote.
@@ -77,7 +81,7 @@ def ensure_target(plan: Plan, settings: Settings, work_dir: Path, log_dir: Path)
         try:
             with FileLock(folder.parent / f'.{folder.name}.lock', timeout=WAIT_S):
                 if not folder.exists():
-                    _learn(plan, settings, folder, work_dir, log_dir)
+                    _learn(plan, settings, folder, work_dir, log_dir, progress)
         except Timeout:
             raise ScanError(
                 'Another job has been learning the same target for too long.', where=str(folder),
@@ -91,17 +95,32 @@ def _with_bundle(plan: Plan, folder: Path) -> Plan:
     return replace(plan, method=method)
 
 
-def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir: Path) -> None:
+def _learn(
+    plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir: Path, progress: Progress | None
+) -> None:
     """Learn from the scans that can be preprocessed; one that cannot is left out, and is reported with its subject."""
     scans, reason = list(plan.fit_scans), ''
+    # A name of its own: jobs that learn other targets may share the working folder.
+    name = f'target_{folder.name.rsplit("_", 1)[-1]}_wf'
     while scans:
         before = set(log_dir.glob('crash-*'))
         workflow = init_target_wf(
-            plans=_plans(plan, scans, settings), method=plan.method, out_dir=folder, options=plan.options
+            plans=_plans(plan, scans, settings),
+            method=plan.method,
+            out_dir=folder,
+            options=plan.options,
+            name=name,
         )
         workflow.base_dir = str(work_dir)
-        run_graph(workflow, settings, device=plan.options.device)
+        if progress:
+            progress.start_batch(workflow, [scan.name for scan in scans], doing='learning the target from')
+        run_graph(
+            workflow, settings, device=plan.options.device, on_node=progress.on_node if progress else None
+        )
+        keep_resources(workflow, log_dir)
         if folder.exists():
+            if settings.clean_workdir:
+                shutil.rmtree(work_dir / name, ignore_errors=True)
             return
         failures = read_failures(log_dir, since=before)
         reason = failures[0].what if failures else 'see nipype.log'
@@ -120,10 +139,8 @@ def _learn(plan: Plan, settings: Settings, folder: Path, work_dir: Path, log_dir
 
 
 def _files(item: ScanPlan) -> list[Path]:
-    """Return all files that preprocessing of a scan starts from."""
-    given = item.precomputed
-    files = (item.scan.path, given.preproc, given.brain_mask, given.to_template, given.from_template)
-    return [file for file in files if file]
+    """Return all files that preprocessing of a scan starts from, beside those of its anchor."""
+    return [item.scan.path, *item.precomputed.files.values()]
 
 
 def _plans(plan: Plan, scans: Sequence[ScanFile], settings: Settings) -> list[ScanPlan]:
@@ -131,7 +148,9 @@ def _plans(plan: Plan, scans: Sequence[ScanFile], settings: Settings) -> list[Sc
     names = {scan.name for scan in scans}
     for scan in scans:
         anchor = plan.fit_anchor(scan)
-        plans[scan.name] = plan_scan(scan, anchor, settings, plan.options)
+        plans[scan.name] = measured(plan_scan(scan, anchor, settings, plan.options))
         if anchor.name not in names:
-            plans[anchor.name] = replace(plan_scan(anchor, anchor, settings, plan.options), write=False)
+            plans[anchor.name] = replace(
+                measured(plan_scan(anchor, anchor, settings, plan.options)), write=False
+            )
     return list(plans.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bidsharm import __version__
 from bidsharm.imaging.templates import BUNDLED, parse_space
@@ -51,8 +53,18 @@ class Boilerplate:
             lines.append(f'{authors} ({year}). {title}. {journal}. doi:{doi}')
         paper, doi = self.method_reference
         if paper:
-            lines.append(paper + (f'. doi:{doi}' if doi else ''))
+            lines.append(paper.rstrip('. ') + (f'. doi:{doi}' if doi else '.'))
         return lines
+
+    def to_dict(self, provenance: Mapping[str, str]) -> dict[str, Any]:
+        """Return what the QC record of a scan keeps, so that any later report tells how that scan was made.
+
+        Parameters
+        ----------
+        provenance
+            Versions and settings by name.
+        """
+        return {'text': self.text, 'references': self.references, 'provenance': dict(provenance)}
 
     def to_markdown(self) -> str:
         """Return text and references as Markdown."""
@@ -110,15 +122,31 @@ def write_boilerplate(
         f'Scans were harmonized with bidsharm {__version__}, a BIDS App built on Nipype.\n\n'
         f'Preprocessing. {extraction} Intensity non-uniformity was removed with N4 ({ants}) on a 2 mm copy inside '
         f'the brain. The brain was registered to the MNI152 template (ICBM 2009a nonlinear symmetric; '
-        f'{"affine" if settings.registration == "affine" else "affine, then SyN"}) with antsRegistration.{follow}\n\n'
+        f'{"affine" if settings.registration == "affine" else "affine, then SyN"}) with antsRegistration.{follow}{_reuse(settings)}\n\n'
         f'Harmonization. Method: {card.get("title", settings.harmonizer)} ({card.get("paper", "")}), registry name '
         f'"{settings.harmonizer}", fidelity to the paper: {card.get("fidelity", "")}; target: {target}; random seed '
         f'{settings.random_seed}.\n\n'
         'Quality control. CSF, grey and white matter were segmented before and after harmonization by one mixture '
         'model with the same atlas prior. Tissue volumes, their overlap (Dice), the agreement of edges, the structural '
-        'similarity to the input, and the distance to the target intensities were compared with fixed thresholds.'
+        f'similarity to the input, and the distance to the target intensities were compared with {_limits(settings)}.'
     )
     return Boilerplate(text, tuple(keys), (str(card.get('paper', '')), str(card.get('doi', ''))))
+
+
+def _reuse(settings: Settings) -> str:
+    """Return the sentence about what other pipelines have computed; empty when none is named."""
+    if not settings.derivatives:
+        return ''
+    names = ' or '.join(settings.derivatives)
+    return (
+        f' Where {names} held a bias-corrected T1w with its brain mask, a brain mask, or transforms to the template, '
+        'these replaced the corresponding step; the record of each scan names them.'
+    )
+
+
+def _limits(settings: Settings) -> str:
+    changed = ', '.join(sorted(settings.qc_thresholds))
+    return f'limits set before the run (changed from the defaults: {changed})' if changed else 'fixed limits'
 
 
 def _extraction(settings: Settings) -> str:

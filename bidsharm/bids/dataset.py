@@ -105,7 +105,10 @@ def description(settings: Settings) -> dict[str, Any]:
     if image:
         kind, _, tag = image.partition(':')
         generator['Container'] = {'Type': kind, 'Tag': tag}
-    links = {'raw': settings.bids_dir.as_uri()}
+    # What earlier runs reused is still named in the sidecars that they wrote.
+    before = read_json(settings.output_dir / 'dataset_description.json').get('DatasetLinks')
+    links = {str(name): str(uri) for name, uri in before.items()} if isinstance(before, dict) else {}
+    links['raw'] = settings.bids_dir.as_uri()
     links |= {name: folder.as_uri() for name, folder in settings.derivatives.items()}
     source: dict[str, Any] = {'URL': settings.bids_dir.as_uri()}
     if raw.get('DatasetDOI'):

@@ -24,6 +24,8 @@ class Precomputed:
         Composite transforms between the T1w and the registration template.
     source
         Name given on the command line.
+    root
+        Folder of that name.
     """
 
     preproc: Path | None = None
@@ -31,10 +33,22 @@ class Precomputed:
     to_template: Path | None = None
     from_template: Path | None = None
     source: str = ''
+    root: Path | None = None
 
-    def to_dict(self) -> dict[str, str]:
-        """Return the files found, for the record."""
-        return {key: str(value) for key, value in vars(self).items() if value}
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files found, by what they replace."""
+        names = ('preproc', 'brain_mask', 'to_template', 'from_template')
+        return {name: file for name in names if (file := getattr(self, name))}
+
+    @property
+    def uris(self) -> dict[str, str]:
+        """BIDS URIs of the files found."""
+        return {name: self.uri(file) for name, file in self.files.items()}
+
+    def uri(self, file: Path) -> str:
+        """Return the BIDS URI of a file of that derivative (its name is defined in DatasetLinks)."""
+        return f'bids:{self.source}:{file.relative_to(self.root or file.anchor).as_posix()}'
 
 
 def check_folders(derivatives: Mapping[str, Path]) -> None:
@@ -75,7 +89,7 @@ def find_precomputed(scan: ScanFile, derivatives: Mapping[str, Path], template: 
         if 'brain_mask' not in found:
             found.pop('preproc', None)  # without its mask a stripped image looks like a whole head
         if found:
-            return Precomputed(**found, source=name)
+            return Precomputed(**found, source=name, root=root)
     return Precomputed()
 
 

@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any
 from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.errors import NothingToDo, ScanError, UsageError
-from bidsharm.settings import CONTRASTS, Settings, check_keys
+from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
 
 #: Sidecar fields that tell one scanner from another, in the order in which they appear in a site label.
 SCANNER_FIELDS = ('Manufacturer', 'ManufacturersModelName', 'MagneticFieldStrength', 'StationName')
+
+#: The site of a scan that the rule of ``--site`` gives no value.
+UNKNOWN_SITE = 'unknown'
+
+#: What pybids calls the file of an index that is kept.
+INDEX_FILE = 'layout_index.sqlite'
 
 #: Keys of a BIDS filter file, one per contrast; upper and lower case are the same.
 FILTER_KEYS = {name.lower(): name for name in CONTRASTS}
@@ -56,11 +62,14 @@ def open_layout(settings: Settings) -> BIDSLayout:
 
     Only ``anat`` folders of the asked-for subjects are read; indexing everything is the largest
     start-up cost of BIDS Apps. Derivatives and hidden folders are skipped. An index that is kept
-    (``--bids-database-dir``) holds all subjects, because the next run may ask for others.
+    (``--bids-database-dir``) holds all subjects, because the next run may ask for others. A dry run reads
+    one that is there, and keeps none.
     """
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     database = settings.bids_database_dir
+    if settings.dry_run and database and not (database / INDEX_FILE).is_file():
+        database = None
     subjects = '|'.join(re.escape(label) for label in settings.participant_label)
     other_subject = [re.compile(rf'^/?sub-(?!(?:{subjects})(?:/|_|$))')] if subjects and not database else []
     ignore = [
@@ -85,7 +94,8 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     Raises
     ------
     UsageError
-        If a participant or session that was asked for is not in the data set, or the filter file is wrong.
+        If a participant or session that was asked for is not in the data set, the filter file is wrong, or
+        the rule of ``--site`` names nothing that a scan of the data set has.
     NothingToDo
         If nothing is left, naming the filter that removed the last scan.
     """
@@ -102,6 +112,7 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     scans, left_out = _refuse_doubtful(kept)
     left_out = misnamed + left_out
     participants = read_participants(settings.bids_dir)
+    _check_site_rule(settings, scans, participants)
     structural, _ = _refuse_doubtful(by_contrast['T1w'])
     label = functools.partial(_with_site, participants=participants, rule=settings.site)
     return Selection(
@@ -112,7 +123,35 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
 
 
 def _with_site(scan: ScanFile, *, participants: Mapping[str, Mapping[str, str]], rule: str) -> ScanFile:
-    return replace(scan, site=site_of(scan, participants, rule))
+    site = _site_by_rule(scan, participants, rule)
+    if site or rule == 'auto':
+        return replace(scan, site=site or UNKNOWN_SITE)
+    warning = f'No value of --site {rule} for this scan: its site is {UNKNOWN_SITE}.'
+    return replace(scan, site=UNKNOWN_SITE, warnings=(*scan.warnings, warning))
+
+
+def _check_site_rule(
+    settings: Settings, scans: Sequence[ScanFile], participants: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuse a rule of ``--site`` that gives no scan a site: all scanners would count as one, in silence."""
+    rule = settings.site
+    if not scans or rule == 'auto' or any(_site_by_rule(scan, participants, rule) for scan in scans):
+        return
+    if settings.participant_label or settings.session_label or settings.run:
+        # A job for one subject goes on where the same command for all of them would.
+        select_scans(
+            replace(settings, participant_label=(), session_label=(), run=(), bids_database_dir=None)
+        )
+        return
+    columns = dict.fromkeys(name for row in participants.values() for name in row if name != 'participant_id')
+    found = {name for scan in scans for name, value in scan.metadata.items() if _label(value)}
+    fields = [*(name for name in SCANNER_FIELDS if name in found), *sorted(found - {*SCANNER_FIELDS})]
+    session = ' There are sessions: "session".' if any(scan.session for scan in scans) else ''
+    raise UsageError(
+        f'No scan has a value of "{rule}".',
+        where='--site',
+        fix=f'Columns of participants.tsv: {some_of(list(columns))}. Sidecar fields: {some_of(fields)}.{session}',
+    )
 
 
 def _order(scan: ScanFile) -> tuple[str, str, int, str]:
@@ -181,11 +220,12 @@ def _check_labels(settings: Settings, layout: BIDSLayout) -> None:
             raise UsageError(
                 f'Not in the data set: {", ".join(missing)}.',
                 where=option,
-                fix=f'There are: {_some(sorted(present))}.',
+                fix=f'There are: {some_of(sorted(present))}.',
             )
 
 
-def _some(labels: Sequence[str], most: int = 12) -> str:
+def some_of(labels: Sequence[str], most: int = 12) -> str:
+    """Return the first labels as words of a sentence, and how many more there are."""
     rest = f' and {len(labels) - most} more' if len(labels) > most else ''
     return (', '.join(labels[:most]) or 'none') + rest
 
@@ -197,7 +237,7 @@ def _narrow(settings: Settings, scans: list[ScanFile], misnamed: Sequence[ScanEr
         raise NothingToDo(
             f'No {", ".join(settings.contrasts)} image was found{filtered}.',
             where=str(settings.bids_dir),
-            fix=f'Rename what is no BIDS name: {_some([error.where for error in misnamed])}.'
+            fix=f'Rename what is no BIDS name: {some_of([error.where for error in misnamed])}.'
             if misnamed
             else 'Check the folder, --participant-label, --contrasts and --bids-filter-file.',
         )
@@ -207,23 +247,23 @@ def _narrow(settings: Settings, scans: list[ScanFile], misnamed: Sequence[ScanEr
     ):
         if not wanted:
             continue
-        kept = [scan for scan in scans if _same_label(scan.entities.get(entity), wanted)]
+        kept = [scan for scan in scans if same_label(scan.entities.get(entity), wanted)]
         if not kept:
             present = sorted({scan.entities.get(entity, 'none') for scan in scans})
             raise NothingToDo(
                 f'{option} {" ".join(wanted)} leaves no scan out of {len(scans)}.',
                 where=str(settings.bids_dir),
-                fix=f'There are: {_some(present)}.',
+                fix=f'There are: {some_of(present)}.',
             )
         scans = kept
     return scans
 
 
-def _same_label(label: str | None, wanted: Iterable[str]) -> bool:
+def same_label(label: str | None, wanted: Iterable[str]) -> bool:
     """Compare labels; index labels such as run-1 and run-01 are the same."""
     if label is None:
         return False
-    return any(label == w or (label.isdigit() and w.isdigit() and int(label) == int(w)) for w in wanted)
+    return any(label == w or (label.isdecimal() and w.isdecimal() and int(label) == int(w)) for w in wanted)
 
 
 def _refuse_doubtful(scans: list[ScanFile]) -> tuple[list[ScanFile], list[ScanError]]:
@@ -258,8 +298,10 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
 
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise UsageError('The filter file does not exist.', where=str(path)) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f'The filter file cannot be read: {error}.', where=str(path)) from None
+        raise UsageError(f'The filter file cannot be read: {reason(error)}.', where=str(path)) from None
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UsageError(
             'The filter file must hold one object per contrast.', where=str(path), fix='{"t1w": {"run": 1}}'
@@ -343,13 +385,18 @@ def site_of(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule:
     str
         Letters, digits, points and hyphens only, so that it can stand in a file name.
     """
+    return _site_by_rule(scan, participants, rule) or UNKNOWN_SITE
+
+
+def _site_by_rule(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule: str) -> str:
+    """Return the label of a site, or an empty string where the rule finds no value."""
     row = participants.get(scan.subject, {})
     if rule == 'auto':
         values = [_label(scan.metadata.get(name), name) for name in SCANNER_FIELDS]
-        return '-'.join(filter(None, values)) or _label(row.get('site')) or 'unknown'
+        return '-'.join(filter(None, values)) or _label(row.get('site'))
     names = [name.strip() for name in rule.split(',') if name.strip()]
     known = {**row, **scan.metadata, 'session': scan.session}
-    return '-'.join(filter(None, (_label(known.get(name), name) for name in names))) or 'unknown'
+    return '-'.join(filter(None, (_label(known.get(name), name) for name in names)))
 
 
 def _label(value: object, name: str = '') -> str:

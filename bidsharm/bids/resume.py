@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,31 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and ours <= record.keys() else None
 
 
-def is_complete(qc_file: Path, root: Path, native: Path, digest: str) -> bool:
-    """Say whether a scan has been done with these settings, all of its files are there and its input is the same."""
+def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: str) -> bool:
+    """Say whether a scan has been done with these settings, and all of its files are there.
+
+    Parameters
+    ----------
+    qc_file
+        Its QC record.
+    root
+        Folder of the derivatives.
+    sources
+        Files that it is made from, by BIDS URI: the scan, the scan that it follows, what is reused. They must be
+        those of the record, and unchanged.
+    digest
+        Digest of the settings.
+    """
     record = read_record(qc_file)
     if record is None or record.get('digest') != digest:
         return False
     try:
         names = [*record['outputs'], *record['figures'].values()]
-        return all((root / name).is_file() for name in names) and unchanged(native, record['input'])
+        before = record['inputs']
+        return (
+            all((root / name).is_file() for name in names)
+            and before.keys() == sources.keys()
+            and all(unchanged(file, before[uri]) for uri, file in sources.items())
+        )
     except (KeyError, TypeError, AttributeError):
         return False  # a record that someone edited proves nothing

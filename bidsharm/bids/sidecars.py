@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import OutputNames, ScanFile
-from bidsharm.imaging.templates import Space
-
-#: Where a space that BIDS does not know is described.
-_NATIVE_REFERENCE = 'the T1w of the subject'
+from bidsharm.imaging.templates import BUNDLED, Space, Template
 
 
 def raw_uri(scan: ScanFile) -> str:
@@ -16,19 +15,43 @@ def raw_uri(scan: ScanFile) -> str:
     return f'bids:raw:{scan.relative}'
 
 
-def image_spec(scan: ScanFile, desc: str, description: str, **sidecar: Any) -> dict[str, Any]:
+def template_uri(template: Template) -> str:
+    """Return where the image that defines a template space comes from."""
+    if template.space.name == BUNDLED:
+        return 'ICBM 2009a nonlinear symmetric, as bundled with nilearn'
+    cohort = f'cohort-{template.space.cohort}/' if template.space.cohort else ''
+    return f'https://templateflow.s3.amazonaws.com/tpl-{template.space.name}/{cohort}{template.brain.name}'
+
+
+def image_spec(
+    scan: ScanFile, desc: str, description: str, sources: Sequence[str], **sidecar: Any
+) -> dict[str, Any]:
     """Return the specification of an image on the scan's own grid; ``extra`` fields join its sidecar."""
-    fields = {'Description': description, 'Sources': [raw_uri(scan)], **sidecar}
+    fields = {'Description': description, 'Sources': list(sources), **sidecar}
     return {
         'path': OutputNames(scan).image(desc), 'kind': 'image', 'native': True, 'extra': True, 'sidecar': fields,
     }  # fmt: skip
 
 
-def mask_spec(scan: ScanFile) -> dict[str, Any]:
-    """Return the specification of the brain mask."""
-    fields = {'Type': 'Brain', 'Sources': [raw_uri(scan)]}
+def preproc_spec(scan: ScanFile, reused: Precomputed, anchor: ScanFile | None) -> dict[str, Any]:
+    """Return the specification of the bias-corrected image, from what it was really made of."""
+    if reused.preproc and anchor is None:
+        text = f'Taken from the derivatives "{reused.source}", in their grid and intensity scale'
+        return image_spec(scan, 'preproc', text, [reused.uri(reused.preproc)])
+    text = 'Bias field removed (N4); own grid and intensity scale of the scanner'
+    return image_spec(scan, 'preproc', text, [raw_uri(scan)])
+
+
+def mask_spec(scan: ScanFile, reused: Precomputed, anchor: ScanFile | None) -> dict[str, Any]:
+    """Return the specification of the brain mask: found in the scan, given, or brought over from the anchor."""
+    if anchor is not None:
+        sources = [f'bids::{OutputNames(anchor).companion("mask", desc="brain")}', raw_uri(scan)]
+    elif reused.brain_mask:
+        sources = [reused.uri(reused.brain_mask)]
+    else:
+        sources = [raw_uri(scan)]
     path = OutputNames(scan).companion('mask', desc='brain')
-    return {'path': path, 'kind': 'mask', 'native': True, 'sidecar': fields}
+    return {'path': path, 'kind': 'mask', 'native': True, 'sidecar': {'Type': 'Brain', 'Sources': sources}}
 
 
 def dseg_spec(scan: ScanFile, desc: str, source: str) -> dict[str, Any]:
@@ -53,14 +76,24 @@ def transform_spec(scan: ScanFile, source: str, target: str) -> dict[str, Any]:
 
 
 def space_specs(scan: ScanFile, space: Space, *, reference: str = '') -> list[dict[str, Any]]:
-    """Return the specifications of image, mask and segmentation in an output space, in this order."""
+    """Return the specifications of image, mask and segmentation in an output space, in this order.
+
+    Parameters
+    ----------
+    scan
+        The raw scan.
+    space
+        Where to.
+    reference
+        URI, or words, for the image that defines the space; BIDS wants it for every space that it does not know.
+    """
     names = OutputNames(scan)
     own = f'bids::{names.image("harmonized")}'
     fields: dict[str, Any] = {'Sources': [own]}
     if space.resolution:
         fields['Resolution'] = f'Grid of the template {space.name} at res-{space.resolution}'
-    if space.name == 'T1w':
-        fields['SpatialReference'] = reference or _NATIVE_REFERENCE
+    if reference:
+        fields['SpatialReference'] = reference
     image = {
         **fields,
         'SkullStripped': True,

@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(arguments.name, as_json=arguments.json)
         return _check(arguments.folder)
     except BidsharmError as error:
-        print(f'bidsharm-models: {error}', file=sys.stderr)
+        # What lies below speaks of options of `bidsharm`, which this command does not have.
+        where = '' if error.where.startswith('--') else error.where
+        said = BidsharmError(error.what, where=where, fix=error.fix)
+        print(f'bidsharm-models: {said}', file=sys.stderr)
         return int(error.exit_code)
 
 
@@ -88,7 +91,8 @@ def _list(*, as_json: bool) -> int:
     console.print(_table(cards))
     console.print(
         "Aims at: canonical = the method's own standard contrast, site = the look of one site, reference = the "
-        'look of one image. Learns from: what it must see before it can aim at its canonical contrast. '
+        'look of one image. Needs: cohort = several scans to learn the canonical contrast from, tissues = a '
+        'segmentation of every scan, which bidsharm makes itself. '
         '"bidsharm-models show NAME" tells more.'
     )
     for what in broken.values():
@@ -105,7 +109,7 @@ def _table(cards: Sequence[Card]) -> Any:
     table.add_column('Name', no_wrap=True, style='bold')
     table.add_column('What it does', ratio=1, min_width=14, overflow='fold')
     table.add_column('Aims at', min_width=9)
-    table.add_column('Learns\nfrom', min_width=6)
+    table.add_column('Needs', min_width=7)
     table.add_column('Con-\ntrast', min_width=5)
     table.add_column('Runs\non', min_width=4)
     table.add_column('Fidelity', min_width=8)

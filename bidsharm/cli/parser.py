@@ -11,10 +11,20 @@ from typing import Any
 
 from bidsharm import __version__
 from bidsharm.errors import ExitCode, UsageError
-from bidsharm.settings import CONTRASTS, DEFAULT_HARMONIZER, Settings, from_dict, load_values
+from bidsharm.settings import (
+    CONTRASTS,
+    DEFAULT_HARMONIZER,
+    MAX_SEED,
+    SITE_RULES,
+    Settings,
+    from_dict,
+    is_empty_rule,
+    load_values,
+)
 
 EPILOG = """exit codes: 0 all done; 1 at least one scan failed; 2 usage; 3 nothing to do; 70 internal error;
 78 a device, template or weights file is missing.
+A switch that a settings file turns on is turned off by its opposite: --no-force, --no-sloppy and so on.
 More: bidsharm-models list (every harmonizer and what it needs), bidsharm-simulate (travelling heads to try it on)."""
 
 
@@ -49,6 +59,15 @@ def build_parser() -> Parser:
     return parser
 
 
+def _add_switch(group: Any, name: str, text: str) -> None:
+    """Add a switch, and the opposite that turns off what a settings file turns on; the help tells it once for all."""
+    field = name.removeprefix('--').replace('-', '_')
+    group.add_argument(name, dest=field, action='store_true', help=text)
+    group.add_argument(
+        f'--no-{name.removeprefix("--")}', dest=field, action='store_false', help=argparse.SUPPRESS
+    )
+
+
 def _add_selection(parser: Parser) -> None:
     group = parser.add_argument_group('which scans')
     group.add_argument(
@@ -73,9 +92,7 @@ def _add_selection(parser: Parser) -> None:
     group.add_argument(
         '--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there'
     )
-    group.add_argument(
-        '--skip-bids-validation', action='store_true', help='do not run the BIDS validator first'
-    )
+    _add_switch(group, '--skip-bids-validation', 'do not run the BIDS validator first')
 
 
 def _add_method(parser: Parser) -> None:
@@ -95,7 +112,7 @@ def _add_method(parser: Parser) -> None:
         help='learn a target from at most N scans a contrast; default 10',
     )
     group.add_argument(
-        '--site', metavar='RULE',
+        '--site', type=_site_rule, metavar='RULE',
         help='what makes a site: a participants.tsv column, "session", sidecar fields separated by commas; default auto: '
         'Manufacturer, model, field strength and station, else the column "site"',
     )  # fmt: skip
@@ -125,8 +142,8 @@ def _add_preprocessing(parser: Parser) -> None:
         help='native (default; the scan\'s own grid), T1w, or TemplateFlow names such as MNI152NLin2009cAsym:res-1; '
         'MNI152NLin2009aSym is built in',
     )  # fmt: skip
-    group.add_argument('--random-seed', type=int, metavar='N', help='default 0')
-    group.add_argument('--sloppy', action='store_true', help='fewer iterations: for trying out only')
+    group.add_argument('--random-seed', type=_seed, metavar='N', help='0 (default) or above')
+    _add_switch(group, '--sloppy', 'fewer iterations: for trying out only')
 
 
 def _add_resources(parser: Parser) -> None:
@@ -134,7 +151,7 @@ def _add_resources(parser: Parser) -> None:
     group.add_argument(
         '-w', '--work-dir', type=_absolute, metavar='DIR', help='keep intermediate files there'
     )
-    group.add_argument('--clean-workdir', action='store_true', help='empty the working folder afterwards')
+    _add_switch(group, '--clean-workdir', 'empty the working folder afterwards')
     group.add_argument(
         '--nprocs',
         '--nthreads',
@@ -158,18 +175,18 @@ def _add_resources(parser: Parser) -> None:
     group.add_argument(
         '--use-plugin', '--nipype-plugin-file', type=_file, metavar='YAML', help='nipype plugin file'
     )
-    group.add_argument('--resource-monitor', action='store_true', help='record memory and CPU of every step')
-    group.add_argument('--offline', action='store_true', help='never use the network, not even for templates')
+    _add_switch(group, '--resource-monitor', 'record memory and CPU of every step')
+    _add_switch(group, '--offline', 'never use the network, not even for templates')
 
 
 def _add_modes(parser: Parser) -> None:
     group = parser.add_argument_group('what to do')
-    group.add_argument('--dry-run', action='store_true', help='say what would be done, and end')
-    group.add_argument('--force', action='store_true', help='do again what is done already')
-    group.add_argument('--reports-only', action='store_true', help='write the reports anew')
-    group.add_argument('--boilerplate-only', action='store_true', help='print the method section and end')
-    group.add_argument('--write-graph', action='store_true', help='draw the graph into the logs folder')
-    group.add_argument('--stop-on-first-crash', action='store_true', help='end at the first failed scan')
+    _add_switch(group, '--dry-run', 'say what would be done, and end')
+    _add_switch(group, '--force', 'do again what is done already')
+    _add_switch(group, '--reports-only', 'write the reports anew')
+    _add_switch(group, '--boilerplate-only', 'print the method section and end')
+    _add_switch(group, '--write-graph', 'draw the graph into the logs folder')
+    _add_switch(group, '--stop-on-first-crash', 'end at the first failed scan')
     group.add_argument('--config-file', type=_file, metavar='TOML', help='settings; options given here win')
     group.add_argument('--notrack', action='store_true', help='accepted: there is no telemetry')
     group.add_argument(
@@ -189,7 +206,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
 
     given = vars(build_parser().parse_args(argv))
     config = given.pop('config_file', None)
-    values: dict[str, Any] = {**(load_values(config) if config else {}), **given}
+    values: dict[str, Any] = {**(_load(config) if config else {}), **given}
     values['derivatives'] = _named(values.get('derivatives', {}))
     values['notrack'] = True
     values.setdefault('nprocs', available_cores())
@@ -200,6 +217,17 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     settings = _normalized(settings)
     _check(settings)
     return settings
+
+
+def _load(config: Path) -> dict[str, Any]:
+    """Read a settings file; an amount of memory may stand there as on the command line."""
+    values = load_values(config)
+    if isinstance(values.get('mem_gb'), str):
+        try:
+            values['mem_gb'] = parse_memory(values['mem_gb'])
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f'The value of "mem_gb" is wrong: {error}.', where=str(config)) from None
+    return values
 
 
 def _normalized(settings: Settings) -> Settings:
@@ -239,6 +267,12 @@ def _check(settings: Settings) -> None:
     ):
         if folder is not None and data in (folder.resolve(), *folder.resolve().parents):
             raise UsageError(f'The {what} may not lie inside the data set.', where=f'{option} {folder}')
+    for option, file in (
+        ('--bids-filter-file', settings.bids_filter_file),
+        ('--use-plugin', settings.use_plugin),
+    ):
+        if file is not None and not file.is_file():
+            raise UsageError('There is no such file.', where=f'{option} {file}')
     if output == data:
         raise UsageError('The output folder may not be the data set itself.', where=str(settings.output_dir))
     if output in data.parents:
@@ -286,9 +320,22 @@ def _file(text: str) -> Path:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    # "²" is a digit, but no number
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
     return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number between 0 and {MAX_SEED}')
+    return int(text)
+
+
+def _site_rule(text: str) -> str:
+    if is_empty_rule(text):
+        raise argparse.ArgumentTypeError(f'{text!r} names nothing. {SITE_RULES}')
+    return text
 
 
 def _label(entity: str) -> Any:

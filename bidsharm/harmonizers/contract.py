@@ -178,10 +178,6 @@ class Cohort:
             offers.add('reference')
         return frozenset(offers)
 
-    def of_contrast(self, contrast: str) -> Cohort:
-        """Return only the scans of one contrast."""
-        return Cohort([scan for scan in self.scans if scan.contrast == contrast])
-
 
 @dataclass(frozen=True)
 class Execution:

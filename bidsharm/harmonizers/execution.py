@@ -6,17 +6,23 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bidsharm.errors import ConfigurationError, ScanError, UsageError
 from bidsharm.harmonizers.contract import Execution
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 Result = TypeVar('Result')
+
+#: Folders that all jobs of a machine share, in the order in which they are tried.
+SHARED_FOLDERS = (Path('/dev/shm'), Path('/tmp'))
 
 _log = logging.getLogger(__name__)
 
@@ -77,45 +83,69 @@ def _absent(name: str, why: str) -> ConfigurationError:
 
 
 @contextlib.contextmanager
-def device_lock(device: str, folder: Path) -> Iterator[None]:
+def device_lock(device: str, folder: Path | None = None) -> Iterator[None]:
     """Hold one physical GPU for the time of the block; others that want it wait. The CPU needs no lock.
 
-    The lock is a file in a folder that all jobs share, and ends with the process that holds it. It goes by
-    the card itself, so that jobs that see different cards as ``cuda:0`` do not wait for each other.
+    The lock is a file in a folder that all jobs and users of the machine share, and ends with the process that
+    holds it. It goes by the card itself, so that jobs that see different cards as ``cuda:0`` do not wait for
+    each other. Where the file cannot be opened, because somebody made it unwritable, one of this user takes its
+    place: it keeps the user's own jobs apart.
 
     Parameters
     ----------
     device
         As returned by :func:`resolve_device`.
     folder
-        Folder of the lock files; made when it is not there.
+        Folder of the lock files, made when it is not there; by default :func:`lock_folder`.
     """
-    if device == 'cpu':
+    if device in ('', 'cpu'):
         yield
         return
+    folder = lock_folder() if folder is None else Path(folder)
+    with contextlib.ExitStack() as stack:
+        lock = _take_lock(folder, _physical_name(device))
+        if lock is not None:
+            stack.callback(lock.release)
+        yield
+
+
+def lock_folder() -> Path:
+    """Return the folder of the lock files: one for the whole machine, wherever a job's ``TMPDIR`` points."""
+    for folder in SHARED_FOLDERS:
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return Path(tempfile.gettempdir())
+
+
+def _take_lock(folder: Path, name: str) -> BaseFileLock | None:
+    """Wait for the lock of a card and return it; None, with a warning, where no file can be locked."""
     from filelock import FileLock
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f'{_physical_name(device)}.lock'):
-        yield
+    user = str(os.getuid()) if hasattr(os, 'getuid') else 'user'
+    for stem in (name, f'{name}-user-{user}'):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A mode that is given holds whatever the umask: the next user has to write to the file, too.
+            lock = FileLock(folder / f'{stem}.lock', mode=0o666)
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            _log.warning('The lock %s.lock in %s cannot be used: %s', stem, folder, error)
+        else:
+            return lock
+    _log.warning('Other jobs on this card are not waited for.')
+    return None
 
 
 def _physical_name(device: str) -> str:
-    """Return a name that is the same in all processes for one card, fit for a file name."""
-    name = ''
+    """Return a name that is the same in all processes of a machine for one card, fit for a file name."""
+    name = device
     if device.startswith('cuda'):
         number = int(device.partition(':')[2] or 0)
-        name = _uuid(number)
-        if not name:
-            seen = [
-                item.strip() for item in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if item.strip()
-            ]
-            name = seen[number] if number < len(seen) else str(number)
-            name = f'{socket.gethostname()}-{name}'
-    else:
-        name = f'{socket.gethostname()}-{device}'
-    return 'gpu-' + re.sub(r'[^A-Za-z0-9.-]', '_', name)
+        listed = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+        seen = [item.strip() for item in listed if item.strip()]
+        name = _uuid(number) or (seen[number] if number < len(seen) else str(number))
+    # The driver's tools write GPU-<uuid>, PyTorch the UUID alone.
+    return 'bidsharm-gpu-' + re.sub(r'[^A-Za-z0-9.-]', '_', name.removeprefix('GPU-'))
 
 
 def _uuid(number: int) -> str:

@@ -221,6 +221,7 @@ class FCM(LinearHarmonizer):
         title='Scaling by the white-matter mean',
         paper=REINHOLD,
         doi=REINHOLD_DOI,
+        needs_apply=('tissue',),
         fidelity='adapted',
         deviations=(
             'Uses the white-matter probabilities of the scan where it was segmented; otherwise (T1w only) fuzzy '
@@ -274,6 +275,7 @@ class LSQ(LinearHarmonizer):
         paper=REINHOLD,
         doi=REINHOLD_DOI,
         needs_fit=('cohort',),
+        needs_apply=('tissue',),
         fidelity='adapted',
         deviations=(
             'The standard means are those of all fitting scans rather than of the first. Tissue probabilities of '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     out_file
         Where the mask goes (uint8, same grid).
     device
-        ``cpu``, or a CUDA device.
+        ``cpu``, or a CUDA device; ``cuda`` is the first one.
 
     Returns
     -------
@@ -38,8 +39,11 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     from bidsharm.imaging.masks import volume_ml
 
     image = open_image(in_file)
+    on_card = device.startswith('cuda')
     try:
-        _, mask, _ = BrainExtraction(no_gpu=not device.startswith('cuda')).run(image)
+        # deepbet takes the current card and has no option for another.
+        with _current_card(int(device.partition(':')[2] or 0)) if on_card else contextlib.nullcontext():
+            _, mask, _ = BrainExtraction(no_gpu=not on_card).run(image)
     except (AssertionError, ValueError, IndexError, RuntimeError) as error:
         if 'out of memory' in str(error):
             raise ScanError(
@@ -53,3 +57,10 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
     found = np.asarray(mask.dataobj) > 0
     make_image(found, image.affine, np.uint8).to_filename(out_file)
     return {'volume_ml': volume_ml(found, image.affine)}
+
+
+def _current_card(number: int) -> contextlib.AbstractContextManager[None]:
+    """Make a CUDA card the one that ``torch.device('cuda')`` stands for."""
+    import torch
+
+    return torch.cuda.device(number)

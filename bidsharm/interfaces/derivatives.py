@@ -150,7 +150,8 @@ class ClipToRange(Interface):
 class _SaveQCIn(BaseInterfaceInputSpec):
     qc = File(exists=True, mandatory=True, desc='QC record')
     figures = traits.List(File(exists=True), mandatory=True, desc='pictures')
-    native = File(mandatory=True, desc='raw scan')
+    sources = traits.Dict(mandatory=True, desc='files that the scan was made from, by BIDS URI')
+    methods = traits.Dict(desc='how it was made, in words: see bidsharm.bids.boilerplate')
     out_root = traits.Str(mandatory=True, desc='output folder')
     qc_path = traits.Str(mandatory=True, desc='relative name of the record')
     figures_dir = traits.Str(mandatory=True, desc='relative folder of the pictures')
@@ -187,7 +188,8 @@ class SaveQC(Interface):
             'figures': pictures,
             'outputs': written,
             'digest': inputs.digest,
-            'input': fingerprint(Path(inputs.native)),
+            'inputs': {uri: fingerprint(Path(file)) for uri, file in inputs.sources.items()},
+            'methods': self.given('methods', {}),
         }
         target = root / inputs.qc_path
         write_json(target, record)

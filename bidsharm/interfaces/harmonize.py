@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,12 +74,12 @@ def open_method(request: Mapping[str, Any]) -> Harmonizer:
 
 def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
     """Harmonize one scan, files in and files out (runs in its own process)."""
-    method = open_method(request)
     scan = read_scan(request)
-    started = time.perf_counter()
-    with device_lock(method.execution.device, Path(tempfile.gettempdir())):
+    with device_lock(Execution(**request.get('execution', {})).device):
+        method = open_method(request)  # a network goes to the card here
+        started = time.perf_counter()
         result = harmonize_scan(method, scan, parse_target(request['target']))
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     if not np.isfinite(result.image[scan.mask]).all():
         raise ScanError(f'{method.card.name} gave values that are not numbers.', where=scan.name)
     image = np.where(scan.mask, result.image, 0).astype(np.float32)
@@ -126,9 +125,11 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
 
 def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:
     """Learn a target from preprocessed scans and save the bundle (runs in its own process)."""
-    method = registry.get(request['harmonizer'])(Execution(**request.get('execution', {})))
+    execution = Execution(**request.get('execution', {}))
     cohort = Cohort([read_scan(record) for record in request['scans']])
-    report = method.fit(cohort, target=parse_target(request['target']), seed=int(request.get('seed', 0)))
+    with device_lock(execution.device):
+        method = registry.get(request['harmonizer'])(execution)
+        report = method.fit(cohort, target=parse_target(request['target']), seed=int(request.get('seed', 0)))
     digest = bundle.save(method, Path(request['out_dir']))
     return {'digest': digest, 'scans': list(report.scans)}
 

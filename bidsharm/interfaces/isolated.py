@@ -91,9 +91,12 @@ def _tail(log: Path, lines: int = 6) -> str:
 
 
 def _deepbet(request: dict[str, Any]) -> dict[str, Any]:
+    from bidsharm.harmonizers.execution import device_lock
     from bidsharm.imaging.extraction import deepbet_mask
 
-    return deepbet_mask(Path(request['in_file']), Path(request['out_file']), device=request['device'])
+    device = request['device'] if request['device'].startswith('cuda') else 'cpu'  # deepbet knows these two
+    with device_lock(device):
+        return deepbet_mask(Path(request['in_file']), Path(request['out_file']), device=device)
 
 
 def _harmonize(request: dict[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def write_subject_report(
     scans: Sequence[ScanEntry],
     skipped: Sequence[SkippedEntry] = (),
     errors: Sequence[ErrorEntry] = (),
-    methods_html_free_text: str = '',
+    methods_text: str = '',
     references: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
 ) -> Path:
@@ -117,7 +117,7 @@ def write_subject_report(
         Subject label, without ``sub-``.
     scans, skipped, errors
         What was harmonized, left out, and what went wrong; any of them may be empty.
-    methods_html_free_text
+    methods_text
         Methods as plain text: paragraphs parted by empty lines, ``#`` headings, ``**strong**``, ``*emphasis*`` and
         backticks. It is escaped; HTML in it is shown as text.
     references
@@ -141,7 +141,7 @@ def write_subject_report(
         scans=[_scan_view(entry, f'scan-{index}') for index, entry in enumerate(scans, start=1)],
         skipped=skipped,
         errors=errors,
-        methods=markdown_lite(methods_html_free_text),
+        methods=markdown_lite(methods_text),
         references=[link_dois(reference) for reference in references],
         provenance=dict(provenance or {}),
     )

@@ -48,6 +48,21 @@ def write(tree):
     return written
 
 
+def test_limits_and_reused_files_are_told_as_they_were(write):
+    assert 'with fixed limits.' in write().text
+    changed = write(qc_thresholds={'dice_gm': {'warn': 0.95, 'fail': 0.9}}).text
+    assert 'changed from the defaults: dice_gm' in changed
+    assert 'fixed limits' not in changed
+    assert 'replaced the corresponding step' not in write().text
+    assert 'Where smriprep held' in write(derivatives={'smriprep': '/x'}).text
+
+
+def test_a_paper_that_ends_with_a_full_stop_gets_no_second_one(write):
+    for paper in ('Doe, J. 2019.', 'Doe, J. 2019'):
+        lines = write({**CARD, 'paper': paper}).references
+        assert lines[-1] == 'Doe, J. 2019. doi:10.1/x'
+
+
 def test_what_every_run_does_is_named(write):
     text = write(target='northA', harmonizer='robust', random_seed=17).text
     for word in (f'bidsharm {__version__}', 'N4 (ANTs 2.5)', 'Robust scaling', 'Doe, J. (2001)', '"robust"', 'target: northA',

@@ -33,7 +33,7 @@ def files(stem: str, folder: str) -> list[str]:
 
 
 def whole(root, stem, folder, source='smriprep'):
-    return Precomputed(*(root / name for name in files(stem, folder)), source=source)
+    return Precomputed(*(root / name for name in files(stem, folder)), source=source, root=root)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,8 @@ def test_layouts_of_smriprep_and_fmriprep(tree, derive, scan, stem, folder):
     root = derive(*files(stem, folder))
     found = find_precomputed(tree.scan(scan), {'smriprep': root}, TEMPLATE)
     assert found == whole(root, stem, folder)
-    assert set(found.to_dict()) == {'preproc', 'brain_mask', 'to_template', 'from_template', 'source'}
+    assert set(found.files) == {'preproc', 'brain_mask', 'to_template', 'from_template'}
+    assert found.uris['brain_mask'] == f'bids:smriprep:{found.brain_mask.relative_to(root).as_posix()}'
 
 
 def test_the_scans_own_name_wins(tree, derive):
@@ -89,7 +90,7 @@ def test_preproc_needs_its_mask(tree, derive):
     assert find_precomputed(tree.scan('sub-01_T1w'), {'smriprep': root}, TEMPLATE) == Precomputed()
     root = derive(names[1], root='mask')
     found = find_precomputed(tree.scan('sub-01_T1w'), {'mask': root}, TEMPLATE)
-    assert found == Precomputed(brain_mask=root / names[1], source='mask')
+    assert found == Precomputed(brain_mask=root / names[1], source='mask', root=root)
 
 
 @pytest.mark.parametrize('way', [2, 3])
@@ -97,7 +98,7 @@ def test_a_transform_needs_its_inverse(tree, derive, way):
     names = files('sub-01', 'sub-01/anat')
     root = derive(names[1], names[way])
     found = find_precomputed(tree.scan('sub-01_T1w'), {'smriprep': root}, TEMPLATE)
-    assert found.to_dict() == {'brain_mask': str(root / names[1]), 'source': 'smriprep'}
+    assert found.uris == {'brain_mask': f'bids:smriprep:{names[1]}'}
 
 
 def test_transforms_to_another_template_do_not_count(tree, derive):
@@ -113,7 +114,7 @@ def test_pipelines_are_not_mixed(tree, derive):
     first, second = derive(names[1], root='first'), derive(*names, root='second')
     scan = tree.scan('sub-01_T1w')
     found = find_precomputed(scan, {'first': first, 'second': second}, TEMPLATE)
-    assert found == Precomputed(brain_mask=first / names[1], source='first')
+    assert found == Precomputed(brain_mask=first / names[1], source='first', root=first)
     assert find_precomputed(scan, {'second': second, 'first': first}, TEMPLATE).source == 'second'
 
 
@@ -127,7 +128,7 @@ def test_what_cannot_be_used_does_not_hide_the_next(tree, derive):
 def test_other_subjects_are_not_ours(tree, derive):
     root = derive(*files('sub-010', 'sub-010/anat'), *files('sub-01_ses-b', 'sub-01/ses-b/anat'))
     assert find_precomputed(tree.scan('sub-01_ses-a_T1w'), {'x': root}, TEMPLATE) == Precomputed()
-    assert find_precomputed(tree.scan('sub-01_ses-a_T1w'), {}, TEMPLATE).to_dict() == {}
+    assert find_precomputed(tree.scan('sub-01_ses-a_T1w'), {}, TEMPLATE).files == {}
 
 
 def test_folders_are_checked(derive, tmp_path):

@@ -114,6 +114,13 @@ def test_long_lists_of_labels_are_cut(tree):
         tree.select(participant_label=['x'])
 
 
+def test_a_label_that_only_looks_like_a_number(tree):
+    """'²'.isdigit() is true in Python, int('²') an error."""
+    tree.add('sub-01_run-01_T1w')
+    with pytest.raises(NothingToDo, match='--run ²'):
+        tree.select(run=['²'])
+
+
 @pytest.mark.parametrize('label', ['a;b', '..', '.*', '01|02', "' OR 1=1", '01/', 'é', ' ', ''])
 def test_hostile_labels_are_just_not_there(cohort, label):
     with pytest.raises(UsageError, match='Not in the data set'):
@@ -161,6 +168,26 @@ def test_kept_index_serves_the_next_run(cohort, tmp_path):
     assert len(cohort.names(bids_database_dir=index)) == 18
     layout = open_layout(cohort.settings(bids_database_dir=index))
     assert len(select_scans(cohort.settings(), layout).scans) == 18
+
+
+def test_dry_run_keeps_no_index(cohort, tmp_path):
+    index = tmp_path / 'index'
+    assert len(cohort.names(dry_run=True, bids_database_dir=index)) == 18
+    assert not index.exists()
+    index.mkdir()
+    assert len(cohort.names(dry_run=True, bids_database_dir=index)) == 18
+    assert not list(index.iterdir())
+
+
+def test_dry_run_reads_the_index_that_is_there(cohort, tmp_path):
+    index = tmp_path / 'index'
+    cohort.names(bids_database_dir=index)
+    (file,) = index.iterdir()
+    before = file.read_bytes(), file.stat().st_mtime_ns, index.stat().st_mtime_ns
+    cohort.add('sub-03_T1w')  # an index that is kept does not know it
+    assert len(cohort.names(dry_run=True, bids_database_dir=index)) == 18
+    assert (file.read_bytes(), file.stat().st_mtime_ns, index.stat().st_mtime_ns) == before
+    assert list(index.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +364,15 @@ def test_wrong_filter_files(tmp_path, content, hint):
     assert 'filters.json' in caught.value.where
 
 
+def test_missing_filter_file_in_plain_words(tmp_path):
+    for path in (tmp_path / 'gone.json', tmp_path):
+        with pytest.raises(UsageError) as caught:
+            read_filter_file(path)
+        assert caught.value.where == str(path)
+        assert 'Errno' not in caught.value.what
+        assert str(path) not in caught.value.what
+
+
 # --- sites ------------------------------------------------------------------------------------------------
 
 
@@ -378,8 +414,6 @@ def test_without_scanner_the_column_site_counts(tree):
         ('Manufacturer,MagneticFieldStrength', 'SiemensHealthineers-3T'),
         (' centre , session ', 'Oslo-a'),
         ('StationName,nothing', 'AWP1'),
-        ('nothing', 'unknown'),
-        (',', 'unknown'),
     ],
 )
 def test_rules_of_the_user(tree, rule, label):
@@ -388,9 +422,64 @@ def test_rules_of_the_user(tree, rule, label):
     assert site(tree, site=rule) == label
 
 
-def test_no_session_is_no_site(tree):
+@pytest.mark.parametrize('rule', ['nothing', 'nothing,nowhere', 'session', 'hospital', 'EchoTrain'])
+@pytest.mark.parametrize('more', [{}, {'participant_label': ['01']}])
+def test_rule_that_gives_no_scan_a_site_ends_the_run(tree, rule, more):
+    """All scanners would be one site, and nobody would notice."""
+    tree.add('sub-01_T1w', **SIEMENS, EchoTrain=' ')
+    tree.add('sub-02_T1w', EchoTime=0.003)
+    tree.participants('participant_id\tcentre\thospital\nsub-01\tOslo\tn/a\n')
+    with pytest.raises(UsageError) as caught:
+        tree.select(site=rule, **more)
+    assert caught.value.where == '--site'
+    assert f'"{rule}"' in caught.value.what
+    assert 'participants.tsv: centre, hospital.' in caught.value.fix
+    fields = caught.value.fix.partition('fields: ')[2]
+    assert fields == f'{", ".join(SIEMENS)}, EchoTime.'
+
+
+def test_sessions_are_offered_where_there_are_some(tree):
+    tree.add('sub-01_ses-a_T1w')
+    with pytest.raises(UsageError) as caught:
+        tree.select(site='nothing')
+    assert caught.value.fix == (
+        'Columns of participants.tsv: none. Sidecar fields: none. There are sessions: "session".'
+    )
+
+
+def test_scans_that_the_rule_does_not_reach_say_so(tree):
+    tree.add('sub-01_T1w', **SIEMENS)
+    tree.add('sub-02_T1w')
+    tree.participants('participant_id\tcentre\nsub-01\tOslo\nsub-02\tn/a\n')
+    for rule, label in (('centre', 'Oslo'), ('StationName', 'AWP1')):
+        first, second = tree.select(site=rule).scans
+        assert (first.site, first.warnings) == (label, ())
+        assert second.site == 'unknown'
+        assert second.warnings == (f'No value of --site {rule} for this scan: its site is unknown.',)
+
+
+@pytest.mark.parametrize('rule', ['centre', 'StationName', 'session'])
+def test_job_for_one_subject_ends_as_the_job_for_all(tree, rule):
+    tree.add('sub-01_ses-a_T1w', **SIEMENS)
+    tree.add('sub-02_T1w')
+    tree.participants('participant_id\tcentre\nsub-01\tOslo\n')
+    (scan,) = tree.select(site=rule, participant_label=['02']).scans
+    assert scan.site == 'unknown'
+    assert rule in scan.warnings[0]
+    assert scan == tree.select(site=rule).scans[1]
+
+
+def test_unknown_scanner_needs_no_warning(tree):
     tree.add('sub-01_T1w')
-    assert site(tree, site='session') == 'unknown'
+    (scan,) = tree.select(site='auto').scans
+    assert (scan.site, scan.warnings) == ('unknown', ())
+
+
+def test_site_that_is_called_unknown(tree):
+    tree.add('sub-01_T1w')
+    tree.participants('participant_id\tcentre\nsub-01\tunknown\n')
+    (scan,) = tree.select(site='centre').scans
+    assert (scan.site, scan.warnings) == ('unknown', ())
 
 
 @pytest.mark.parametrize('field', [1.5, 3, '3', '3T'])

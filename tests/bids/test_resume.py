@@ -20,14 +20,14 @@ def done(tmp_path):
         (root / name).write_text(name)
     record = {
         'scan': 'sub-01_T1w', 'subject': '01', 'contrast': 'T1w', 'verdict': 'pass', 'digest': 'd1', 'outputs': ['image.nii.gz', 'mask.nii.gz'], 'figures': {'edges': 'figure.png'},
-        'input': fingerprint(raw),
+        'inputs': {'bids:raw:x': fingerprint(raw)},
     }  # fmt: skip
     (root / 'qc.json').write_text(json.dumps(record))
     return raw, root, record
 
 
 def complete(raw, root, digest='d1'):
-    return is_complete(root / 'qc.json', root, raw, digest)
+    return is_complete(root / 'qc.json', root, {'bids:raw:x': raw}, digest)
 
 
 def test_a_finished_scan_is_done(done):
@@ -63,10 +63,17 @@ def test_another_input(done):
 
 def test_a_longer_input_of_the_same_time(done):
     raw, root, record = done
-    stamp = record['input']['mtime_ns']
+    stamp = record['inputs']['bids:raw:x']['mtime_ns']
     raw.write_bytes(b'more voxels')
     os.utime(raw, ns=(stamp, stamp))
     assert not complete(raw, root)
+
+
+def test_another_set_of_inputs(done, tmp_path):
+    """A T1w that came later, or a mask that is no longer given, makes another result."""
+    raw, root, _ = done
+    assert not is_complete(root / 'qc.json', root, {'bids:raw:x': raw, 'bids:raw:y': raw}, 'd1')
+    assert not is_complete(root / 'qc.json', root, {}, 'd1')
 
 
 def test_a_copied_input_is_the_same(done):
@@ -86,7 +93,7 @@ def test_a_lost_input(done):
     'change',
     [
         {'outputs': None}, {'outputs': 3}, {'outputs': [3]}, {'figures': None}, {'figures': ['figure.png']},
-        {'figures': {'x': None}}, {'input': None}, {'input': {}}, {'input': 'x'}, {'digest': None},
+        {'figures': {'x': None}}, {'inputs': None}, {'inputs': {}}, {'inputs': 'x'}, {'inputs': {'bids:raw:x': None}}, {'digest': None},
     ],
 )  # fmt: skip
 def test_an_edited_record_proves_nothing(done, change):
@@ -95,7 +102,7 @@ def test_an_edited_record_proves_nothing(done, change):
     assert not complete(raw, root)
 
 
-@pytest.mark.parametrize('key', ['outputs', 'figures', 'input', 'digest', 'verdict', 'scan', 'subject'])
+@pytest.mark.parametrize('key', ['outputs', 'figures', 'inputs', 'digest', 'verdict', 'scan', 'subject'])
 def test_an_incomplete_record_proves_nothing(done, key):
     raw, root, record = done
     (root / 'qc.json').write_text(json.dumps({k: v for k, v in record.items() if k != key}))

@@ -71,7 +71,8 @@ OPTIONS = [
     ('--registration syn', {'registration': 'syn'}),
     ('--output-spaces native T1w MNI152NLin2009cAsym:res-2',
      {'output_spaces': ('native', 'T1w', 'MNI152NLin2009cAsym:res-2')}),
-    ('--random-seed -3', {'random_seed': -3}),
+    ('--random-seed 3', {'random_seed': 3}),
+    ('--random-seed 2147483646', {'random_seed': 2147483646}),
     ('--sloppy', {'sloppy': True}),
     ('-w work', {'work_dir': '{here}/work'}),
     ('--work-dir /elsewhere', {'work_dir': '/elsewhere'}),
@@ -93,6 +94,9 @@ OPTIONS = [
     ('--write-graph', {'write_graph': True}),
     ('--stop-on-first-crash', {'stop_on_first_crash': True}),
     ('--notrack', {}),
+    ('--force --no-force', {}),
+    ('--no-skip-bids-validation --no-sloppy --no-clean-workdir --no-resource-monitor --no-offline', {}),
+    ('--no-dry-run --no-reports-only --no-boilerplate-only --no-write-graph --no-stop-on-first-crash', {}),
     ('-v', {'verbose': 1}),
     ('-vv --verbose', {'verbose': 3}),
 ]  # fmt: skip
@@ -168,7 +172,8 @@ def test_memory_that_is_none(text):
         ['--mem', 'lots'], ['--nprocs', '0'], ['--nprocs', '-1'], ['--nprocs', '1.5'], ['--omp-nthreads', 'all'],
         ['--target-scans', '0'], ['--contrasts', 'T2star'], ['--contrasts'], ['--skull-strip', 'yes'], ['--brain-extraction', 'bet'],
         ['--registration', 'rigid'], ['--device', 'gpu'], ['--device', 'cuda:x'], ['--oom-fallback', 'never'],
-        ['--random-seed', 'x'], ['--bids-filter-file', 'gone.json'], ['--use-plugin', 'gone.yml'], ['--config-file', 'gone.toml'],
+        ['--random-seed', 'x'], ['--random-seed', '-1'], ['--random-seed', '2147483647'], ['--random-seed', '1.0'],
+        ['--site', ''], ['--site', ' '], ['--site', ','], ['--no-notrack'], ['--bids-filter-file', 'gone.json'], ['--use-plugin', 'gone.yml'], ['--config-file', 'gone.toml'],
         ['--bids-filter-file', 'bids'], ['-d', '=smriprep'], ['-d', 'a b=smriprep'], ['--participant-label'], ['--no-such-option'],
         ['--skip-bids'], ['--dry'],
     ],
@@ -191,7 +196,10 @@ def test_positions_are_needed(here, arguments):
 
 def test_a_number_that_only_looks_like_one(here, capsys):
     """'²'.isdigit() is true in Python, int('²') an error."""
-    assert '--nprocs' in refused(capsys, '--nprocs', '²')
+    for option in ('--nprocs', '--target-scans', '--random-seed'):
+        said = refused(capsys, option, '²')
+        assert option in said
+        assert "'²' is not a whole number" in said
 
 
 def test_derivatives_of_one_name(here):
@@ -284,6 +292,16 @@ def test_an_option_given_as_its_default_wins_too(here, config):
     assert (won.target, won.skull_strip, won.contrasts) == ('canonical', 'auto', ('T2w',))
 
 
+SWITCHES = [name for name, value in Settings('b', 'o').to_dict().items() if value is False]
+
+
+@pytest.mark.parametrize('name', SWITCHES)
+def test_a_switch_of_the_file_can_be_turned_off(here, config, name):
+    options = config(f'{name} = true\n')
+    assert getattr(parse(*options), name) is True
+    assert getattr(parse(*options, f'--no-{name.replace("_", "-")}'), name) is False
+
+
 def test_settings_of_a_run_start_it_again(here, config):
     first = parse('--harmonizer', 'nyul', '-d', 'a=smriprep', '--mem', '3', '-w', 'work', '--run', '1')
     assert parse(*config(first.to_toml())) == first
@@ -308,7 +326,12 @@ def test_values_of_a_file_mean_what_they_mean_on_the_command_line(here, config):
         ('nprocs = "abc"', 'wrong type'),
         ('nprocs = "4"', 'wrong type'),
         ('nprocs = 0', 'above 0'),
-        ('mem_gb = "8G"', 'wrong type'),
+        ('mem_gb = "8X"', 'write 8, 8G, 1.5GB or 8000M'),
+        ('mem_gb = ["8G"]', 'wrong type'),
+        ('random_seed = -1', 'between 0 and 2147483646'),
+        ('site = " ,"', 'participants.tsv'),
+        ('bids_filter_file = "gone.json"', 'gone.json: There is no such file.'),
+        ('use_plugin = "gone.yml"', 'gone.yml: There is no such file.'),
         ('mem_gb = nan', 'above 0'),
         ('contrasts = ["T2star"]', 'no contrast'),
         ('derivatives = ["a=smriprep"]', 'table'),
@@ -327,6 +350,11 @@ def test_wrong_settings_files(here, config, text, said):
     with pytest.raises(UsageError) as caught:
         parse(*config(text))
     assert said in str(caught.value)
+
+
+def test_memory_of_a_file_is_written_as_on_the_command_line(here, config):
+    for text in ('"1500M"', '1.5', '" 1.5 GB "'):
+        assert parse(*config(f'mem_gb = {text}')).mem_gb == 1.5
 
 
 def test_there_is_no_telemetry_to_turn_on(here, config):
@@ -364,5 +392,7 @@ def test_help_fits_and_names_the_exit_codes(capsys):
         parse_settings(['--help'])
     assert caught.value.code == 0
     said = capsys.readouterr().out
+    assert said.count('--no-') < 4, 'one line tells of the opposites of all switches'
+    assert '--no-force' in said
     for word in ('--participant-label', 'exit codes', '3 nothing to do', '70', '78', 'bidsharm-models'):
         assert word in said

@@ -73,10 +73,12 @@ def command(bids, tmp_path, capsys):
         ['--reports-only'],
         ['--boilerplate-only'],
         ['--force', '--harmonizer', 'nyul', '--target-scans', '2', '--contrasts', 'T1w'],
+        ['--bids-database-dir', 'index'],
     ],
     ids=' '.join,
 )
-def test_dry_run_writes_nothing_anywhere(command, bids, tmp_path, options):
+def test_dry_run_writes_nothing_anywhere(command, bids, tmp_path, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     before = tree_state(tmp_path)
     code, out, err = command('--dry-run', '-w', tmp_path / 'work', *options)
     assert (code, err) == (0, '')
@@ -144,6 +146,7 @@ def test_boilerplate_only(command, bids, tmp_path):
         (['--harmonizer', 'qqqq'], 'There are: identity, robust'),
         (['--target', 'Atlantis'], '"Atlantis" is neither a site of this data set nor a file'),
         (['--output-spaces', 'not a space'], 'no output space'),
+        (['--site', 'nonsense'], '--site: No scan has a value of "nonsense".'),
         (['--derivatives', 'gone=/nowhere'], 'derivatives folder does not exist'),
     ],
 )
@@ -195,6 +198,16 @@ def test_a_card_that_is_not_there(command, tmp_path):
     code, _, err = command('--device', 'cuda')
     assert code == ExitCode.CONFIGURATION == 78
     assert 'The device "cuda" is not there' in err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'), [(['--device', 'cuda:999'], 78), (['--harmonizer', 'robst'], 2)]
+)
+def test_group_needs_what_it_is_told_to_use(command, tmp_path, options, expected):
+    code, _, err = command(*options, level='group')
+    assert code == expected
+    assert options[1] in err
     assert not (tmp_path / 'out').exists()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -118,6 +120,83 @@ def test_locks_go_by_the_physical_card(monkeypatch):
     assert module._physical_name('cuda:3') == of_third
     assert module._physical_name('cuda:0') != of_third
     assert '/' not in module._physical_name('cuda:0')
+
+
+def test_locks_go_by_the_uuid_where_one_is_listed(monkeypatch):
+    """PyTorch tells the UUID without the prefix that CUDA_VISIBLE_DEVICES has: both must name one file."""
+    monkeypatch.setattr(module, '_uuid', lambda number: '')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2, GPU-5d1a-77')
+    listed = module._physical_name('cuda:1')
+    assert listed == 'bidsharm-gpu-5d1a-77'
+    assert module._physical_name('cuda') == module._physical_name('cuda:0') == 'bidsharm-gpu-2'
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    monkeypatch.setattr(module, '_uuid', lambda number: '5d1a-77')
+    assert module._physical_name('cuda:0') == listed
+
+
+def test_jobs_with_a_temporary_folder_of_their_own_share_the_lock(tmp_path, monkeypatch):
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    monkeypatch.setattr(module, 'SHARED_FOLDERS', (tmp_path / 'gone', shared))
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    for job in ('one', 'two'):
+        monkeypatch.setenv('TMPDIR', str(tmp_path / job))
+        monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / job))
+        with device_lock('cuda:0'):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ['shared']
+    assert [path.name for path in shared.iterdir()] == ['bidsharm-gpu-card.lock']
+
+
+def test_without_a_shared_folder_the_temporary_one_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'SHARED_FOLDERS', (tmp_path / 'gone',))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    assert module.lock_folder() == tmp_path
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='modes are those of POSIX')
+def test_everyone_may_write_to_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    before = os.umask(0o077)
+    try:
+        with device_lock('cuda:0', tmp_path):
+            pass
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666
+
+
+def test_a_lock_that_cannot_be_opened_is_replaced_by_one_of_the_user(tmp_path, monkeypatch, caplog):
+    """A folder in its place stands for somebody else's file: it cannot be opened, not even by root."""
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    (tmp_path / 'bidsharm-gpu-card.lock').mkdir()
+    waiting, order = threading.Event(), []
+
+    def second():
+        waiting.wait(10)
+        with device_lock('cuda:0', tmp_path):
+            order.append('second')
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with device_lock('cuda:0', tmp_path):
+        waiting.set()
+        thread.join(0.3)
+        order.append('first ends')
+    thread.join(10)
+    assert order == ['first ends', 'second']
+    assert len(list(tmp_path.glob('bidsharm-gpu-card-user-*.lock'))) == 1
+    assert 'cannot be used' in caplog.text
+
+
+def test_work_goes_on_where_nothing_can_be_locked(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    (tmp_path / 'file').touch()
+    with device_lock('cuda:0', tmp_path / 'file'):
+        assert 'not waited for' in caplog.text
+    with pytest.raises(PermissionError, match='of the step'), device_lock('cuda:0', tmp_path):
+        raise PermissionError('of the step')  # an error of the step is not one of the lock
 
 
 def test_the_ladder_only_goes_down():

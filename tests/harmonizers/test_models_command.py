@@ -24,6 +24,7 @@ def test_the_list_is_readable_at_80_columns(capsys, monkeypatch):
     assert set(registry._BUILTIN) <= set(firsts)
     row = next(line for line in lines if line.startswith('nyul')).split()
     assert {'canonical', 'cohort', 'all', 'CPU', 'faithful', 'no'} <= set(row)
+    assert 'tissues' in next(line for line in lines if line.startswith('fcm')).split()
 
 
 def test_the_list_as_json(capsys):
@@ -31,6 +32,8 @@ def test_the_list_as_json(capsys):
     content = json.loads(capsys.readouterr().out)
     cards = {card['name']: card for card in content['harmonizers']}
     assert cards['lsq']['needs_fit'] == ['cohort']
+    needing = {name for name, card in cards.items() if card['needs_apply'] == ['tissue']}
+    assert needing & set(registry._BUILTIN) == {'fcm', 'lsq'}
     assert content['broken'] == {}
 
 
@@ -58,7 +61,9 @@ def test_one_card_with_its_paper(capsys):
 
 def test_an_unknown_name_is_a_usage_error(capsys):
     assert main(['show', 'whitestrip']) == ExitCode.USAGE
-    assert 'whitestripe' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith('bidsharm-models: There is no harmonizer "whitestrip".')
+    assert 'whitestripe' in said
 
 
 def test_check_tells_whole_from_damaged(capsys, cohort, tmp_path):
@@ -72,7 +77,9 @@ def test_check_tells_whole_from_damaged(capsys, cohort, tmp_path):
     assert 'B' in out.split('target')[1].splitlines()[0]
     (tmp_path / 'model' / 'model.safetensors').write_bytes(b'')
     assert main(['check', str(tmp_path / 'model')]) == ExitCode.CONFIGURATION
-    assert 'damaged' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'damaged' in said
+    assert said.startswith(f'bidsharm-models: {tmp_path / "model"}: ')
 
 
 def test_no_command_is_a_usage_error(capsys):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import deepbet
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from bidsharm.errors import ScanError
 from bidsharm.imaging.extraction import deepbet_mask
@@ -51,6 +54,44 @@ class _Network:
         raise self.error
 
 
+@pytest.fixture
+def cards(monkeypatch) -> list[int]:
+    """Stand for PyTorch's choice of a card; the last number in the list is the current one."""
+    chosen = [0]
+
+    @contextlib.contextmanager
+    def choose(number: int) -> Iterator[None]:
+        chosen.append(number)
+        yield
+        chosen.append(0)
+
+    monkeypatch.setattr(torch.cuda, 'device', choose)
+    return chosen
+
+
+@pytest.mark.parametrize(('device', 'number'), [('cuda:1', 1), ('cuda:0', 0), ('cuda', 0), ('cpu', None)])
+def test_deepbet_runs_on_the_card_that_was_asked_for(
+    device, number, cards, monkeypatch, write_image, tmp_path
+):
+    """A fake network on fake cards: deepbet itself takes what is current when it is made and run."""
+    seen: list[tuple[str, int]] = []
+
+    class Network:
+        def __init__(self, *, no_gpu: bool) -> None:
+            assert no_gpu == (device == 'cpu')
+            seen.append(('made', cards[-1]))
+
+        def run(self, image: nib.Nifti1Image) -> tuple[None, nib.Nifti1Image, float]:
+            seen.append(('run', cards[-1]))
+            return None, nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), 1.0
+
+    monkeypatch.setattr(deepbet, 'BrainExtraction', Network)
+    file = write_image(tmp_path / 'x.nii', np.ones((9, 9, 9), np.float32))
+    deepbet_mask(file, tmp_path / 'mask.nii', device=device)
+    assert seen == [('made', number or 0), ('run', number or 0)]
+    assert cards == ([0] if number is None else [0, number, 0])
+
+
 @pytest.mark.parametrize(
     ('device', 'error', 'words'),
     [
@@ -67,7 +108,7 @@ class _Network:
         ),
     ],
 )
-def test_what_goes_wrong_is_named(device, error, words, monkeypatch, write_image, tmp_path):
+def test_what_goes_wrong_is_named(device, error, words, cards, monkeypatch, write_image, tmp_path):
     monkeypatch.setattr(deepbet, 'BrainExtraction', _Network)
     monkeypatch.setattr(_Network, 'error', error, raising=False)
     file: Path = write_image(tmp_path / 'x.nii', np.ones((9, 9, 9), np.float32))

@@ -215,7 +215,7 @@ def test_a_file_without_content_is_one_that_templateflow_has_not_fetched(home, n
     folder = home / 'tpl-MNIInfant' / 'cohort-3'
     folder.mkdir(parents=True)
     (folder / 'tpl-MNIInfant_cohort-3_res-1_desc-brain_T1w.nii.gz').touch()
-    with pytest.raises(ConfigurationError, match="Fetch it once with network: .*cohort='3'"):
+    with pytest.raises(ConfigurationError, match=r"Fetch it once with network: .*cohort='3'"):
         find_template(Space('MNIInfant', '1', '3'), offline=True)
     head = add_template(folder, 'tpl-MNIInfant_cohort-3_res-1_T1w.nii.gz')
     add_template(folder, 'tpl-MNIInfant_cohort-3_res-1_desc-brain_mask.nii.gz')

@@ -237,7 +237,7 @@ def save_qc(tmp_path: Path, raw: Path, digest: str = 'abc') -> Path:
         pictures.append(str(tmp_path / f'sub-01_T1w_desc-{name}.webp'))
         Path(pictures[-1]).write_bytes(name.encode())
     tool = SaveQC(
-        qc=str(tmp_path / 'qc.json'), figures=pictures, native=str(raw), out_root=str(root),
+        qc=str(tmp_path / 'qc.json'), figures=pictures, sources={'bids:raw:x': str(raw)}, methods={'text': 'So.'}, out_root=str(root),
         qc_path=f'{PREFIX}_desc-T1w_qc.json', figures_dir='sub-01/figures', digest=digest, saved=[[str(image)], []],
     )  # fmt: skip
     return Path(tool.run(cwd=str(tmp_path)).outputs.out_file)
@@ -253,11 +253,12 @@ def test_the_record_says_that_the_scan_is_complete(raw, tmp_path):
     }
     assert (root / record['figures']['after']).read_bytes() == b'after'
     assert record['outputs'] == [f'{PREFIX}_desc-harmonized_T1w.nii.gz']
-    assert record['input']['sha256'] == hashlib.sha256(raw.read_bytes()).hexdigest()
-    assert is_complete(file, root, raw, 'abc')
-    assert not is_complete(file, root, raw, 'other settings')
+    assert record['inputs']['bids:raw:x']['sha256'] == hashlib.sha256(raw.read_bytes()).hexdigest()
+    assert record['methods'] == {'text': 'So.'}
+    assert is_complete(file, root, {'bids:raw:x': raw}, 'abc')
+    assert not is_complete(file, root, {'bids:raw:x': raw}, 'other settings')
     (root / record['outputs'][0]).unlink()
-    assert not is_complete(file, root, raw, 'abc')
+    assert not is_complete(file, root, {'bids:raw:x': raw}, 'abc')
 
 
 def test_the_record_comes_last(raw, tmp_path, monkeypatch):

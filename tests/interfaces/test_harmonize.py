@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -322,3 +324,45 @@ def test_without_tissue_there_is_none_on_the_grid_either(toys, head):
     scan = Scan(head.data, head.mask, head.affine, 'T1w')
     harmonize_scan(GridToy(), scan, Canonical())
     assert GridToy.seen['tissue'] is None
+
+
+# The card
+
+
+@pytest.fixture
+def held(monkeypatch) -> list[str]:
+    """Stand for the lock; what happened comes in order."""
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def lock(device: str) -> Iterator[None]:
+        events.append(f'take {device}')
+        yield
+        events.append(f'give {device}')
+
+    monkeypatch.setattr(harmonize, 'device_lock', lock)
+    return events
+
+
+def told(events: list[str], word: str, function: Any) -> Any:
+    def tell(*args: Any, **options: Any) -> Any:
+        events.append(word)
+        return function(*args, **options)
+
+    return tell
+
+
+def test_a_card_is_held_while_a_scan_is_harmonized(held, toys, request_for, monkeypatch):
+    monkeypatch.setattr(harmonize, 'open_method', told(held, 'load', harmonize.open_method))
+    monkeypatch.setattr(Toy, 'harmonize', told(held, 'harmonize', Toy.harmonize))
+    harmonize_files(request_for('toy', execution={'device': 'cuda:1'}))
+    assert held == ['take cuda:1', 'load', 'harmonize', 'give cuda:1']
+
+
+def test_a_card_is_held_while_a_target_is_learnt(held, fit_inputs, monkeypatch):
+    """Writing the bundle needs no card, so others need not wait for it."""
+    method = registry.get('histogram')
+    monkeypatch.setattr(method, 'fit', told(held, 'learn', method.fit))
+    monkeypatch.setattr(harmonize.bundle, 'save', told(held, 'save', harmonize.bundle.save))
+    fit_files(fit_request({**fit_inputs, 'execution': {'device': 'cuda:1'}}))
+    assert held == ['take cuda:1', 'learn', 'give cuda:1', 'save']

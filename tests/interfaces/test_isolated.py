@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bidsharm import errors
 from bidsharm.errors import BidsharmError, ScanError
+from bidsharm.harmonizers import execution
+from bidsharm.imaging import extraction
 from bidsharm.interfaces import isolated
 from bidsharm.interfaces.isolated import run_isolated
 
@@ -168,3 +173,27 @@ def test_response_is_whole_or_not_there(tmp_path):
         del isolated.STEPS['echo']
     assert json.loads(answer.read_text()) == {'result': {'fine': True}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ['answer.json', 'ask.json']
+
+
+@pytest.mark.parametrize(
+    ('device', 'used'), [('cuda:1', 'cuda:1'), ('cuda:0', 'cuda:0'), ('cpu', 'cpu'), ('mps', 'cpu')]
+)
+def test_deepbet_holds_the_card_that_it_runs_on(device, used, monkeypatch):
+    """deepbet is not run on Apple GPUs: it needs none of their time either."""
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def lock(name: str) -> Iterator[None]:
+        events.append(f'take {name}')
+        yield
+        events.append('give')
+
+    def mask(in_file: Path, out_file: Path, *, device: str) -> dict[str, Any]:
+        events.append(f'{in_file.name} to {out_file.name} on {device}')
+        return {'volume_ml': 1.0}
+
+    monkeypatch.setattr(execution, 'device_lock', lock)
+    monkeypatch.setattr(extraction, 'deepbet_mask', mask)
+    request = {'in_file': '/x/head.nii', 'out_file': '/x/mask.nii', 'device': device, 'name': 'sub-01_T1w'}
+    assert isolated.STEPS['deepbet'](request) == {'volume_ml': 1.0}
+    assert events == [f'take {used}', f'head.nii to mask.nii on {used}', 'give']

@@ -144,7 +144,7 @@ def test_a_page_has_every_section_and_the_verdict_first(tmp_path: Path, figures:
     ]  # fmt: skip
     out = subject.write_subject_report(
         tmp_path / 'deep' / 'sub-01.html', subject='01', scans=scans,
-        skipped=[SkippedEntry('sub-01_acq-loc_T1w', 'A localizer.')], methods_html_free_text='# Data\nWe **did** it.',
+        skipped=[SkippedEntry('sub-01_acq-loc_T1w', 'A localizer.')], methods_text='# Data\nWe **did** it.',
         references=['Nyul 2000. doi:10.1109/42.836373.'], provenance={'Command': 'bidsharm a b'},
     )  # fmt: skip
     page = Page(out)
@@ -236,7 +236,7 @@ def test_hostile_texts_are_shown_and_inert_on_the_subject_page(
         subject.write_subject_report(
             tmp_path / 'a.html', subject=HOSTILE, scans=[ScanEntry(bad, figures, [HOSTILE])],
             skipped=[SkippedEntry(HOSTILE, HOSTILE)], errors=[ErrorEntry(*[HOSTILE] * 5)],
-            methods_html_free_text=f'# {HOSTILE}\n\n**{HOSTILE}** `{HOSTILE}` doi:10.1000/{HOSTILE}',
+            methods_text=f'# {HOSTILE}\n\n**{HOSTILE}** `{HOSTILE}` doi:10.1000/{HOSTILE}',
             references=[HOSTILE, f'https://doi.org/10.1000/{HOSTILE}'], provenance={HOSTILE: HOSTILE},
         )
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from bidsharm.workflows.engine import (
     configure,
     draw_graph,
     gpu_slots,
+    keep_resources,
     load_plugin,
     read_failure,
     read_failures,
@@ -312,9 +315,11 @@ def test_a_failed_node_does_not_stop_the_other_branches(plugin, make_settings, t
 def test_arguments_of_a_plugin_file_win_but_only_for_the_same_plugin(make_settings, tmp_path, monkeypatch):
     calls = []
     workflow = branches(tmp_path)
-    monkeypatch.setattr(
-        workflow, 'run', lambda plugin, plugin_args: calls.append((plugin, plugin_args)), raising=False
-    )
+
+    def run(plugin):
+        calls.append((type(plugin).__name__.removesuffix('Plugin'), plugin.plugin_args))
+
+    monkeypatch.setattr(workflow, 'run', run, raising=False)
     file = tmp_path / 'plugin.yml'
     settings = make_settings(nprocs=3, mem_gb=2.5)
     run_graph(workflow, settings)
@@ -402,3 +407,57 @@ def test_graph_with_graphviz(tmp_path, monkeypatch):
     assert 'first_good' in (logs / 'graph_01.dot').read_text()
     assert [path for path in logs.iterdir() if path.suffix in ('.svg', '.png')]
     assert list(here.iterdir()) == []
+
+
+def _sleep_and_write(path: str) -> str:
+    import time
+    from pathlib import Path
+
+    time.sleep(1.0)
+    Path(path).write_text('done')
+    return path
+
+
+def _fail() -> str:
+    raise ValueError('broken')
+
+
+@pytest.mark.usefixtures('clean_nipype')
+def test_after_a_first_crash_no_worker_is_left_behind(make_settings, tmp_path):
+    """The working folder goes away after the run: whoever still writes into it would fail loudly."""
+    configure(make_settings(stop_on_first_crash=True), tmp_path)
+    slow = pe.Node(
+        niu.Function(function=_sleep_and_write, input_names=['path'], output_names=['out']), name='slow'
+    )
+    slow.inputs.path = str(tmp_path / 'slow.txt')
+    fail = pe.Node(niu.Function(function=_fail, input_names=[], output_names=['out']), name='fail')
+    workflow = pe.Workflow(name='two', base_dir=str(tmp_path / 'work'))
+    workflow.add_nodes([slow, fail])
+    before = {child.pid for child in multiprocessing.active_children()}
+    run_graph(workflow, make_settings(nprocs=2, stop_on_first_crash=True))
+    assert [failure.node for failure in read_failures(tmp_path)] == ['two.fail']
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+    assert (tmp_path / 'slow.txt').read_text() == 'done', 'what had been started was waited for'
+
+
+@pytest.mark.usefixtures('clean_nipype')
+def test_what_the_monitor_measured_is_kept(make_settings, tmp_path):
+    log_dir = tmp_path / 'logs'
+    log_dir.mkdir()
+    settings = make_settings(resource_monitor=True)
+    configure(settings, log_dir)
+    try:
+        for _ in range(2):
+            node = pe.Node(
+                niu.Function(function=_sleep_and_write, input_names=['path'], output_names=['out']), name='n'
+            )
+            node.inputs.path = str(tmp_path / 'slow.txt')
+            workflow = pe.Workflow(name='one', base_dir=str(tmp_path / 'work'))
+            workflow.add_nodes([node])
+            run_graph(workflow, settings)
+            keep_resources(workflow, log_dir)
+    finally:
+        config.disable_resource_monitor()
+    files = sorted(file.name for file in log_dir.glob('*.json'))
+    assert files == ['resource_monitor.json', 'resource_monitor_2.json']
+    assert 'rss_GiB' in json.loads((log_dir / files[0]).read_text())

@@ -120,7 +120,7 @@ def plans_of(
     if given is None:
         return plans
     return [
-        ScanPlan(plan.scan, plan.anchor, plan.write, Precomputed() if plan.follows else given)
+        ScanPlan(plan.scan, plan.anchor, plan.write, *((Precomputed(), given) if plan.follows else (given,)))
         for plan in plans
     ]
 
@@ -195,6 +195,9 @@ def check_whole(workflow: pe.Workflow, plans: list[ScanPlan], spaces: tuple[str,
         sinks = [other for other in before if isinstance(other.interface, SaveDerivatives)]
         count = 2 + len([text for text in spaces if text not in ('native', 'T1w')])
         count += any('_space-T1w_' in name for name in images)
+        if not plan.follows:  # transforms to further templates, once a template whatever its resolutions
+            named = {parse_space(text).name for text in spaces} - {'native', 'T1w', 'MNI152NLin2009aSym'}
+            count += len(named - set(plan.space_transforms))
         assert len(sinks) == count
         assert all(f'_{plan.scan.node}_' in f'.{sink.fullname}' for sink in sinks)
     return graph
@@ -202,6 +205,20 @@ def check_whole(workflow: pe.Workflow, plans: list[ScanPlan], spaces: tuple[str,
 
 def _record_last(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: name.endswith('_qc.json'))
+
+
+def test_t1w_space_is_that_of_the_reused_t1w(files, make_raw, make_method, tmp_path):
+    """Its grid is where the mask of the T1w lies; the raw T1w may have another."""
+    options = options_of(('native', 'T1w'), files)
+    given = precomputed_of('preproc', files)
+    plans = plans_of(make_raw, tmp_path, 'follower of the session', options, given)
+    workflow = init_single_subject_wf(
+        plans=plans, method=make_method(), output_dir=tmp_path / 'out', options=options
+    )
+    (sink,) = (node for node in expanded(workflow) if node.name == 'ds_space')
+    assert Path(sink.inputs.native) == given.preproc
+    for spec in sink.inputs.specs:
+        assert spec['sidecar']['SpatialReference'] == given.uri(given.preproc)
 
 
 # One T1w (once with a follower), with every way to preprocess it.

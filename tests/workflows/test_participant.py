@@ -191,7 +191,7 @@ def test_a_second_run_does_only_what_is_missing(first_run, heads):
     assert '2 were done before' in done.stdout
     image.unlink()
     done = run(*arguments)
-    assert '1 were done before' in done.stdout
+    assert '1 was done before' in done.stdout
     assert other.stat().st_mtime_ns == stamp
     again = nib.load(image).get_fdata()
     image_before = image.with_name('before.nii.gz')
@@ -310,14 +310,49 @@ def test_reuse_of_other_derivatives(heads, tmp_path):
 
 
 def test_reports_and_boilerplate_only(first_run, heads):
+    """Pages are made anew from what is on disk: they tell how it was made, whatever the command line says now."""
     out, *_ = first_run
     page = out / 'sub-01.html'
     page.unlink()
-    common = [heads, out, 'participant', '--participant-label', '01', '--harmonizer', 'histogram', '--site', 'session',
-              '--target', 'northA', '--sloppy', '--skip-bids-validation']  # fmt: skip
-    run(*common, '--reports-only')
-    assert 'sub-01_ses-northA_T1w' in page.read_text()
-    done = run(*common, '--boilerplate-only')
+    cited = (out / 'logs/CITATION.md').read_text()
+    common = [heads, out, 'participant', '--site', 'session', '--sloppy', '--skip-bids-validation']
+    run(
+        *common,
+        '--participant-label',
+        '01',
+        '--reports-only',
+        '--harmonizer',
+        'zscore',
+        '--registration',
+        'syn',
+    )
+    said = page.read_text()
+    assert 'sub-01_ses-northA_T1w' in said
+    assert 'registry name &#34;histogram&#34;' in said
+    assert 'SyN' not in said
+    assert 'zscore' not in said
+    assert (out / 'logs/CITATION.md').read_text() == cited
+    done = run(*common, '--participant-label', '01', '--boilerplate-only')
     assert 'N4' in done.stdout
     assert 'doi:10.1109/TMI.2010.2046908' in done.stdout
     assert '10.1109/TMI.2010.2046908' in (out / 'logs/CITATION.bib').read_text()
+
+
+def test_a_failure_stays_on_the_page_until_it_is_mended(first_run, heads):
+    out, *_ = first_run
+    common = [
+        heads,
+        out,
+        'participant',
+        '--site',
+        'session',
+        '--sloppy',
+        '--skip-bids-validation',
+        '--reports-only',
+    ]
+    done = run(*common, '--participant-label', '03', check=1)
+    assert 'FAILED    sub-03_ses-northA_T1w' in done.stdout
+    assert 'cut off' in (out / 'sub-03.html').read_text()
+    failures = out / 'logs/failures'
+    assert len(list(failures.glob('sub-03_*.json'))) == 2
+    assert not list(failures.glob('sub-01_*.json'))

@@ -15,21 +15,25 @@ import numpy as np
 import pytest
 from bidsharm.workflows import planning, targets
 from bidsharm.workflows.base import Options, ScanPlan
-from bidsharm.workflows.participant import Outcome, plan_run
+from bidsharm.workflows.participant import plan_run
 from bidsharm.workflows.planning import (
     batches,
     expected_outputs,
     make_plan,
+    measured,
     plan_scan,
     resolve_target,
     subject_plans,
     unfinished,
 )
+from bidsharm.workflows.summary import Outcome
 
 from bidsharm.bids import sidecars
+from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import OutputNames
 from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import fingerprint
+from bidsharm.bids.sidecars import raw_uri
 from bidsharm.errors import ConfigurationError, ExitCode, NotServed, ScanError, UsageError
 from bidsharm.harmonizers import bundle, registry
 from bidsharm.harmonizers.contract import Card, Cohort, Scan, Site
@@ -146,7 +150,7 @@ def test_results_of_another_pipeline_serve_the_t1w_only(suffix, cohort, make_set
     selection = cohort({f'sub-01_{suffix}': 'A', 'sub-01_FLAIR': 'A'})
     settings = make_settings(derivatives={'smriprep': root})
     plans = {plan.scan.suffix: plan for plan in subject_plans(selection, '01', settings, Options())}
-    assert plans['FLAIR'].precomputed.to_dict() == {}
+    assert plans['FLAIR'].precomputed.files == {}
     assert plans['FLAIR'].native == plans['FLAIR'].scan.path
     given = plans[suffix].precomputed
     if suffix == 'T1w':
@@ -154,7 +158,7 @@ def test_results_of_another_pipeline_serve_the_t1w_only(suffix, cohort, make_set
         assert given.brain_mask == root / 'sub-01/anat/sub-01_desc-brain_mask.nii.gz'
         assert plans['T1w'].native == given.preproc == root / 'sub-01/anat/sub-01_desc-preproc_T1w.nii.gz'
     else:
-        assert given.to_dict() == {}
+        assert given.files == {}
 
 
 def test_given_transforms_to_output_templates(cohort, make_settings, tmp_path):
@@ -183,10 +187,10 @@ def test_memory_grows_with_the_scan(make_raw, make_settings, tmp_path):
     for name, shape in sizes.items():
         scan = make_raw(tmp_path, name)
         nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)).to_filename(scan.path)
-        memory[name] = plan_scan(scan, scan, make_settings(), Options()).mem_gb
+        memory[name] = measured(plan_scan(scan, scan, make_settings(), Options())).mem_gb
     broken = make_raw(tmp_path, 'sub-04_T1w', content=b'no image')
     gone = make_raw(tmp_path, 'sub-05_T1w', content=None)
-    plans = [plan_scan(scan, scan, make_settings(), Options()) for scan in (broken, gone)]
+    plans = [measured(plan_scan(scan, scan, make_settings(), Options())) for scan in (broken, gone)]
     assert memory['sub-01_T1w'] < memory['sub-02_T1w'] == memory['sub-03_T1w'] < plans[0].mem_gb
     assert plans[0].shape == plans[1].shape == (256, 256, 256)
     # A dozen float32 copies of 256^3 voxels are 0.8 GB.
@@ -204,9 +208,9 @@ def test_expected_outputs_are_those_of_the_sidecars(name, make_raw, tmp_path):
     expected = expected_outputs(scan, anchor, spaces)
     assert len(set(expected)) == len(expected)
     specs = [
-        sidecars.image_spec(scan, 'harmonized', ''),
-        sidecars.image_spec(scan, 'preproc', ''),
-        sidecars.mask_spec(scan),
+        sidecars.image_spec(scan, 'harmonized', '', []),
+        sidecars.preproc_spec(scan, Precomputed(), None),
+        sidecars.mask_spec(scan, Precomputed(), None),
     ]
     for space in spaces[1:] if scan != anchor else spaces[2:]:
         specs += sidecars.space_specs(scan, space)
@@ -324,13 +328,29 @@ def test_unknown_target_names_the_sites(sites, make_settings):
 def test_reference_file(name, suffix, sites, make_settings, tmp_path, monkeypatch):
     file = tmp_path / 'elsewhere' / f'{name}.nii.gz'
     file.parent.mkdir()
-    file.touch()
+    nib.Nifti1Image(np.ones((32, 32, 32), np.int16), 5 * np.eye(4)).to_filename(file)
     monkeypatch.chdir(tmp_path)
     card = registry.get('robust').card
     for text in (str(file), f'elsewhere/{name}.nii.gz'):
         target, (scan,) = resolve_target(make_settings(target=text), card, sites)
         assert target == f'reference:{file}'
         assert (scan.path, scan.suffix, scan.subject) == (file, suffix, 'reference')
+
+
+def test_reference_that_is_no_image_ends_the_run_at_once(sites, make_settings, tmp_path):
+    file = tmp_path / 'passwd'
+    file.write_text('root:x')
+    with pytest.raises(UsageError, match='reference image cannot be used'):
+        make_plan(make_settings(target=str(file)), sites)
+
+
+def test_a_subject_called_reference_is_a_subject(cohort, make_settings):
+    selection = cohort(
+        {'sub-reference_T1w': 'A', 'sub-reference_T2w': 'A', 'sub-01_T2w': 'A', 'sub-01_T1w': 'A'}
+    )
+    plan = make_plan(make_settings(target='A'), selection)
+    scan = next(scan for scan in plan.fit_scans if scan.name == 'sub-reference_T2w')
+    assert plan.fit_anchor(scan).name == 'sub-reference_T1w'
 
 
 def test_label_of_a_site_goes_before_a_file_of_that_name(sites, make_settings, tmp_path, monkeypatch):
@@ -375,7 +395,7 @@ def test_contrast_with_a_single_scan_is_passed_over(cohort, make_settings):
 
 def test_reference_of_another_contrast_is_no_failure(sites, make_settings, tmp_path):
     file = tmp_path / 'sub-x_T2w.nii.gz'
-    file.touch()
+    nib.Nifti1Image(np.ones((32, 32, 32), np.int16), 5 * np.eye(4)).to_filename(file)
     plan = make_plan(make_settings(target=str(file)), sites)
     assert {scan.suffix for scan in plan.selection.scans} == {'T2w'}
     assert sorted(error.where for error in plan.selection.left_out) == [f'sub-{label}_T1w' for label in SITES]
@@ -390,7 +410,7 @@ def test_reference_of_another_contrast_is_no_failure(sites, make_settings, tmp_p
 
 def test_reference_that_serves_nothing(cohort, make_settings, tmp_path):
     file = tmp_path / 'sub-x_T2w.nii.gz'
-    file.touch()
+    nib.Nifti1Image(np.ones((32, 32, 32), np.int16), 5 * np.eye(4)).to_filename(file)
     with pytest.raises(UsageError, match='offers no T1w'):
         make_plan(make_settings(target=str(file)), cohort({'sub-01_T1w': 'A'}))
 
@@ -566,12 +586,42 @@ def test_method_that_needs_weights(sites, make_settings, monkeypatch):
 # What is done already.
 
 
+def test_a_scan_that_follows_is_done_again_when_what_it_rests_on_changes(cohort, make_settings, tmp_path):
+    selection = cohort({'sub-01_T1w': 'A', 'sub-01_T2w': 'A'})
+    root = theirs(tmp_path / 'prep', 'sub-01/anat/sub-01', 'desc-brain_mask.nii.gz')
+    settings = make_settings(derivatives={'prep': root})
+    plan = make_plan(settings, selection)
+    t1w, t2w = sorted(selection.scans, key=lambda scan: scan.suffix)
+    mask = root / 'sub-01/anat/sub-01_desc-brain_mask.nii.gz'
+    sources = plan_scan(t2w, t1w, settings, plan.options).sources
+    assert sources == {
+        raw_uri(t2w): t2w.path, raw_uri(t1w): t1w.path,
+        'bids:prep:sub-01/anat/sub-01_desc-brain_mask.nii.gz': mask,
+    }  # fmt: skip
+    record = settings.output_dir / OutputNames(t2w).qc
+    record.parent.mkdir(parents=True)
+    content = {
+        'verdict': 'pass', 'scan': t2w.name, 'subject': '01', 'contrast': 'T2w', 'digest': 'd', 'outputs': [], 'figures': {},
+        'inputs': {uri: fingerprint(file) for uri, file in sources.items()},
+    }  # fmt: skip
+    record.write_text(json.dumps(content))
+    assert unfinished([t2w], plan, settings, 'd') == set()
+    for file in (t1w.path, mask):
+        before = file.read_bytes()
+        file.write_bytes(b'another content')
+        assert unfinished([t2w], plan, settings, 'd') == {t2w.name}
+        file.write_bytes(before)
+    assert unfinished([t2w], plan, settings, 'd') == set()
+    assert unfinished([t2w], plan, make_settings(), 'd') == {t2w.name}, 'the mask is no longer given'
+
+
 def test_unfinished(sites, make_settings):
     scans = sites.of_subject('01')
     settings = make_settings()
+    plan = make_plan(settings, sites)
     digest = settings.digest(model='')
     everything = set(names_of(scans))
-    assert unfinished(scans, settings, digest) == everything
+    assert unfinished(scans, plan, settings, digest) == everything
     done = scans[0]
     image = settings.output_dir / OutputNames(done).image('harmonized')
     record = settings.output_dir / OutputNames(done).qc
@@ -579,19 +629,19 @@ def test_unfinished(sites, make_settings):
     image.touch()
     content = {
         **{'verdict': 'pass', 'scan': done.name, 'subject': '01', 'contrast': 'T1w'}, 'digest': digest, 'outputs': [OutputNames(done).image('harmonized')], 'figures': {},
-        'input': fingerprint(done.path),
+        'inputs': {raw_uri(done): fingerprint(done.path)},
     }  # fmt: skip
     record.write_text(json.dumps(content))
-    assert unfinished(scans, settings, digest) == everything - {done.name}
-    assert unfinished(scans, make_settings(force=True), digest) == everything
-    assert unfinished(scans, settings, 'another') == everything
+    assert unfinished(scans, plan, settings, digest) == everything - {done.name}
+    assert unfinished(scans, plan, make_settings(force=True), digest) == everything
+    assert unfinished(scans, plan, settings, 'another') == everything
     image.unlink()
-    assert unfinished(scans, settings, digest) == everything
+    assert unfinished(scans, plan, settings, digest) == everything
     image.touch()
     done.path.write_bytes(b'another scan')
-    assert unfinished(scans, settings, digest) == everything
+    assert unfinished(scans, plan, settings, digest) == everything
     record.write_text('{"cut')
-    assert unfinished(scans, settings, digest) == everything
+    assert unfinished(scans, plan, settings, digest) == everything
 
 
 @pytest.mark.parametrize(

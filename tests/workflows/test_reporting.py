@@ -16,9 +16,9 @@ import pytest
 from bidsharm.workflows import participant
 from bidsharm.workflows.base import Options
 from bidsharm.workflows.group import run_group
-from bidsharm.workflows.participant import Outcome, show_outcome
 from bidsharm.workflows.planning import Plan
 from bidsharm.workflows.reporting import _tsv, records_of, report_group, report_subject
+from bidsharm.workflows.summary import Outcome, show_outcome
 from rich.console import Console
 
 from bidsharm.bids.boilerplate import Boilerplate
@@ -27,7 +27,9 @@ from bidsharm.errors import ExitCode, NothingToDo, NotServed, ScanError
 from bidsharm.reports.subject import ErrorEntry
 
 HOSTILE = '"\'><script>alert(1)</script><img src=x onerror=alert(2)> & [red]{{ 7*7 }}'
-BOILERPLATE = Boilerplate('We harmonized.\n\nAnd looked.', ('nipype',), ('A paper', '10.1/x'))
+METHODS = Boilerplate('We harmonized.\n\nAnd looked.', ('nipype',), ('A paper', '10.1/x')).to_dict(
+    {'model digest': 'abc123'}
+)
 
 
 def record(name: str, *, site: str = 'north', verdict: str = 'pass', **more: Any) -> dict[str, Any]:
@@ -121,14 +123,16 @@ def test_records_of_one_subject_and_of_all(keep, out):
 
 def test_page_of_a_subject(keep, out):
     keep(
-        record('sub-01_ses-1_T1w', outputs=['sub-01/ses-1/anat/x.nii.gz'], warnings=['A doubt.']),
-        record('sub-01_ses-2_T1w', verdict='warn'),
+        record(
+            'sub-01_ses-1_T1w', outputs=['sub-01/ses-1/anat/x.nii.gz'], warnings=['A doubt.'], methods=METHODS
+        ),
+        record('sub-01_ses-2_T1w', verdict='warn', methods=METHODS),
         record('sub-02_T1w'),
     )
     page = report_subject(
-        out, '01', boilerplate=BOILERPLATE,
+        out, '01', methods={},
         errors=[ErrorEntry('sub-01_ses-3_T1w', 'The file is cut off.', 'anat/x.nii.gz', 'Copy it again.', 'Trace')],
-        left_out=[NotServed('Not handled.', where='sub-01_FLAIR')], provenance={'model digest': 'abc123'},
+        left_out=[NotServed('Not handled.', where='sub-01_FLAIR')],
     )  # fmt: skip
     assert page == out / 'sub-01.html'
     text = words(page)
@@ -140,17 +144,36 @@ def test_page_of_a_subject(keep, out):
     assert 'sub-02' not in text
 
 
+def test_a_result_tells_how_it_was_made_whatever_run_writes_the_page(keep, out):
+    other = Boilerplate('We did otherwise.', (), ('Another paper', '')).to_dict({'model digest': 'def456'})
+    keep(
+        record('sub-01_ses-1_T1w', methods=METHODS),
+        record('sub-01_ses-2_T1w', methods=other),
+        record('sub-01_ses-3_T1w'),
+    )
+    now = Boilerplate('We do as never before.', (), ('A new paper', '')).to_dict({'model digest': 'now'})
+    text = words(report_subject(out, '01', methods=now))
+    for part in (
+        'sub-01_ses-1_T1w: We harmonized.', 'sub-01_ses-2_T1w: We did otherwise.', 'Another paper', 'abc123 / def456',
+        'sub-01_ses-3_T1w: How this was made was not recorded.',
+    ):  # fmt: skip
+        assert part in text, part
+    assert 'never before' not in text
+    assert 'A new paper' not in text
+    assert 'We do as never before.' in words(report_subject(out, '02', methods=now)), 'no result yet'
+
+
 def test_scan_that_failed_now_is_not_shown_as_it_was(keep, out):
     """A record of an earlier run is no result of this one."""
     keep(record('sub-01_T1w', warnings=['An old doubt.']))
     error = ErrorEntry('sub-01_T1w', 'It failed today.')
-    text = words(report_subject(out, '01', boilerplate=BOILERPLATE, errors=[error]))
+    text = words(report_subject(out, '01', methods=METHODS, errors=[error]))
     assert 'It failed today.' in text
     assert 'An old doubt.' not in text
 
 
 def test_page_without_any_scan(out):
-    page = report_subject(out, '01', boilerplate=BOILERPLATE)
+    page = report_subject(out, '01', methods=METHODS)
     assert 'sub-01' in words(page)
 
 
@@ -166,21 +189,27 @@ def test_picture_that_is_gone_is_not_linked(keep, out):
             figures={'mask': 'sub-01/figures/mask.png', 'registration': 'sub-01/figures/gone.png'},
         )
     )
-    html = report_subject(out, '01', boilerplate=BOILERPLATE).read_text()
+    html = report_subject(out, '01', methods=METHODS).read_text()
     assert html.count('data:image/png') == 1
     assert 'gone.png' not in html
 
 
 def test_hostile_words_are_shown_and_not_run(keep, out):
     keep(
-        record('sub-01_T1w', site=HOSTILE, warnings=[HOSTILE], notes={HOSTILE: HOSTILE}, outputs=[HOSTILE]),
+        record(
+            'sub-01_T1w',
+            site=HOSTILE,
+            warnings=[HOSTILE],
+            notes={HOSTILE: HOSTILE},
+            outputs=[HOSTILE],
+            methods={'text': HOSTILE, 'references': [HOSTILE], 'provenance': {HOSTILE: HOSTILE}},
+        ),
         record('sub-01_T2w', harmonizer={'name': HOSTILE, 'title': HOSTILE, 'target': HOSTILE}),
     )
     errors = [ErrorEntry(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)]
     pages = [
         report_subject(
-            out, '01', boilerplate=Boilerplate(HOSTILE, (), (HOSTILE, '')), errors=errors,
-            left_out=[ScanError(HOSTILE, where=HOSTILE)], provenance={HOSTILE: HOSTILE},
+            out, '01', methods={}, errors=errors, left_out=[ScanError(HOSTILE, where=HOSTILE)],
         ),
         report_group(out, records_of(out), title=HOSTILE, failed=errors)[0],
     ]  # fmt: skip
@@ -209,7 +238,7 @@ def test_left_out_scans_stand_on_the_page_of_their_subject_only(
     settings = make_settings()
     settings.output_dir.mkdir()
     outcome = Outcome(left_out=left_out)
-    participant._report(('1', '10'), settings, BOILERPLATE, outcome, plan)
+    participant._report(('1', '10'), settings, outcome, plan, METHODS)
     assert [path.name for path in outcome.reports] == ['sub-1.html', 'sub-10.html']
     one, ten = map(words, outcome.reports)
     assert 'Of one.' in one
@@ -234,7 +263,7 @@ def test_report_that_cannot_be_written_costs_its_subject_only(
 
     monkeypatch.setattr(participant, 'report_subject', fail_for_one)
     outcome = Outcome()
-    participant._report(('1', '2'), settings, BOILERPLATE, outcome, plan)
+    participant._report(('1', '2'), settings, outcome, plan, METHODS)
     assert [path.name for path in outcome.reports] == ['sub-2.html']
     (failure,) = outcome.failures
     assert failure.scan == 'sub-1'

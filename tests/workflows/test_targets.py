@@ -109,7 +109,7 @@ def test_name_changes_with_masks_of_another_pipeline(settle, tmp_path):
 
 def test_name_fits_into_a_file_system(bids, make_settings, tmp_path):
     file = tmp_path / ('a "b" ' + 'long' * 30 + '; $(c)_T1w.nii.gz')
-    file.touch()
+    nib.Nifti1Image(np.ones((32, 32, 32), np.int16), 5 * np.eye(4)).to_filename(file)
     settings = make_settings(target=str(file))
     folder = folder_of(settings)
     assert folder.parent == settings.output_dir / 'models'
@@ -127,7 +127,7 @@ def learns(monkeypatch) -> list[Path]:
     """Learning is replaced by writing an empty bundle; the list tells how often."""
     done: list[Path] = []
 
-    def learn(plan, settings, folder, work_dir, log_dir):
+    def learn(plan, settings, folder, *_):
         done.append(folder)
         threading.Event().wait(0.2)  # long enough for the others to come to the door
         bundle.save(registry.get(plan.method.name)(), folder)

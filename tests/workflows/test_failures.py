@@ -1,0 +1,137 @@
+"""A failure is known until the scan is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from bidsharm.workflows import participant
+from bidsharm.workflows.base import Options
+from bidsharm.workflows.engine import Failure
+from bidsharm.workflows.failures import FOLDER, forget, remember, remembered
+from bidsharm.workflows.participant import Run, reports_only
+from bidsharm.workflows.planning import Plan
+from bidsharm.workflows.progress import Progress
+from bidsharm.workflows.summary import Outcome, show_outcome
+from filelock import FileLock
+from rich.console import Console
+
+from bidsharm.bids.boilerplate import Boilerplate
+from bidsharm.bids.query import Selection
+from bidsharm.errors import ExitCode, NothingToDo
+from bidsharm.reports.subject import ErrorEntry
+
+BOILERPLATE = Boilerplate('So it is done.', (), ('', ''))
+
+
+@pytest.fixture
+def run_of(make_raw, make_method, make_settings, tmp_path):
+    """Return a function that gives a run over some scans."""
+
+    def make(*names: str, **settings) -> Run:
+        scans = tuple(make_raw(tmp_path / 'bids', name) for name in names)
+        plan = Plan(Selection(scans), make_method(), Options(digest='d'), ())
+        work_dir, log_dir = tmp_path / 'work', tmp_path / 'log'
+        for folder in (work_dir, log_dir):
+            folder.mkdir(exist_ok=True)
+        return Run(
+            plan,
+            make_settings(**settings),
+            work_dir,
+            log_dir,
+            Progress(Console(quiet=True), total=len(names)),
+        )
+
+    return make
+
+
+def test_remembered_until_forgotten(make_raw, tmp_path):
+    bids, out = tmp_path / 'bids', tmp_path / 'out'
+    scan, other = make_raw(bids, 'sub-1_T1w'), make_raw(bids, 'sub-10_T1w')
+    entry = ErrorEntry(scan.name, 'It broke.', 'here', 'Mend it.', 'Trace')
+    remember(out, scan, entry)
+    remember(out, other, replace(entry, scan=other.name))
+    assert remembered(out, '1', bids_dir=bids) == [entry]
+    assert remembered(out, '10', bids_dir=bids) == [replace(entry, scan=other.name)]
+    forget(out, scan)
+    forget(out, scan)
+    assert remembered(out, '1', bids_dir=bids) == []
+    assert remembered(out / 'gone', '1', bids_dir=bids) == []
+
+
+def test_a_scan_that_is_gone_cannot_fail(make_raw, tmp_path):
+    scan = make_raw(tmp_path / 'bids', 'sub-1_T1w')
+    remember(tmp_path, scan, ErrorEntry(scan.name, 'It broke.'))
+    scan.path.unlink()
+    assert remembered(tmp_path, '1', bids_dir=tmp_path / 'bids') == []
+
+
+@pytest.mark.parametrize(
+    'content', ['', '[]', '{"scan": "other"}', '{"scan": "sub-1_T1w"}', '{"scan": "sub-1_T1w", "file": 3}']
+)
+def test_a_file_that_someone_edited_says_nothing(content, make_raw, tmp_path):
+    scan = make_raw(tmp_path / 'bids', 'sub-1_T1w')
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / f'{scan.name}.json').write_text(content)
+    assert remembered(tmp_path, '1', bids_dir=tmp_path / 'bids') == []
+
+
+def test_reports_only_knows_what_failed_and_what_was_never_run(run_of, make_raw):
+    run = run_of('sub-1_T1w', 'sub-1_T2w', 'sub-2_T1w')
+    console = Console(record=True, width=200, quiet=False)
+    with pytest.raises(NothingToDo):
+        reports_only(run.plan, run.settings, BOILERPLATE, console)
+    scan = run.plan.selection.scans[0]
+    remember(run.settings.output_dir, scan, ErrorEntry(scan.name, 'It broke.', fix='Mend it.'))
+    assert reports_only(run.plan, run.settings, BOILERPLATE, console) == ExitCode.SCAN_FAILED
+    page = (run.settings.output_dir / 'sub-1.html').read_text()
+    assert 'It broke.' in page
+    assert 'sub-1_T2w' in page
+    assert 'has not been run' in page
+    assert not (run.settings.output_dir / 'sub-2.html').exists(), 'nothing is known of it'
+
+
+def test_a_subject_that_another_run_holds_costs_that_subject_only(run_of, monkeypatch):
+    run = run_of('sub-1_T1w', 'sub-2_T1w', work_dir='work')
+    monkeypatch.setattr(FileLock, 'acquire', _held_for('sub-1', FileLock.acquire))
+    done = []
+    monkeypatch.setattr(participant, '_run_batch', lambda run, todo: done.extend(todo))
+    run.settings.output_dir.mkdir(parents=True)
+    outcome = participant._run_batches(run)
+    assert done == ['2']
+    first = next(entry for entry in outcome.failures if entry.scan == 'sub-1_T1w')
+    assert 'Another bidsharm' in first.what
+    assert not (run.settings.output_dir / FOLDER / 'sub-1_T1w.json').exists(), 'the other run will tell'
+
+
+def _held_for(subject: str, acquire):
+    from filelock import Timeout
+
+    def hold(lock, *arguments, **options):
+        if f'.{subject}.' in str(lock.lock_file):
+            raise Timeout(lock.lock_file)
+        return acquire(lock, *arguments, **options)
+
+    return hold
+
+
+def test_cleaning_leaves_what_others_are_at(run_of):
+    run = run_of('sub-1_T1w', work_dir='work', clean_workdir=True)
+    for subject in ('1', '2'):
+        (run.work_dir / 'bidsharm_wf' / f'sub_{subject}_wf').mkdir(parents=True)
+    with pytest.raises(ValueError, match='broke'), participant._claim({'1': {'sub-1_T1w'}}, run):
+        raise ValueError('broke')
+    assert not (run.work_dir / 'bidsharm_wf/sub_1_wf').exists(), 'cleaned also after an error'
+    assert (run.work_dir / 'bidsharm_wf/sub_2_wf').exists()
+
+
+def test_a_scan_that_was_not_started_did_not_fail(run_of, tmp_path):
+    run = run_of('sub-1_T1w', 'sub-2_T1w', stop_on_first_crash=True)
+    outcome = Outcome()
+    crash = Failure('bidsharm_wf.sub_1_wf.prep_sub_1_T1w_wf.conform', 'It broke.')
+    participant._collect(run, ['1', '2'], [crash], [], outcome)
+    assert [entry.scan for entry in outcome.failures] == ['sub-1_T1w']
+    assert outcome.not_run == ['sub-2_T1w']
+    console = Console(record=True, width=200)
+    show_outcome(outcome, run.settings, console)
+    assert 'not run   1 scan: the run stopped at the first failure.' in console.export_text()

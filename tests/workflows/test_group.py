@@ -1,0 +1,148 @@
+"""The group level: which results count, which scans are missing, and what ends the run at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from bidsharm.workflows.group import chosen_records, run_group
+from rich.console import Console
+
+from bidsharm.bids.names import parse_name
+from bidsharm.errors import ConfigurationError, ExitCode, NothingToDo, UsageError
+
+SCANS = (
+    'sub-01_ses-a_run-01_T1w', 'sub-01_ses-a_run-02_T1w', 'sub-01_ses-b_T1w', 'sub-01_ses-b_T2w',
+    'sub-02_ses-a_T1w', 'sub-1_T1w',
+)  # fmt: skip
+
+
+def record_of(name: str) -> dict[str, object]:
+    """Return the least that the QC step writes about a scan."""
+    parsed = parse_name(name)
+    assert parsed is not None
+    entities, contrast = parsed
+    return {
+        'subject': entities['sub'], 'session': entities.get('ses'), 'scan': name, 'contrast': contrast, 'site': 'x',
+        'harmonizer': {'name': 'tscore', 'title': 'T', 'target': 'canonical', 'device': 'cpu'}, 'verdict': 'pass',
+        'checks': [], 'measures': {'before': {}, 'after': {}, 'change': {}}, 'warnings': [], 'notes': {},
+        'quantiles': {'before': [0.0] * 101, 'after': [0.0] * 101, 'target': None},
+        'histogram': {}, 'version': '0', 'figures': {}, 'outputs': [],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def group(tmp_path, make_settings):
+    """Return a function that runs the group level on the results of ``SCANS``, and gives what it said."""
+
+    def run(**values: object) -> str:
+        console = Console(file=io.StringIO(), width=300)
+        assert run_group(make_settings(analysis_level='group', **values), console) == ExitCode.OK
+        return console.file.getvalue()
+
+    for name in SCANS:
+        item = record_of(name)
+        session = f'ses-{item["session"]}' if item['session'] else ''
+        folder = tmp_path / 'out' / f'sub-{item["subject"]}' / session / 'anat'
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = name.removesuffix(f'_{item["contrast"]}')
+        (folder / f'{stem}_desc-{item["contrast"]}_qc.json').write_text(json.dumps(item))
+    return run
+
+
+def listed(out: Path) -> set[str]:
+    """Return the scans in the tables."""
+    found: set[str] = set()
+    for table in out.glob('group_*.tsv'):
+        with table.open(encoding='utf-8', newline='') as file:
+            found |= {row['scan'] for row in csv.DictReader(file, delimiter='\t')}
+    return found
+
+
+@pytest.mark.parametrize(
+    ('values', 'expected'),
+    [
+        ({}, set(SCANS)),
+        ({'participant_label': ['01']}, set(SCANS[:4])),
+        ({'participant_label': ['1']}, {SCANS[5]}),
+        ({'session_label': ['a']}, {SCANS[0], SCANS[1], SCANS[4]}),
+        ({'contrasts': ['T2w', 'FLAIR']}, {SCANS[3]}),
+        ({'run': ['1']}, {SCANS[0]}),
+        ({'participant_label': ['01'], 'session_label': ['b'], 'contrasts': ['T1w']}, {SCANS[2]}),
+    ],
+)
+def test_the_options_choose_among_the_results(group, tmp_path, values, expected):
+    assert f'{len(expected)} scan' in group(**values)
+    assert listed(tmp_path / 'out') == expected
+
+
+@pytest.mark.parametrize(
+    ('values', 'option', 'there'),
+    [
+        ({'participant_label': ['01', 'zz']}, '--participant-label', '01, 02, 1'),
+        ({'session_label': ['c']}, '--session-label', 'a, b'),
+    ],
+    ids=str,
+)
+def test_labels_that_are_nowhere(group, tmp_path, values, option, there):
+    with pytest.raises(UsageError) as caught:
+        group(**values)
+    assert caught.value.where == option
+    assert caught.value.what.endswith(f'{next(iter(values.values()))[-1]}.')
+    assert caught.value.fix == f'There are: {there}.'
+    assert not list((tmp_path / 'out').glob('group*'))
+
+
+@pytest.mark.parametrize(
+    ('values', 'said', 'there'),
+    [
+        ({'contrasts': ['FLAIR']}, '--contrasts FLAIR leaves no harmonized scan out of 6', 'T1w, T2w'),
+        ({'run': ['7']}, '--run 7 leaves no harmonized scan out of 6', '01, 02, none'),
+        ({'run': ['²']}, '--run ² leaves', '01, 02, none'),
+        ({'participant_label': ['02'], 'session_label': ['b']}, '--session-label b leaves no harmonized scan out of 1', 'a'),
+    ],
+)  # fmt: skip
+def test_the_option_that_leaves_nothing_is_named(group, values, said, there):
+    with pytest.raises(NothingToDo) as caught:
+        group(**values)
+    assert caught.value.what.startswith(said)
+    assert caught.value.fix.startswith(f'There are: {there}.')
+
+
+def test_missing_scans_are_those_of_the_same_choice(group, make_data_set, tmp_path):
+    make_data_set(tmp_path / 'bids', {'02': 'north', '03': 'south'}, contrasts=('T1w', 'T2w'))
+    assert 'missing   sub-03_T1w' in group(participant_label=['01', '03'])
+    assert 'missing   ' not in group(participant_label=['01']), 'its raw data are gone'
+    said = group(contrasts=['T2w'])
+    assert 'missing   sub-03_T2w' in said
+    assert 'T1w' not in said
+
+
+def test_subject_of_the_data_set_that_has_no_result(group, make_data_set, tmp_path):
+    """It is no slip of the pen, and what it lacks is the participant level."""
+    make_data_set(tmp_path / 'bids', {'03': 'south'})
+    with pytest.raises(NothingToDo, match='--participant-label 03 leaves') as caught:
+        group(participant_label=['03'])
+    assert 'participant level' in caught.value.fix
+
+
+def test_a_rule_for_sites_does_not_hide_what_is_missing(group, make_data_set, tmp_path):
+    make_data_set(tmp_path / 'bids', {'03': 'south'})
+    assert 'missing   sub-03_T1w' in group(site='nonsense')
+
+
+def test_device_and_harmonizer_have_to_be_there(group, tmp_path):
+    with pytest.raises(ConfigurationError, match='cuda:999'):
+        group(device='cuda:999')
+    with pytest.raises(UsageError, match='There is no harmonizer "niul"'):
+        group(harmonizer='niul')
+    assert not list((tmp_path / 'out').glob('group*'))
+
+
+def test_no_result_at_all(make_settings):
+    with pytest.raises(NothingToDo, match='no harmonized scan in the output folder') as caught:
+        chosen_records(make_settings(participant_label=['zz']), [])
+    assert 'Run the participant level first' in caught.value.fix
