@@ -300,7 +300,7 @@ def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Opt
             if found.to_template and template.space.name != BUNDLED:
                 ways[template.space.name] = found.to_template
     plan = ScanPlan(scan, anchor, space_transforms=ways)
-    return replace(plan, **{'anchor_precomputed' if plan.follows else 'precomputed': given})
+    return replace(plan, anchor_precomputed=given) if plan.follows else replace(plan, precomputed=given)
 
 
 def measured(plan: ScanPlan) -> ScanPlan:

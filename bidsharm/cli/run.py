@@ -72,8 +72,13 @@ def _lend_home() -> None:
         ) from error
     os.environ['HOME'] = home
     owner = os.getpid()
-    # A forked worker ends too, and must not take the folder from the others.
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(home, ignore_errors=True))
+
+    def take_back() -> None:
+        # A forked worker ends too, and must not take the folder from the others.
+        if os.getpid() == owner:
+            shutil.rmtree(home, ignore_errors=True)
+
+    atexit.register(take_back)
 
 
 def _complain(error: BidsharmError) -> int:

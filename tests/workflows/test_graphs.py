@@ -196,8 +196,10 @@ def check_whole(workflow: pe.Workflow, plans: list[ScanPlan], spaces: tuple[str,
         count = 2 + len([text for text in spaces if text not in ('native', 'T1w')])
         count += any('_space-T1w_' in name for name in images)
         if not plan.follows:  # transforms to further templates, once a template whatever its resolutions
-            named = {parse_space(text).name for text in spaces} - {'native', 'T1w', 'MNI152NLin2009aSym'}
-            count += len(named - set(plan.space_transforms))
+            further = [space for space in parsed if space.name not in ('native', 'T1w', 'MNI152NLin2009aSym')]
+            count += len(
+                {space.entities['space'] for space in further if space.name not in plan.space_transforms}
+            )
         assert len(sinks) == count
         assert all(f'_{plan.scan.node}_' in f'.{sink.fullname}' for sink in sinks)
     return graph
@@ -618,7 +620,8 @@ def needed(make_raw, make_method, tmp_path) -> dict[str, Any]:
     method = make_method()
     return {
         'method': method, 'contrast': 'T1w', 'scan': scan, 'output_dir': tmp_path, 'out_dir': tmp_path / 'model',
-        'native': scan.path, 'space': Space('MNI152NLin2009aSym', '1'), 'digest': 'd', 'sinks': 2,
+        'native': scan.path, 'space': Space('MNI152NLin2009aSym', '1'), 'digest': 'd', 'sinks': 2, 'there': 'Other',
+        'sources': {'bids:raw:x': scan.path},
         'identity': {'scan': scan.name, 'contrast': 'T1w', 'harmonizer': {}},
         'plans': [ScanPlan(scan, scan)], 'subjects': {'01': [ScanPlan(scan, scan)]},
     }  # fmt: skip
