@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -164,11 +165,16 @@ def run_graph(
     if on_node is not None:
         arguments['status_callback'] = on_node
     Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
+    # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
+    with tempfile.TemporaryDirectory(prefix='.run-', dir=workflow.base_dir) as here:
+        _run_in(Path(here), workflow, name, arguments)
+
+
+def _run_in(folder: Path, workflow: pe.Workflow, plugin: str, arguments: dict[str, Any]) -> None:
     runner = None
     try:
-        # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
-        with contextlib.chdir(workflow.base_dir):
-            runner = getattr(plugins, f'{name}Plugin')(plugin_args=arguments)
+        with contextlib.chdir(folder):
+            runner = getattr(plugins, f'{plugin}Plugin')(plugin_args=arguments)
             workflow.run(plugin=runner)
     except ConfigurationError:
         raise
