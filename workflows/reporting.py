@@ -113,12 +113,11 @@ def methods_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     references: dict[str, None] = {}
     provenance: dict[str, dict[str, None]] = {}
     for record in records:
-        told = record.get('methods')
-        told = told if isinstance(told, dict) else {}
+        told = _typed(record.get('methods'), dict)
         text = str(told.get('text') or 'How this was made was not recorded.')
         ways.setdefault(text, []).append(str(record.get('scan', '')))
-        references |= dict.fromkeys(str(line) for line in told.get('references', []))
-        for name, value in dict(told.get('provenance', {})).items():
+        references |= dict.fromkeys(str(line) for line in _typed(told.get('references'), list))
+        for name, value in _typed(told.get('provenance'), dict).items():
             provenance.setdefault(str(name), {})[str(value)] = None
     texts = list(ways)
     if len(ways) > 1:
@@ -128,6 +127,11 @@ def methods_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         'references': list(references),
         'provenance': {name: ' / '.join(values) for name, values in provenance.items()},
     }
+
+
+def _typed(value: Any, kind: type) -> Any:
+    """Return a value of a record, or an empty one of the kind that it should be."""
+    return value if isinstance(value, kind) else kind()
 
 
 def report_group(

@@ -150,6 +150,7 @@ def test_a_result_tells_how_it_was_made_whatever_run_writes_the_page(keep, out):
         record('sub-01_ses-1_T1w', methods=METHODS),
         record('sub-01_ses-2_T1w', methods=other),
         record('sub-01_ses-3_T1w'),
+        record('sub-01_ses-4_T1w', methods={'text': 3, 'references': 7, 'provenance': ['x']}),
     )
     now = Boilerplate('We do as never before.', (), ('A new paper', '')).to_dict({'model digest': 'now'})
     text = words(report_subject(out, '01', methods=now))
