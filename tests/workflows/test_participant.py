@@ -329,8 +329,8 @@ def test_reports_and_boilerplate_only(first_run, heads):
     said = page.read_text()
     assert 'sub-01_ses-northA_T1w' in said
     assert 'registry name &#34;histogram&#34;' in said
-    assert 'SyN' not in said
-    assert 'zscore' not in said
+    assert 'affine, then SyN' not in said
+    assert 'registry name &#34;zscore' not in said
     assert (out / 'logs/CITATION.md').read_text() == cited
     done = run(*common, '--participant-label', '01', '--boilerplate-only')
     assert 'N4' in done.stdout
