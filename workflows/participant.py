@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -218,7 +218,7 @@ def _run_batches(run: Run) -> Outcome:
         with _claim({s: names for s, names in todo.items() if names}, run) as (mine, busy):
             _run_batch(run, mine)
         failures = read_failures(run.log_dir, since=crashes)
-        _collect(run, group, failures, busy, outcome)
+        _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
         _report(group, settings, outcome, plan, plan.options.methods)
         if settings.stop_on_first_crash and outcome.failures:
             after = subjects[subjects.index(group[-1]) + 1 :]
@@ -260,6 +260,10 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
     if not todo:
         return
     plan, settings = run.plan, run.settings
+    # From here on the files of these scans change: a record of earlier ones must not speak for them.
+    for scan in (scan for subject in todo for scan in plan.selection.of_subject(subject)):
+        if scan.name in todo[scan.subject]:
+            (settings.output_dir / OutputNames(scan).qc).unlink(missing_ok=True)
     subjects = {
         subject: subject_plans(plan.selection, subject, settings, plan.options, only=names)
         for subject, names in todo.items()
@@ -280,18 +284,18 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
 
 
 def _collect(
-    run: Run, group: Sequence[str], failures: list[Failure], busy: Sequence[str], outcome: Outcome
+    run: Run, group: Sequence[str], failures: list[Failure], busy: Collection[str], outcome: Outcome
 ) -> None:
     """Sort the scans of a batch into done and failed, and give each failure its scan."""
     root, plan = run.settings.output_dir, run.plan
     for scan in (scan for subject in group for scan in plan.selection.of_subject(subject)):
-        record = read_record(root / OutputNames(scan).qc)
+        record = None if scan.name in busy else read_record(root / OutputNames(scan).qc)
         if record is not None and record.get('digest') == plan.options.digest:
             outcome.verdicts[scan.name] = str(record['verdict'])
             if not any(belongs(failure, scan) for failure in failures):
                 forget(root, scan)
                 continue
-        if scan.subject in busy:
+        if scan.name in busy:
             entry = ErrorEntry(
                 scan.name, 'Another bidsharm is working on this subject in the same working folder.',
                 where=scan.relative, fix='Give each job its own --work-dir, or wait and run again.',

@@ -359,7 +359,7 @@ def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
     table: dict[str, dict[str, str]] = {}
     try:
         with (bids_dir / 'participants.tsv').open(encoding='utf-8-sig', newline='') as file:
-            for row in csv.DictReader(file, delimiter='\t'):
+            for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE):
                 label = (row.get('participant_id') or '').strip().removeprefix('sub-')
                 if label:
                     table.setdefault(

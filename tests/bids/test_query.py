@@ -609,3 +609,16 @@ def test_sidecar_warnings_come_with_the_scan(tree):
     assert 'sub-01_T1w.json' in first.warnings[0]
     assert first.site == 'unknown'
     assert (second.warnings, second.metadata) == ((), json.loads('{"Manufacturer": "GE"}'))
+
+
+def test_a_quote_in_a_cell_swallows_no_other_rows(tree):
+    """Tables of BIDS know no quoting."""
+    (tree.root / 'participants.tsv').write_text(
+        'participant_id\tsite\tnote\nsub-01\tOslo\t"odd\nsub-02\tBergen\tfine\nsub-03\tTromso\t5" coil\n'
+    )
+    table = read_participants(tree.root)
+    assert {label: row['site'] for label, row in table.items()} == {
+        '01': 'Oslo',
+        '02': 'Bergen',
+        '03': 'Tromso',
+    }

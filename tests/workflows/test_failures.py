@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from bidsharm.bids.boilerplate import Boilerplate
+from bidsharm.bids.names import OutputNames
 from bidsharm.bids.query import Selection
 from bidsharm.errors import ExitCode, NothingToDo
 from bidsharm.reports.subject import ErrorEntry
@@ -135,3 +137,43 @@ def test_a_scan_that_was_not_started_did_not_fail(run_of, tmp_path):
     console = Console(record=True, width=200)
     show_outcome(outcome, run.settings, console)
     assert 'not run   1 scan: the run stopped at the first failure.' in console.export_text()
+
+
+@pytest.fixture
+def with_records(run_of):
+    """A run over two subjects that an earlier run had finished."""
+    run = run_of('sub-1_T1w', 'sub-2_T1w', work_dir='work')
+    for scan in run.plan.selection.scans:
+        file = run.settings.output_dir / OutputNames(scan).qc
+        file.parent.mkdir(parents=True)
+        file.write_text(
+            json.dumps(
+                {
+                    'verdict': 'pass',
+                    'scan': scan.name,
+                    'subject': scan.subject,
+                    'contrast': 'T1w',
+                    'digest': 'd',
+                }
+            )
+        )
+    return run
+
+
+def test_a_record_of_an_earlier_run_does_not_speak_for_a_graph_that_died(with_records, monkeypatch):
+    monkeypatch.setattr(participant, 'run_graph', lambda *_, **__: None)
+    outcome = participant._run_batches(with_records)
+    assert outcome.verdicts == {}
+    assert {entry.scan for entry in outcome.failures} == {'sub-1_T1w', 'sub-2_T1w'}
+    assert outcome.exit_code == ExitCode.SCAN_FAILED
+    assert not list(with_records.settings.output_dir.rglob('*_qc.json')), (
+        'other settings must not take them as done'
+    )
+
+
+def test_a_record_of_an_earlier_run_does_not_speak_for_a_subject_that_is_held(with_records, monkeypatch):
+    monkeypatch.setattr(FileLock, 'acquire', _held_for('sub-1', FileLock.acquire))
+    monkeypatch.setattr(participant, '_run_batch', lambda run, todo: None)
+    outcome = participant._run_batches(with_records)
+    assert 'sub-1_T1w' not in outcome.verdicts
+    assert outcome.exit_code == ExitCode.SCAN_FAILED
