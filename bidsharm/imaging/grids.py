@@ -203,8 +203,14 @@ def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
         warnings.append(
             'The header has neither sform nor qform; left and right rest on the order of the voxels.'
         )
-    elif sform and qform and not np.allclose(image.get_sform(), image.get_qform(), atol=0.1):
-        warnings.append('sform and qform differ; the sform was used.')
+    elif sform and qform:
+        try:
+            agree = np.allclose(image.get_sform(), image.get_qform(), atol=0.1)
+        except (ValueError, nib.spatialimages.HeaderDataError):  # rounded by other software
+            warnings.append('The qform is not a rotation; the sform was used.')
+            return
+        if not agree:
+            warnings.append('sform and qform differ; the sform was used.')
 
 
 def _orthonormal(affine: Affine, sizes: NDArray, name: str, warnings: list[str]) -> Affine:

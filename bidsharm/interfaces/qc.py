@@ -117,9 +117,10 @@ class DrawFigures(Interface):
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         offset = start - low
         shape = tuple(int(b - a) for a, b in zip(low, high, strict=True))
-        overlay = None
+        overlay, template_affine = None, None
         if self.given('warped') and self.given('template'):
-            overlay = (read(self.inputs.warped)[0], read(self.inputs.template)[0])
+            template, template_affine = read(self.inputs.template)
+            overlay = (read(self.inputs.warped)[0], template)
         drawn = draw_scan_figures(
             before=head[box],
             after=_place(after, shape, offset),
@@ -129,6 +130,7 @@ class DrawFigures(Interface):
             out_dir=cwd,
             stem=self.inputs.stem,
             template_overlay=overlay,
+            template_affine=template_affine,
         )
         return {'figures': [str(path) for path in drawn.values()]}
 

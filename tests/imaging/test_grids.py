@@ -365,6 +365,19 @@ def test_neither_sform_nor_qform_is_a_warning(tmp_path, write_image):
     assert any('neither' in text for text in grids.conform(path).warnings)
 
 
+def test_a_qform_that_is_no_rotation_costs_a_warning_only(tmp_path):
+    """Other software rounds quaternions; nibabel refuses those longer than one."""
+    image = nib.Nifti1Image(voxels(), np.eye(4))
+    image.set_sform(np.eye(4), code=1)
+    image.header['qform_code'] = 1
+    image.header['quatern_b'], image.header['quatern_c'], image.header['quatern_d'] = 1.0, 0.002, 0.0
+    image.to_filename(tmp_path / 'scan.nii')
+    result = grids.conform(tmp_path / 'scan.nii')
+    assert any('qform is not a rotation' in text for text in result.warnings)
+    np.testing.assert_allclose(result.image.affine, np.eye(4))
+    grids.to_native(result.image, nib.load(tmp_path / 'scan.nii'))
+
+
 def test_sform_counts_where_the_two_differ(tmp_path):
     image = nib.Nifti1Image(voxels(), np.eye(4))
     image.set_sform(np.diag([2.0, 2, 2, 1]), code=1)

@@ -231,6 +231,23 @@ def test_registration_is_drawn_where_there_is_one(head_files, cropped, tmp_path)
     assert pixels(found['registration']).std() > 5
 
 
+def test_positions_in_the_picture_of_the_registration_are_those_of_the_template(
+    head, head_files, cropped, tmp_path, monkeypatch
+):
+    from bidsharm.reports import figures
+
+    given = {}
+
+    def draw(**options):
+        given.update(options)
+        return {}
+
+    monkeypatch.setattr(figures, 'draw_scan_figures', draw)
+    files = {'warped': head_files['brain'], 'template': head_files['brain']}
+    DrawFigures(head=head_files['image'], stem='x', **files, **cropped).run(cwd=str(tmp_path))
+    np.testing.assert_allclose(given['template_affine'], head.affine)
+
+
 def test_whole_image_of_another_size_is_still_cut_right(head, cropped, tmp_path, save_image):
     """Only the neighbourhood of the brain is drawn, however large the field of view."""
     wide = np.pad(head.data, 20)
