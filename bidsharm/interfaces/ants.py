@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from nipype.interfaces import ants
+from nipype.utils.filemanip import indirectory, split_filename
 
 from bidsharm.errors import ScanError
 from bidsharm.interfaces.antspyx import TOOLS
@@ -38,11 +45,52 @@ def ants_version() -> str:
 
 
 def _tool(name: str) -> str:
-    return name if has_real_ants() else f'{sys.executable} -m bidsharm.interfaces.antspyx {name}'
+    return name if has_real_ants() else f'{shlex.quote(sys.executable)} -m bidsharm.interfaces.antspyx {name}'
 
 
-class _NoHashThreads:
-    """Shared by the three tools: where the program is found; the number of threads never changes a result's identity."""
+#: A path that neither the shell nor the argument syntax of ANTs (``MI[fixed,moving,1]``) takes apart.
+_PLAIN = re.compile(r'[\w./+@%=-]+')
+
+
+@contextlib.contextmanager
+def _plain_names(inputs: Any, cwd: Path) -> Iterator[None]:
+    """Give input files whose paths hold spaces or signs a plain name, by links in the node's folder.
+
+    The stock interfaces quote no file name, and ANTs splits its own arguments once more.
+    """
+    before: dict[str, Any] = {}
+    links: dict[str, str] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if not isinstance(value, str) or _PLAIN.fullmatch(value) or not os.path.isfile(value):
+            return value
+        if value not in links:
+            links[value] = f'input_{len(links)}{split_filename(value)[2]}'
+            (cwd / links[value]).unlink(missing_ok=True)
+            (cwd / links[value]).symlink_to(value)
+        return links[value]
+
+    with indirectory(cwd):
+        for name, value in inputs.get_traitsfree().items():
+            replaced = plain(value)
+            if replaced != value:
+                before[name] = value
+                setattr(inputs, name, replaced)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(inputs, name, value)
+
+
+class _Tool:
+    """What the three tools share.
+
+    Where the program is found, file names that it can take, what is said when it fails, and that the number of
+    threads is no part of a result's identity.
+    """
 
     tool: str
     inputs: Any
@@ -50,6 +98,12 @@ class _NoHashThreads:
     def __init__(self, **inputs: Any) -> None:
         super().__init__(command=_tool(self.tool), **inputs)  # type: ignore[call-arg]
         self.inputs.trait('num_threads').nohash = True
+
+    def run(self, cwd: str | None = None, **options: Any) -> Any:
+        """Run the tool in a folder (the current one by default)."""
+        folder = Path(cwd or Path.cwd())
+        with _plain_names(self.inputs, folder):
+            return super().run(cwd=str(folder), **options)  # type: ignore[misc]
 
     def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
         # Nipype would go on and miss the output file; what the program said is more to the point.
@@ -65,19 +119,19 @@ class _NoHashThreads:
         return runtime
 
 
-class N4BiasFieldCorrection(_NoHashThreads, ants.N4BiasFieldCorrection):
+class N4BiasFieldCorrection(_Tool, ants.N4BiasFieldCorrection):
     """N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908)."""
 
     tool = 'N4BiasFieldCorrection'
 
 
-class Registration(_NoHashThreads, ants.Registration):
+class Registration(_Tool, ants.Registration):
     """antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025)."""
 
     tool = 'antsRegistration'
 
 
-class ApplyTransforms(_NoHashThreads, ants.ApplyTransforms):
+class ApplyTransforms(_Tool, ants.ApplyTransforms):
     """antsApplyTransforms."""
 
     tool = 'antsApplyTransforms'

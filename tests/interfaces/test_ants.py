@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,36 @@ def test_the_number_of_threads_is_no_part_of_the_identity_of_a_result(without_re
 def test_threads_reach_the_tool(without_real_ants, pair):
     tool = ants.Registration(fixed_image=pair.fixed, moving_image=pair.moving, **{**LINEAR, 'num_threads': 3})
     assert tool.inputs.environ['NSLOTS'] == '3'
+
+
+@pytest.mark.parametrize('folder', ['with space', 'a,b[1]', "student's $HOME; (x)", 'Größe é'])
+def test_file_names_may_hold_any_sign(folder, pair, tmp_path, without_real_ants, save_image):
+    """What is run beside a plain folder must give the same images and transforms."""
+    answers = []
+    for home in (tmp_path / 'plain', tmp_path / folder):
+        home.mkdir()
+        fixed, moving, mask = (home / f'{name}.nii' for name in ('fixed', 'moving', 'mask'))
+        shutil.copy(pair.fixed, fixed)
+        shutil.copy(pair.moving, moving)
+        image = nib.load(fixed)
+        save_image(mask, (image.get_fdata() > 30).astype(np.uint8), image.affine)
+        n4 = ants.N4BiasFieldCorrection(
+            input_image=str(fixed), mask_image=str(mask), dimension=3, n_iterations=[3], shrink_factor=2,
+            convergence_threshold=1e-6, save_bias=True, num_threads=1,
+        )  # fmt: skip
+        field = n4.run(cwd=str(home)).outputs
+        tool = ants.Registration(
+            fixed_image=str(fixed), moving_image=[str(moving)],
+            **{**LINEAR, 'number_of_iterations': [[5, 0]]},
+        )  # fmt: skip
+        found = tool.run(cwd=str(home)).outputs
+        assert tool.inputs.moving_image == [str(moving)]  # what was set stays set
+        warped = warp(str(moving), str(fixed), [found.composite_transform, 'identity'], home)
+        for file in (field.output_image, field.bias_image, found.composite_transform, warped):
+            assert Path(file).parent == home
+        answers.append([nib.load(file).get_fdata() for file in (field.output_image, field.bias_image, warped)])
+    for plain, other in zip(*answers, strict=True):
+        np.testing.assert_array_equal(plain, other)
 
 
 # Registration

@@ -44,7 +44,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.fixture(scope='module')
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three travelling heads in two scanners; the third subject's scans are cut off."""
-    out = tmp_path_factory.mktemp('heads') / 'bids'
+    out = tmp_path_factory.mktemp('heads') / 'My heads [1, 2]' / 'bids'
     simulate(out, subjects=3, resolution=2.0, seed=3)
     for file in (out / 'sub-03').rglob('*_T1w.nii.gz'):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -56,10 +56,11 @@ def first_run(
     heads: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str], dict]:
     """One run with a method that learns from the cohort."""
-    out = tmp_path_factory.mktemp('out') / 'derivatives'
+    home = tmp_path_factory.mktemp('out') / "a student's folder"
+    out = home / 'derivatives'
     before = checksums(heads)
     done = run(
-        heads, out, 'participant', '--harmonizer', 'histogram', '--site', 'session', '--sloppy',
+        heads, out, 'participant', '-w', home / 'work, (big)', '--harmonizer', 'histogram', '--site', 'session', '--sloppy',
         '--skip-bids-validation', '--target', 'northA', '--output-spaces', 'native', 'MNI152NLin2009aSym:res-2',
         check=None,
     )  # fmt: skip
