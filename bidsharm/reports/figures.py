@@ -147,11 +147,11 @@ def draw_scan_figures(
     )
     ras_affine = _ras_affine(affine, np.shape(before))
     layout = plan(brain, ras_affine, margin=4.0)
-    anatomy = _window(mosaic(scan * brain, layout), scan[brain])
+    anatomy = mosaic(_window(scan, brain, brain), layout)
 
     pictures = {
         'before': _grey(anatomy),
-        'after': _grey(_window(mosaic(harmonized * brain, layout), harmonized[brain])),
+        'after': _grey(mosaic(_window(harmonized, brain, brain), layout)),
         'contours': _contours(labels, layout),
         'change': _change_map(anatomy, mosaic(_finite(change_map(scan, harmonized, brain)), layout)),
     }
@@ -313,14 +313,12 @@ def outline(field: Canvas, level: float = 0.5, width: float = 1.4, smooth: float
     return np.where(steep, np.clip(width / 2 + 0.5 - distance, 0, 1), 0).astype(np.float32)
 
 
-def _window(canvas: Canvas, values: NDArray[Any]) -> Canvas:
-    """Scale the 0.5-99.5 percentile of the values to 0-1."""
-    if values.size == 0:
-        values = canvas[canvas != 0] if canvas.any() else np.array([0.0, 1.0])
+def _window(volume: NDArray[Any], brain: NDArray[np.bool_], shown: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Scale the 0.5-99.5 percentile of the brain to 0-1; what is not shown is black, whatever 0 means."""
+    values = volume[brain] if brain.any() else volume.ravel()
     low, high = np.percentile(values, [0.5, 99.5])
-    # The background is 0: a window that starts below it would turn black to grey.
-    scaled = (canvas - max(low, 0.0)) / max(high - max(low, 0.0), 1e-12)
-    return np.asarray(np.clip(scaled, 0, 1), np.float32)
+    scaled = np.clip((volume - low) / max(float(high - low), 1e-12), 0, 1)
+    return np.where(shown, scaled, 0).astype(np.float32)
 
 
 def _grey(canvas: Canvas) -> Any:
@@ -384,7 +382,7 @@ def _colour_bar(picture: Any) -> Any:
 
 
 def _mask_picture(scan: NDArray[np.float32], brain: NDArray[np.bool_], layout: Layout) -> Any:
-    pixels = _rgb(_window(mosaic(scan, layout), scan[brain]))
+    pixels = _rgb(mosaic(_window(scan, brain, (scan != 0) | brain), layout))
     return _picture(_paint(pixels, outline(mosaic(brain, layout)), _WM_COLOUR))
 
 
@@ -395,7 +393,7 @@ def _registration(scan: NDArray[Any], template: NDArray[Any], affine: NDArray[An
     moved, fixed = (to_ras(_finite(volume), affine, stem) for volume in (scan, template))
     inside = fixed > 0.02 * max(float(fixed.max()), 0.0)
     layout = plan(inside, _ras_affine(affine, np.shape(template)), margin=8.0)
-    pixels = _rgb(_window(mosaic(moved, layout), moved[inside]))
+    pixels = _rgb(mosaic(_window(moved, inside, moved != 0), layout))
     drawn = mosaic(fixed, layout)
     for level, colour in zip(_levels(fixed[inside]), (_BRAIN_COLOUR, _WM_COLOUR), strict=False):
         pixels = _paint(pixels, outline(drawn, level, width=1.2, smooth=1.2), colour)

@@ -127,6 +127,25 @@ def test_a_linear_map_leaves_the_change_map_grey(tmp_path: Path) -> None:
     assert (picture.max(axis=2) - picture.min(axis=2)).max() < 12
 
 
+def test_intensities_around_zero_look_like_all_others(tmp_path: Path) -> None:
+    """A z-score is half negative: the picture must not be cut off at 0, and the background stays black."""
+    volumes, affine = head()
+    noise = np.random.default_rng(1).normal(0, 20, SHAPE)
+    volumes['before'] = volumes['before'] + noise * volumes['mask']
+    inside = volumes['before'][volumes['mask']]
+    positive: dict[str, np.ndarray] = {}
+    for name, image in (('brain', volumes['before']), ('score', (volumes['before'] - inside.mean()) / 20)):
+        shown = {**volumes, 'after': image * volumes['mask']}
+        overlay = (image * volumes['mask'], volumes['mask'].astype(float))
+        drawn = figures.draw_scan_figures(
+            **shown, affine=affine, out_dir=tmp_path, stem=name, template_overlay=overlay, template_affine=affine
+        )  # fmt: skip
+        for figure in ('after', 'registration'):
+            expected = positive.setdefault(figure, grey(drawn[figure]))
+            assert np.abs(grey(drawn[figure]) - expected).max() < 4
+        assert grey(drawn['after'])[40, 3] < 10
+
+
 def test_change_map_is_blue_where_darker_and_orange_where_brighter(tmp_path: Path) -> None:
     volumes, affine = head()
     rng = np.random.default_rng(1)
