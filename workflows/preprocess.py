@@ -245,10 +245,11 @@ def init_brain_extraction_wf(
     ants_wf = init_ants_extraction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed)
     reuse_mask = pe.Node(
         ReuseMask(
-            name=scan_name, method='ANTs registration to the template', see_stripped=skull_strip == 'auto'
+            name=scan_name, method='ANTs registration to the template', see_stripped=skull_strip == 'auto',
+            num_threads=omp_nthreads,
         ),
-        name='reuse_mask',
-    )
+        name='reuse_mask', n_procs=omp_nthreads, mem_gb=mem_gb + 1.5,
+    )  # fmt: skip
     workflow.connect([
         (inputnode, ants_wf, [(field, f'inputnode.{field}') for field in given]),
         (ants_wf, reuse_mask, [('outputnode.out_mask', 'mask_file')]),
@@ -577,7 +578,7 @@ def init_follower_wf(
     warp = {'dimension': 3, 'float': True, 'num_threads': omp_nthreads}
     warp_mask = pe.Node(ApplyTransforms(interpolation='Linear', **warp), name='warp_mask', mem_gb=mem_gb)
     reuse_mask = pe.Node(
-        ReuseMask(name=scan_name, method=f'carried over from the {anchor}'), name='reuse_mask'
+        ReuseMask(name=scan_name, method=f'carried over from the {anchor}'), name='reuse_mask', mem_gb=mem_gb
     )
     bias_correction_wf = init_bias_correction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy)
     warp_priors = pe.Node(

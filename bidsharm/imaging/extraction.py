@@ -52,7 +52,8 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
             ) from None
         raise ScanError(
             f'deepbet found no brain in it ({str(error).splitlines()[0] if str(error) else type(error).__name__}).',
-            fix='Look at the scan; try --brain-extraction ants, or give a mask with --derivatives.',
+            fix='Look at the scan; try --brain-extraction ants, or give a mask with --derivatives; '
+            'for a stripped scan, --skull-strip skip.',
         ) from None
     found = np.asarray(mask.dataobj) > 0
     make_image(found, image.affine, np.uint8).to_filename(out_file)

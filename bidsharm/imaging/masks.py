@@ -13,6 +13,9 @@ from bidsharm.imaging.grids import Affine, crop_affine, shrink, voxel_sizes
 BRAIN_ML = (250.0, 2200.0)
 #: Above and below this, a report says so.
 USUAL_BRAIN_ML = (850.0, 1950.0)
+#: Dice of what is not background with a brain mask, from which on a scan counts as stripped. On eight real T1w and 15 T2w
+#: and FLAIR cut to their masks deepbet reaches 0.967 to 0.992; a brain is 0.7 of a head with all of its air at 0.
+STRIPPED_DICE = 0.85
 
 
 def volume_ml(mask: NDArray[np.bool_], affine: Affine) -> float:
@@ -30,10 +33,11 @@ def background_value(data: NDArray) -> float:
 
 
 def stripped_support(data: NDArray, affine: Affine) -> NDArray[np.bool_] | None:
-    """Return the brain mask of a scan that is already skull-stripped, or None for a whole head.
+    """Return the brain mask of a scan that may be skull-stripped, or None for a whole head.
 
     A stripped scan has a background of one exact value, and what is left is as large as a brain; a defaced
-    or zero-filled whole head is larger. Holes (ventricles set to 0) belong to the brain.
+    or zero-filled whole head is mostly larger, but a child's is not: :func:`is_stripped` decides.
+    Holes (ventricles set to 0) belong to the brain.
 
     Parameters
     ----------
@@ -58,6 +62,21 @@ def stripped_support(data: NDArray, affine: Affine) -> NDArray[np.bool_] | None:
         bool(np.take(brain, index, axis=axis).mean() > 0.05) for axis in range(3) for index in (0, -1)
     )
     return brain if touching <= 2 else None
+
+
+def is_stripped(support: NDArray[np.bool_] | None, brain: NDArray[np.bool_]) -> bool:
+    """Say whether a scan is skull-stripped: what is left of it is a brain, and not a head around one.
+
+    Parameters
+    ----------
+    support
+        From :func:`stripped_support`.
+    brain
+        Brain mask of the scan from another source, on the same grid.
+    """
+    if support is None or not support.any():
+        return False
+    return bool(2 * (support & brain).sum() >= STRIPPED_DICE * (support.sum() + brain.sum()))
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

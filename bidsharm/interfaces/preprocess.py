@@ -65,31 +65,47 @@ class _BrainOut(TraitedSpec):
 
 
 class ExtractBrain(Interface):
-    """Brain mask by deepbet, or the support of a scan that is already stripped."""
+    """Brain mask by deepbet, or what is left of a scan that is already stripped."""
 
     input_spec = _BrainIn
     output_spec = _BrainOut
 
     def _compute(self, cwd: Path) -> dict[str, Any]:
         data, affine = read(self.inputs.in_file)
-        mode, out_mask, name = self.inputs.skull_strip, cwd / 'brain_mask.nii', self.given('name', '')
+        mode, name = self.inputs.skull_strip, self.given('name', '')
         support = None if mode == 'force' else masks.stripped_support(data, affine)
-        if mode == 'skip' and support is None:
-            support = data != masks.background_value(data)
-        if support is not None:
-            write(out_mask, support, affine, np.uint8)
-            method = 'the scan came skull-stripped'
-        else:
-            request = {
-                'in_file': self.inputs.in_file,
-                'out_file': str(out_mask),
-                'device': self.inputs.device,
-            }
-            run_isolated('deepbet', {**request, 'name': name}, cwd, threads=self.inputs.num_threads)
-            method = 'deepbet'
-        warnings = masks.check_brain(read_mask(out_mask), affine, name=name)
-        sidecar = {'SkullStripped': support is not None}
-        return {'out_mask': str(out_mask), 'method': method, 'sidecar': sidecar, 'warnings': warnings}
+        if mode == 'skip':
+            mask = data != masks.background_value(data) if support is None else support
+            return _mask_results(cwd, mask, affine, name, CAME_STRIPPED, True)
+        mask = _deepbet_mask(self.inputs.in_file, cwd, name, self.inputs.device, self.inputs.num_threads)
+        if support is not None and masks.is_stripped(support, mask):
+            return _mask_results(cwd, support, affine, name, CAME_STRIPPED, True)
+        results = _mask_results(cwd, mask, affine, name, 'deepbet', False)
+        results['warnings'] += _doubts(support, mask, affine)
+        return results
+
+
+#: What made the mask of a scan that is skull-stripped.
+CAME_STRIPPED = 'the scan came skull-stripped'
+
+
+def _deepbet_mask(in_file: str, cwd: Path, name: str, device: str, threads: int) -> NDArray[np.bool_]:
+    out_file = cwd / 'deepbet_mask.nii'
+    request = {'in_file': in_file, 'out_file': str(out_file), 'device': device, 'name': name}
+    run_isolated('deepbet', request, cwd, threads=threads)
+    return read_mask(out_file)
+
+
+def _doubts(support: NDArray | None, mask: NDArray, affine: NDArray) -> list[str]:
+    """Say it where a scan could have been taken for a stripped one."""
+    if support is None:
+        return []
+    rest, brain = (masks.volume_ml(item, affine) for item in (support, mask))
+    warning = (
+        f'What is not background holds {rest:.0f} ml, which a brain could; deepbet sees a head around a brain of '
+        f'{brain:.0f} ml. If the scan is skull-stripped, use --skull-strip skip.'
+    )
+    return [warning]
 
 
 class _ReuseIn(BaseInterfaceInputSpec):
@@ -102,6 +118,7 @@ class _ReuseIn(BaseInterfaceInputSpec):
     see_stripped = traits.Bool(
         False, usedefault=True, desc='if the scan is skull-stripped, take what is left of it instead'
     )
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
 
 
 class ReuseMask(Interface):
@@ -113,10 +130,12 @@ class ReuseMask(Interface):
     def _compute(self, cwd: Path) -> dict[str, Any]:
         image, mask = grids.open_image(self.inputs.in_file), grids.open_image(self.inputs.mask_file)
         name = self.given('name', '')
-        if self.inputs.see_stripped:
-            support = masks.stripped_support(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-            if support is not None:
-                return _mask_results(cwd, support, image.affine, name, 'the scan came skull-stripped', True)
+        support = masks.stripped_support(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+        if self.inputs.see_stripped and support is not None:
+            # A mask by registration is no judge: the template's head does not fit a stripped scan.
+            judge = _deepbet_mask(self.inputs.in_file, cwd, name, 'cpu', self.inputs.num_threads)
+            if masks.is_stripped(support, judge):
+                return _mask_results(cwd, support, image.affine, name, CAME_STRIPPED, True)
         found = np.squeeze(np.asarray(mask.dataobj)) > 0.5
         if not grids.same_grid(image, mask):
             found = grids.resample(found, mask.affine, image.shape, image.affine, order=0) > 0.5
@@ -126,7 +145,8 @@ class ReuseMask(Interface):
                 where=name,
                 fix='Is it of the same subject?',
             )
-        return _mask_results(cwd, found, image.affine, name, self.inputs.method, False)
+        stripped = masks.is_stripped(support, found)
+        return _mask_results(cwd, found, image.affine, name, self.inputs.method, stripped)
 
 
 def _mask_results(

@@ -173,7 +173,9 @@ def test_file_names_may_hold_any_sign(folder, pair, tmp_path, without_real_ants,
         warped = warp(str(moving), str(fixed), [found.composite_transform, 'identity'], home)
         for file in (field.output_image, field.bias_image, found.composite_transform, warped):
             assert Path(file).parent == home
-        answers.append([nib.load(file).get_fdata() for file in (field.output_image, field.bias_image, warped)])
+        answers.append(
+            [nib.load(file).get_fdata() for file in (field.output_image, field.bias_image, warped)]
+        )
     for plain, other in zip(*answers, strict=True):
         np.testing.assert_array_equal(plain, other)
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
-from bidsharm.imaging import grids
+from bidsharm.imaging import grids, masks
 from bidsharm.interfaces import preprocess
 from bidsharm.interfaces.preprocess import (
     ApplyField,
@@ -87,12 +87,56 @@ def test_a_whole_head_goes_through_deepbet(tmp_path, head, head_files):
     assert outputs.sidecar == {'SkullStripped': False}
 
 
-def test_a_stripped_scan_keeps_its_own_mask(tmp_path, head, head_files, network):
+def test_a_stripped_scan_keeps_its_own_mask(tmp_path, head, head_files):
+    """With deepbet, which judges it, in earnest."""
     outputs = extract(tmp_path, head_files['brain'])
-    assert not network
     assert dice(voxels(outputs.out_mask) > 0, head.mask) > 0.999
     assert outputs.method == 'the scan came skull-stripped'
     assert outputs.sidecar == {'SkullStripped': True}
+
+
+def childs_head(head, image: np.ndarray, save_image, tmp_path: Path, volume_ml: float = 1400) -> str:
+    """Write a head that is as large as a grown-up's brain."""
+    size = np.cbrt(volume_ml / masks.volume_ml(head.ideal > 0, head.affine))
+    return save_image(tmp_path / 'child.nii', image, np.diag([size, size, size, 1]) @ head.affine)
+
+
+def test_a_small_head_in_exact_zeros_is_not_taken_for_a_brain(tmp_path, head, save_image):
+    file = childs_head(head, head.ideal, save_image, tmp_path)
+    image = nib.load(file)
+    assert masks.stripped_support(image.get_fdata(), image.affine) is not None
+    outputs = extract(tmp_path, file)
+    assert (outputs.method, outputs.sidecar) == ('deepbet', {'SkullStripped': False})
+    assert dice(voxels(outputs.out_mask) > 0, head.mask) > 0.93
+    assert any(
+        'a head around a brain' in warning and '--skull-strip skip' in warning for warning in outputs.warnings
+    )
+
+
+@pytest.mark.parametrize('stripped', [True, False])
+def test_a_given_mask_says_whether_the_scan_is_stripped(stripped, tmp_path, head, head_files, save_image):
+    image = np.where(head.mask, head.ideal, 0) if stripped else head.ideal
+    for file, mask in (
+        (save_image(tmp_path / 'scan.nii', image, head.affine), head_files['mask']),
+        (childs_head(head, image, save_image, tmp_path), childs_head(head, head.mask.astype(np.uint8), save_image, tmp_path / 'm')),
+    ):  # fmt: skip
+        outputs = ReuseMask(in_file=file, mask_file=mask).run(cwd=str(tmp_path)).outputs
+        assert outputs.sidecar == {'SkullStripped': stripped}
+        np.testing.assert_array_equal(voxels(outputs.out_mask), head.mask)
+
+
+@pytest.mark.parametrize('stripped', [True, False])
+def test_beside_a_mask_by_registration_deepbet_judges(stripped, tmp_path, head, save_image, network):
+    image = np.where(head.mask, head.ideal, 0) if stripped else head.ideal
+    file = childs_head(head, image, save_image, tmp_path)
+    rough = ndimage.binary_erosion(head.mask, iterations=2)
+    mask = childs_head(head, rough.astype(np.uint8), save_image, tmp_path / 'm')
+    tool = ReuseMask(in_file=file, mask_file=mask, method='ANTs', see_stripped=True, num_threads=3)
+    outputs = tool.run(cwd=str(tmp_path)).outputs
+    assert [request['threads'] for request in network] == [3]
+    assert outputs.sidecar == {'SkullStripped': stripped}
+    assert outputs.method == ('the scan came skull-stripped' if stripped else 'ANTs')
+    np.testing.assert_array_equal(voxels(outputs.out_mask), head.mask if stripped else rough)
 
 
 def test_force_strips_what_looks_stripped(tmp_path, head_files, network):
