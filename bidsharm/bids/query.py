@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import re
@@ -14,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
+from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, label_of, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
 from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
-
-#: Sidecar fields that tell one scanner from another, in the order in which they appear in a site label.
-SCANNER_FIELDS = ('Manufacturer', 'ManufacturersModelName', 'MagneticFieldStrength', 'StationName')
-
-#: The site of a scan that the rule of ``--site`` gives no value.
-UNKNOWN_SITE = 'unknown'
 
 #: What pybids calls the file of an index that is kept.
 INDEX_FILE = 'layout_index.sqlite'
@@ -123,7 +117,7 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
 
 
 def _with_site(scan: ScanFile, *, participants: Mapping[str, Mapping[str, str]], rule: str) -> ScanFile:
-    site = _site_by_rule(scan, participants, rule)
+    site = site_by_rule(scan, participants, rule)
     if site or rule == 'auto':
         return replace(scan, site=site or UNKNOWN_SITE)
     warning = f'No value of --site {rule} for this scan: its site is {UNKNOWN_SITE}.'
@@ -135,7 +129,7 @@ def _check_site_rule(
 ) -> None:
     """Refuse a rule of ``--site`` that gives no scan a site: all scanners would count as one, in silence."""
     rule = settings.site
-    if not scans or rule == 'auto' or any(_site_by_rule(scan, participants, rule) for scan in scans):
+    if not scans or rule == 'auto' or any(site_by_rule(scan, participants, rule) for scan in scans):
         return
     if settings.participant_label or settings.session_label or settings.run:
         # A job for one subject goes on where the same command for all of them would.
@@ -144,7 +138,7 @@ def _check_site_rule(
         )
         return
     columns = dict.fromkeys(name for row in participants.values() for name in row if name != 'participant_id')
-    found = {name for scan in scans for name, value in scan.metadata.items() if _label(value)}
+    found = {name for scan in scans for name, value in scan.metadata.items() if label_of(value, name)}
     fields = [*(name for name in SCANNER_FIELDS if name in found), *sorted(found - {*SCANNER_FIELDS})]
     session = ' There are sessions: "session".' if any(scan.session for scan in scans) else ''
     raise UsageError(
@@ -349,64 +343,6 @@ FILTER_ENTITIES = (
     'subject', 'session', 'sample', 'acquisition', 'ceagent', 'reconstruction', 'direction', 'run', 'modality',
     'echo', 'flip', 'inv', 'mt', 'part', 'suffix', 'extension', 'datatype',
 )  # fmt: skip
-
-
-def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
-    """Read ``participants.tsv`` by subject label; an unreadable table is an empty one.
-
-    A byte-order mark and duplicate rows are tolerated: the first row of a subject counts.
-    """
-    table: dict[str, dict[str, str]] = {}
-    try:
-        with (bids_dir / 'participants.tsv').open(encoding='utf-8-sig', newline='') as file:
-            for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE):
-                label = (row.get('participant_id') or '').strip().removeprefix('sub-')
-                if label:
-                    table.setdefault(
-                        label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)}
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return table
-    return table
-
-
-def site_of(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule: str) -> str:
-    """Return the label of the scanner or site of a scan.
-
-    Parameters
-    ----------
-    rule
-        ``auto``: the scanner by its sidecar fields (:data:`SCANNER_FIELDS`), else the column ``site`` of
-        participants.tsv, else ``unknown``. Otherwise names, separated by commas, each either a column of
-        participants.tsv, ``session``, or a sidecar field; sidecar fields win over columns.
-
-    Returns
-    -------
-    str
-        Letters, digits, points and hyphens only, so that it can stand in a file name.
-    """
-    return _site_by_rule(scan, participants, rule) or UNKNOWN_SITE
-
-
-def _site_by_rule(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule: str) -> str:
-    """Return the label of a site, or an empty string where the rule finds no value."""
-    row = participants.get(scan.subject, {})
-    if rule == 'auto':
-        values = [_label(scan.metadata.get(name), name) for name in SCANNER_FIELDS]
-        return '-'.join(filter(None, values)) or _label(row.get('site'))
-    names = [name.strip() for name in rule.split(',') if name.strip()]
-    known = {**row, **scan.metadata, 'session': scan.session}
-    return '-'.join(filter(None, (_label(known.get(name), name) for name in names)))
-
-
-def _label(value: object, name: str = '') -> str:
-    """Turn a metadata value into a part of a site label; missing values give an empty string."""
-    if value is None or (isinstance(value, str) and value.strip().lower() in ('', 'n/a')):
-        return ''
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    unit = 'T' if name == 'MagneticFieldStrength' and isinstance(value, (int, float)) else ''
-    return re.sub(r'[^0-9A-Za-z.]+', '', str(value))[:40] + unit
 
 
 def anchor_of(scan: ScanFile, scans: Iterable[ScanFile]) -> ScanFile:

@@ -384,7 +384,7 @@ def site(tree, **values):
 def test_the_scanner_is_the_site(tree):
     tree.add('sub-01_T1w', **SIEMENS)
     tree.participants('participant_id\tsite\nsub-01\tOslo\n')
-    assert site(tree) == 'SiemensHealthineers-Prismafit-3T-AWP1'
+    assert site(tree) == 'Siemens-Prismafit-3T-AWP1'
 
 
 @pytest.mark.parametrize('field', SIEMENS)
@@ -394,6 +394,36 @@ def test_every_field_tells_scanners_apart(tree, field):
     tree.add('sub-03_T1w', **{key: value for key, value in SIEMENS.items() if key != field})
     sites = [scan.site for scan in tree.select().scans]
     assert len(set(sites)) == 3
+
+
+@pytest.mark.parametrize(
+    ('field', 'spellings', 'label'),
+    [
+        (
+            'Manufacturer',
+            ['Siemens', 'SIEMENS', 'Siemens Healthineers', 'SIEMENS HEALTHCARE GmbH '],
+            'Siemens',
+        ),
+        ('Manufacturer', ['GE', 'GE MEDICAL SYSTEMS', 'General Electric', 'ge_healthcare', 'ge'], 'GE'),
+        ('Manufacturer', ['Philips', 'Philips Medical Systems', 'PHILIPS-F82F70A'], 'Philips'),
+        ('Manufacturer', ['Geneva Magnets'], 'GenevaMagnets'),
+        ('MagneticFieldStrength', [3, 3.0, '3', ' 3.0 ', 2.89362, 2.9], '3T'),
+        ('MagneticFieldStrength', [1.5, '1.5', 1.494], '1.5T'),
+        ('MagneticFieldStrength', [0.55], '0.55T'),
+        ('MagneticFieldStrength', [0.5], '0.5T'),
+        ('MagneticFieldStrength', [0.6], '0.6T'),
+        ('MagneticFieldStrength', [14.1], '14.1T'),
+        ('MagneticFieldStrength', ['high'], 'high'),
+        ('MagneticFieldStrength', [True], 'True'),
+        ('MagneticFieldStrength', [[3]], '3'),
+    ],
+)
+def test_one_scanner_is_one_site_however_it_is_written(tree, field, spellings, label):
+    """Two converters, or two versions of the scanner's software, must not make two sites of one scanner."""
+    for number, spelling in enumerate(spellings):
+        tree.add(f'sub-{number}_T1w', **{field: spelling})
+    assert {scan.site for scan in tree.select().scans} == {label}
+    assert {scan.site for scan in tree.select(site=field).scans} == {label}
 
 
 def test_without_scanner_the_column_site_counts(tree):
@@ -411,7 +441,7 @@ def test_without_scanner_the_column_site_counts(tree):
         ('centre', 'Oslo'),
         ('session', 'a'),
         ('MagneticFieldStrength', '3T'),
-        ('Manufacturer,MagneticFieldStrength', 'SiemensHealthineers-3T'),
+        ('Manufacturer,MagneticFieldStrength', 'Siemens-3T'),
         (' centre , session ', 'Oslo-a'),
         ('StationName,nothing', 'AWP1'),
     ],
@@ -485,7 +515,7 @@ def test_site_that_is_called_unknown(tree):
 @pytest.mark.parametrize('field', [1.5, 3, '3', '3T'])
 def test_field_strength_as_number_or_text(tree, field):
     tree.add('sub-01_T1w', MagneticFieldStrength=field)
-    assert site(tree) == {1.5: '1.5T', 3: '3T', '3': '3', '3T': '3T'}[field]
+    assert site(tree) == {1.5: '1.5T', 3: '3T', '3': '3T', '3T': '3T'}[field]
 
 
 def test_a_site_can_stand_in_a_file_name(tree):
