@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,8 @@ VOXEL_SIZE_MM = (0.15, 12.0)
 MIN_SIZE, MAX_VOXELS = 8, 800_000_000
 #: Directions may deviate this much from right angles before a scan is refused (cosine; 0.05 is 3 degrees).
 MAX_SHEAR = 0.05
+#: sform and qform may put a corner of the scan this far apart (mm) before a report says so: an sform may hold a shear.
+FORMS_DIFFER_MM = 1.0
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,12 @@ def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
         )
     elif sform and qform:
         try:
-            agree = np.allclose(image.get_sform(), image.get_qform(), atol=0.1)
+            apart = corner_distance(image.get_sform(), image.get_qform(), image.shape)
         except (ValueError, nib.spatialimages.HeaderDataError):  # rounded by other software
             warnings.append('The qform is not a rotation; the sform was used.')
             return
-        if not agree:
-            warnings.append('sform and qform differ; the sform was used.')
+        if apart > FORMS_DIFFER_MM:
+            warnings.append(f'sform and qform differ (by {apart:.1f} mm); the sform was used.')
 
 
 def _orthonormal(affine: Affine, sizes: NDArray, name: str, warnings: list[str]) -> Affine:
@@ -343,6 +346,12 @@ def resample(
     return result.astype(np.float32)
 
 
+def corner_distance(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
+    """Return how far apart two affines put a corner of a volume at most, in mm."""
+    ends = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape[:3]))], dtype=float)
+    return float(np.linalg.norm(((a - b) @ ends.T)[:3], axis=0).max())
+
+
 def same_grid(a: nib.Nifti1Image, b: nib.Nifti1Image) -> bool:
-    """Say whether two images share shape and affine (to 0.01 mm)."""
-    return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=1e-2)
+    """Say whether two images share shape and grid (every corner to 0.01 mm)."""
+    return a.shape[:3] == b.shape[:3] and corner_distance(a.affine, b.affine, a.shape) < 0.01

@@ -576,6 +576,14 @@ def test_same_grid_tells_grids_apart():
     assert not grids.same_grid(image, grids.make_image(voxels()[:-1], np.eye(4)))
 
 
+def test_grids_that_are_turned_a_little_are_not_the_same(make_affine):
+    """Half a degree is nothing in a cosine, and a voxel and more at the corner of a head."""
+    data = np.zeros((256, 256, 160), np.uint8)
+    straight, turned = (make_affine((angle, 0.0, 0.0), (1.0, 1.0, 1.0)) for angle in (0.0, 0.5))
+    assert grids.corner_distance(straight, turned, data.shape) > 1
+    assert not grids.same_grid(grids.make_image(data, straight), grids.make_image(data, turned))
+
+
 def test_images_are_written_with_one_affine_in_two_forms(make_affine):
     affine = make_affine((3.0, 4.0, 5.0), (1.0, 1.0, 2.0))
     header = grids.make_image(voxels(), affine).header
