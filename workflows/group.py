@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bidsharm.bids.dataset import read_json
 from bidsharm.bids.names import parse_name
-from bidsharm.bids.query import same_label, select_scans, some_of
+from bidsharm.bids.query import absent_labels, raw_labels, same_label, select_scans, some_of
 from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.execution import resolve_device
@@ -76,10 +76,10 @@ def chosen_records(settings: Settings, records: Sequence[Mapping[str, Any]]) -> 
         ('--participant-label', settings.participant_label, 'subject'),
         ('--session-label', settings.session_label, 'session'),
     ):
-        present = _raw_labels(settings, key) | {
+        present = raw_labels(settings.bids_dir, key) | {
             label for record in records if (label := _label(record, key)) is not None
         }
-        if absent := sorted(set(wanted) - present):
+        if absent := absent_labels(wanted, present, key):
             raise UsageError(
                 f'Neither among the results nor in the data set: {", ".join(absent)}.',
                 where=option,
@@ -104,12 +104,6 @@ def chosen_records(settings: Settings, records: Sequence[Mapping[str, Any]]) -> 
     return kept
 
 
-def _raw_labels(settings: Settings, key: str) -> set[str]:
-    """Return the labels of the subjects or sessions that have a folder in the data set."""
-    folders = settings.bids_dir.glob({'subject': 'sub-*', 'session': 'sub-*/ses-*'}[key])
-    return {folder.name.partition('-')[2] for folder in folders if folder.is_dir()}
-
-
 def _label(record: Mapping[str, Any], key: str) -> str | None:
     """Return subject, session or contrast of a record, or an entity of the name of its scan."""
     if key != 'run':
@@ -126,10 +120,10 @@ def _chosen(label: str | None, wanted: Sequence[str], key: str) -> bool:
 def missing_scans(settings: Settings, records: Sequence[Mapping[str, Any]]) -> list[ErrorEntry]:
     """Return the scans of the data set that have no result: a page that is silent about them would mislead."""
     # The group level also works where the raw data, or some of them, are no longer at hand.
-    subjects, sessions = (_raw_labels(settings, key) for key in ('subject', 'session'))
+    subjects, sessions = (raw_labels(settings.bids_dir, key) for key in ('subject', 'session'))
     chosen: dict[str, Any] = {
         'participant_label': tuple(label for label in settings.participant_label if label in subjects),
-        'session_label': tuple(label for label in settings.session_label if label in sessions),
+        'session_label': tuple(label for label in settings.session_label if same_label(label, sessions)),
     }
     # No label left would mean all of them.
     if not subjects or any(getattr(settings, name) and not labels for name, labels in chosen.items()):

@@ -42,8 +42,9 @@ from bidsharm import __version__
 from bidsharm.bids.atomic import write_text
 from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
 from bidsharm.bids.dataset import prepare_root
+from bidsharm.bids.index import open_layout
 from bidsharm.bids.names import OutputNames, ScanFile
-from bidsharm.bids.query import open_layout, select_scans
+from bidsharm.bids.query import select_scans
 from bidsharm.bids.resume import read_record
 from bidsharm.bids.validation import validate
 from bidsharm.errors import ExitCode, NothingToDo

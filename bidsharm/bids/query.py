@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.bids.index import open_layout
 from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, label_of, read_participants, site_by_rule
@@ -19,9 +19,6 @@ from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
-
-#: What pybids calls the file of an index that is kept.
-INDEX_FILE = 'layout_index.sqlite'
 
 #: Keys of a BIDS filter file, one per contrast; upper and lower case are the same.
 FILTER_KEYS = {name.lower(): name for name in CONTRASTS}
@@ -51,37 +48,6 @@ class Selection:
         return tuple(scan for scan in self.scans if scan.subject == subject)
 
 
-def open_layout(settings: Settings) -> BIDSLayout:
-    """Index the anatomical part of the data set with pybids.
-
-    Only ``anat`` folders of the asked-for subjects are read; indexing everything is the largest
-    start-up cost of BIDS Apps. Derivatives and hidden folders are skipped. An index that is kept
-    (``--bids-database-dir``) holds all subjects, because the next run may ask for others. A dry run reads
-    one that is there, and keeps none.
-    """
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
-    database = settings.bids_database_dir
-    if settings.dry_run and database and not (database / INDEX_FILE).is_file():
-        database = None
-    subjects = '|'.join(re.escape(label) for label in settings.participant_label)
-    other_subject = [re.compile(rf'^/?sub-(?!(?:{subjects})(?:/|_|$))')] if subjects and not database else []
-    ignore = [
-        re.compile(r'/\.'),
-        re.compile(r'^/?(?:derivatives|sourcedata|code|models|stimuli|work)(?:/|$)'),
-        re.compile(r'/(?:func|dwi|fmap|perf|eeg|meg|ieeg|beh|pet|micr|nirs|motion|mrs)(?:/|$)'),
-        *other_subject,
-    ]
-    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
-    return BIDSLayout(
-        settings.bids_dir,
-        validate=False,
-        indexer=indexer,
-        database_path=str(database) if database else None,
-        reset_database=False,
-    )
-
-
 def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Selection:
     """Choose the scans that match the settings.
 
@@ -93,8 +59,8 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     NothingToDo
         If nothing is left, naming the filter that removed the last scan.
     """
+    _check_labels(settings)
     layout = layout or open_layout(settings)
-    _check_labels(settings, layout)
     filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
     misnamed: list[ScanError] = []
     by_contrast = {
@@ -170,7 +136,9 @@ def _find(
         **filters.get(contrast, {}),
     }
     root, scans = settings.bids_dir, []
-    for path in (Path(image.path) for image in layout.get(**query)):
+    for image in layout.get(**query):
+        # An index that is kept knows the data set by its real path, the user perhaps by a link.
+        path = root / Path(image.path).relative_to(layout.root)
         folders = path.relative_to(root).parts[:-1]
         if len(folders) < 2 or not folders[0].startswith('sub-') or folders[-1] != 'anat':
             continue
@@ -203,19 +171,34 @@ def _is_raw_name(entities: Mapping[str, str], folders: Sequence[str]) -> bool:
     return list(folders[:-1]) == expected and not entities.keys() & {'space', 'res', 'label', 'desc'}
 
 
-def _check_labels(settings: Settings, layout: BIDSLayout) -> None:
-    folders = {path.name.removeprefix('sub-') for path in settings.bids_dir.glob('sub-*') if path.is_dir()}
-    for option, wanted, present in (
-        ('--participant-label', settings.participant_label, folders),
-        ('--session-label', settings.session_label, set(layout.get_sessions())),
+def _check_labels(settings: Settings) -> None:
+    for option, wanted, kind in (
+        ('--participant-label', settings.participant_label, 'subject'),
+        ('--session-label', settings.session_label, 'session'),
     ):
-        missing = sorted(set(wanted) - present)
-        if missing:
+        present = raw_labels(settings.bids_dir, kind)
+        if absent := absent_labels(wanted, present, kind):
             raise UsageError(
-                f'Not in the data set: {", ".join(missing)}.',
+                f'Not in the data set: {", ".join(absent)}.',
                 where=option,
                 fix=f'There are: {some_of(sorted(present))}.',
             )
+
+
+def raw_labels(bids_dir: Path, kind: str) -> set[str]:
+    """Return the labels of the subjects or sessions that have a folder in the data set.
+
+    pybids takes what is called ``ses-`` in the path to the data set for sessions, too.
+    """
+    folders = bids_dir.glob({'subject': 'sub-*', 'session': 'sub-*/ses-*'}[kind])
+    return {folder.name.partition('-')[2] for folder in folders if folder.is_dir()}
+
+
+def absent_labels(wanted: Iterable[str], present: Iterable[str], kind: str) -> list[str]:
+    """Return the labels that are not there; sub-1 and sub-01 are two people, ses-1 and ses-01 one session."""
+    if kind == 'subject':
+        return sorted(set(wanted) - set(present))
+    return sorted(label for label in set(wanted) if not same_label(label, present))
 
 
 def some_of(labels: Sequence[str], most: int = 12) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from bidsharm.bids.query import open_layout, read_filter_file, read_participants, select_scans
+from bidsharm.bids.index import INDEX_FILE, open_layout
+from bidsharm.bids.query import read_filter_file, select_scans
+from bidsharm.bids.sites import read_participants
 from bidsharm.errors import ExitCode, NothingToDo, UsageError
 
 SIEMENS = {
@@ -107,6 +112,23 @@ def test_labels_that_do_not_exist(cohort, values, option, there):
     assert there in error.fix
 
 
+def test_folders_above_the_data_set_are_no_sessions(make_tree, tmp_path):
+    tree = make_tree(tmp_path / 'ses-9' / 'bids')
+    tree.add('sub-01_ses-a_T1w')
+    assert tree.names(session_label=['a']) == ['sub-01_ses-a_T1w']
+    with pytest.raises(UsageError) as caught:
+        tree.select(session_label=['9'])
+    assert caught.value.fix == 'There are: a.'
+
+
+def test_sessions_are_compared_as_numbers(tree):
+    tree.add('sub-01_ses-01_T1w')
+    tree.add('sub-01_ses-02_T1w')
+    assert tree.names(session_label=['1']) == ['sub-01_ses-01_T1w']
+    with pytest.raises(UsageError, match=r'Not in the data set: 3\.'):
+        tree.select(session_label=['1', '3'])
+
+
 def test_long_lists_of_labels_are_cut(tree):
     for number in range(20):
         (tree.root / f'sub-{number:02}').mkdir()
@@ -168,6 +190,62 @@ def test_kept_index_serves_the_next_run(cohort, tmp_path):
     assert len(cohort.names(bids_database_dir=index)) == 18
     layout = open_layout(cohort.settings(bids_database_dir=index))
     assert len(select_scans(cohort.settings(), layout).scans) == 18
+
+
+def test_kept_index_serves_every_path_to_the_data_set(cohort, tmp_path):
+    index, link = tmp_path / 'index', tmp_path / 'a link'
+    link.symlink_to(cohort.root)
+    for first, second in ((cohort.root, link), (link, cohort.root)):
+        shutil.rmtree(index, ignore_errors=True)
+        for root in (first, second):
+            scans = cohort.select(bids_dir=root, bids_database_dir=index).scans
+            assert len(scans) == 18
+            assert all(scan.root == root and scan.path.is_relative_to(root) for scan in scans)
+
+
+def test_index_of_another_data_set_is_refused(cohort, make_tree, tmp_path):
+    index = tmp_path / 'index'
+    cohort.select(bids_database_dir=index)
+    other = make_tree(tmp_path / 'other')
+    other.add('sub-01_T1w')
+    with pytest.raises(UsageError, match='cannot be used') as caught:
+        other.select(bids_database_dir=index)
+    assert '--bids-database-dir' in caught.value.where
+    assert f'Delete {INDEX_FILE}' in caught.value.fix
+    (index / INDEX_FILE).write_bytes(b'no data base at all')
+    with pytest.raises(UsageError, match='cannot be used'):
+        cohort.select(bids_database_dir=index)
+
+
+def test_jobs_that_start_together_share_an_index(cohort, tmp_path):
+    """None may read what another has half written."""
+    index = tmp_path / 'index'
+    code = (
+        'import sys; from pathlib import Path; from bidsharm.bids.query import select_scans; '
+        'from bidsharm.settings import Settings; root, index = map(Path, sys.argv[1:]); '
+        'print(len(select_scans(Settings(root, root.parent / "out", bids_database_dir=index)).scans))'
+    )
+    jobs = [
+        subprocess.Popen([sys.executable, '-c', code, str(cohort.root), str(index)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]  # fmt: skip
+    assert [job.communicate(timeout=120)[0].strip() for job in jobs] == ['18'] * 3
+    assert [path.name for path in index.iterdir()] == [INDEX_FILE]
+
+
+def test_interrupted_index_does_not_count(cohort, tmp_path, monkeypatch):
+    """What stops a job while it makes the index leaves none behind."""
+    index = tmp_path / 'index'
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cohort.select(bids_database_dir=index)
+    assert not (index / INDEX_FILE).exists()
+    assert len(cohort.names(bids_database_dir=index)) == 18
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_dry_run_keeps_no_index(cohort, tmp_path):
