@@ -50,7 +50,7 @@ class ScanPlan:
     anchor_precomputed
         The same for the anchor of a scan that follows.
     space_transforms
-        Given transforms of its anchor to output templates, by template name.
+        Given transforms of its anchor to output templates, by the label of the space (``MNIInfant+2``).
     shape
         Size of the raw scan in voxels, for the memory estimate.
     """
@@ -256,7 +256,7 @@ def _connect_registrations(
 ) -> None:
     """Register an anchor to every further template, once for all scans that follow it."""
     for space, template in spaces.items():
-        given = plan.space_transforms.get(space.name)
+        given = plan.space_transforms.get(space.entities['space'])
         if space.name == BUNDLED or given:
             continue
         register_wf = init_template_registration_wf(
@@ -422,7 +422,7 @@ def _connect_way(
     """Connect the transforms from a scan to a space; antsApplyTransforms takes the last of the list first."""
     if plan.follows:
         workflow.connect(prep_wf, 'outputnode.to_anchor', moves, 'in2')
-    given = plan.space_transforms.get(space.name)
+    given = plan.space_transforms.get(space.entities['space'])
     if space.name == 'T1w':
         return
     if given:

@@ -292,13 +292,15 @@ def subject_plans(
 
 def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Options) -> ScanPlan:
     """Return the plan of one scan, with what other pipelines have computed."""
-    given, ways = Precomputed(), {}
+    given = Precomputed()
+    ways: dict[str, Path] = {}
     if settings.derivatives and anchor.suffix == 'T1w':  # their names speak of the T1w only
         given = find_precomputed(anchor, settings.derivatives, BUNDLED)
-        for template in options.templates:
-            found = find_precomputed(anchor, settings.derivatives, template.space.name)
-            if found.to_template and template.space.name != BUNDLED:
-                ways[template.space.name] = found.to_template
+        labels = {item.space.entities['space'] for item in options.templates if item.space.name != BUNDLED}
+        # A transform from one pipeline does not fit a mask of another.
+        sources = {given.source: given.root} if given.source and given.root else settings.derivatives
+        found = {label: find_precomputed(anchor, sources, label).to_template for label in sorted(labels)}
+        ways = {label: file for label, file in found.items() if file}
     plan = ScanPlan(scan, anchor, space_transforms=ways)
     return replace(plan, anchor_precomputed=given) if plan.follows else replace(plan, precomputed=given)
 

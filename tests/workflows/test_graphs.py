@@ -198,7 +198,11 @@ def check_whole(workflow: pe.Workflow, plans: list[ScanPlan], spaces: tuple[str,
         if not plan.follows:  # transforms to further templates, once a template whatever its resolutions
             further = [space for space in parsed if space.name not in ('native', 'T1w', 'MNI152NLin2009aSym')]
             count += len(
-                {space.entities['space'] for space in further if space.name not in plan.space_transforms}
+                {
+                    label
+                    for space in further
+                    if (label := space.entities['space']) not in plan.space_transforms
+                }
             )
         assert len(sinks) == count
         assert all(f'_{plan.scan.node}_' in f'.{sink.fullname}' for sink in sinks)

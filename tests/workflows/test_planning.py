@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bidsharm.workflows import planning, targets
-from bidsharm.workflows.base import Options, ScanPlan
+from bidsharm.workflows.base import Options, ScanPlan, init_single_subject_wf
 from bidsharm.workflows.participant import plan_run
 from bidsharm.workflows.planning import (
     batches,
@@ -159,6 +159,50 @@ def test_results_of_another_pipeline_serve_the_t1w_only(suffix, cohort, make_set
         assert plans['T1w'].native == given.preproc == root / 'sub-01/anat/sub-01_desc-preproc_T1w.nii.gz'
     else:
         assert given.files == {}
+
+
+def test_every_cohort_of_a_template_has_transforms_of_its_own(cohort, make_settings, make_method, tmp_path):
+    root = theirs(
+        tmp_path / 'smriprep', 'sub-01/anat/sub-01',
+        'from-T1w_to-MNIInfant+2_mode-image_xfm.h5', 'from-MNIInfant+2_to-T1w_mode-image_xfm.h5',
+    )  # fmt: skip
+    templates = tuple(
+        Template(
+            Space('MNIInfant', '1', number), theirs(tmp_path, 'brain', 'T1w.nii.gz') / 'brain_T1w.nii.gz'
+        )
+        for number in '23'
+    )
+    options = Options(templates=templates)
+    settings = make_settings(derivatives={'smriprep': root})
+    plans = subject_plans(cohort({'sub-01_T1w': 'A'}), '01', settings, options)
+    assert set(plans[0].space_transforms) == {'MNIInfant+2'}
+    workflow = init_single_subject_wf(
+        plans=plans, method=make_method(), output_dir=tmp_path / 'out', options=options
+    )
+    names = workflow.list_node_names()
+    assert [name for name in names if name.startswith('register_') and 'MNIInfant_1_2' in name] == []
+    assert [name for name in names if name.startswith('register_') and 'MNIInfant_1_3' in name] != []
+    ways = {name: workflow.get_node(name).inputs.in1 for name in names if name.startswith('moves_')}
+    assert str(ways['moves_sub_01_T1w_template_MNIInfant_1_2']).endswith(
+        'from-T1w_to-MNIInfant+2_mode-image_xfm.h5'
+    )
+
+
+def test_transforms_do_not_come_from_another_pipeline_than_the_mask(cohort, make_settings, tmp_path):
+    transforms = theirs(
+        tmp_path / 'a', 'sub-01/anat/sub-01',
+        'from-T1w_to-OASIS_mode-image_xfm.h5', 'from-OASIS_to-T1w_mode-image_xfm.h5',
+    )  # fmt: skip
+    mask = theirs(tmp_path / 'b', 'sub-01/anat/sub-01', 'desc-brain_mask.nii.gz')
+    options = Options(templates=(Template(Space('OASIS', '1'), tmp_path / 'x'),))
+    for folders, expected in (
+        ({'a': transforms}, {'OASIS'}),
+        ({'a': transforms, 'b': mask}, set()),
+        ({'b': mask, 'a': transforms}, set()),
+    ):
+        settings = make_settings(derivatives=folders)
+        (plan,) = subject_plans(cohort({'sub-01_T1w': 'A'}), '01', settings, options)
+        assert set(plan.space_transforms) == expected
 
 
 def test_given_transforms_to_output_templates(cohort, make_settings, tmp_path):
