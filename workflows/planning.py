@@ -20,7 +20,7 @@ from bidsharm.bids.sidecars import space_specs
 from bidsharm.errors import ConfigurationError, NotServed, ScanError, UsageError
 from bidsharm.evaluation.verdict import parse_thresholds
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution
+from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution, Reference
 from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.imaging.grids import load_checked, open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
@@ -124,7 +124,9 @@ def _with_model(method: Method, settings: Settings) -> tuple[Method, set[str]]:
     loaded = bundle.load(folder, Execution(**method.execution), name=method.name)
     _, learnt = loaded.state()
     kind, label = str(learnt.get('target_kind') or 'canonical'), str(learnt.get('target') or 'canonical')
-    if settings.target not in ('canonical', label):
+    # A bundle knows the reference image that it was learnt from by its file name.
+    asked = Reference(settings.target).label if kind == 'reference' else settings.target
+    if settings.target != 'canonical' and label not in (settings.target, asked):
         raise UsageError(
             f'The model was learnt for the target "{label}", not "{settings.target}".', where='--target',
             fix='Leave --target away, or give another --model.',

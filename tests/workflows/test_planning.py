@@ -36,7 +36,7 @@ from bidsharm.bids.resume import fingerprint
 from bidsharm.bids.sidecars import raw_uri
 from bidsharm.errors import ConfigurationError, ExitCode, NotServed, ScanError, UsageError
 from bidsharm.harmonizers import bundle, registry
-from bidsharm.harmonizers.contract import Card, Cohort, Scan, Site
+from bidsharm.harmonizers.contract import Card, Cohort, Reference, Scan, Site
 from bidsharm.imaging.templates import Space, Template
 from bidsharm.reports.subject import ErrorEntry
 
@@ -579,9 +579,8 @@ def test_model_takes_the_place_of_learning(sites, make_settings, tmp_path, monke
         make_plan(make_settings(harmonizer='zscore', model=folder), sites)
 
 
-@pytest.fixture
-def north_model(tmp_path):
-    """A bundle of nyul, learnt from T1w of the site north."""
+def learn(folder: Path, target: Site | Reference) -> Path:
+    """Write a bundle of nyul, learnt from two T1w."""
     rng = np.random.default_rng(1)
     mask = np.ones((12, 12, 12), bool)
     scans = [
@@ -591,9 +590,26 @@ def north_model(tmp_path):
         for n in (1, 2)
     ]
     method = registry.get('nyul')()
-    method.fit(Cohort(scans), target=Site('north'))
-    bundle.save(method, tmp_path / 'north')
-    return tmp_path / 'north'
+    method.fit(Cohort(scans), target=target)
+    bundle.save(method, folder)
+    return folder
+
+
+@pytest.fixture
+def north_model(tmp_path):
+    """A bundle of nyul, learnt from T1w of the site north."""
+    return learn(tmp_path / 'north', Site('north'))
+
+
+def test_model_may_be_named_with_the_reference_that_it_was_learnt_from(sites, make_settings, tmp_path):
+    model = learn(tmp_path / 'bundle', Reference(str(tmp_path / 'here' / 'best_T1w.nii.gz')))
+    # The image may have moved, or be gone: the bundle holds all that counts.
+    for target in ('canonical', str(tmp_path / 'there' / 'best_T1w.nii.gz'), 'reference:best_T1w.nii.gz'):
+        plan = make_plan(make_settings(harmonizer='nyul', model=model, target=target), sites)
+        assert plan.method.target == 'reference:best_T1w.nii.gz'
+    for target in (str(tmp_path / 'here' / 'other_T1w.nii.gz'), 'best'):
+        with pytest.raises(UsageError, match=r'learnt for the target "reference:best_T1w\.nii'):
+            make_plan(make_settings(harmonizer='nyul', model=model, target=target), sites)
 
 
 def test_model_brings_its_own_target(sites, make_settings, north_model):
