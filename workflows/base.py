@@ -335,7 +335,7 @@ def _connect_scan(
     workflow.connect(qc_wf, out('qc'), ds_qc_wf, 'inputnode.qc')
     workflow.connect(qc_wf, out('figures'), ds_qc_wf, 'inputnode.figures')
     for index, sink in enumerate(sinks, start=1):
-        workflow.connect(sink, out('out_files'), ds_qc_wf, f'inputnode.saved{index}')
+        workflow.connect(sink, out('fingerprints'), ds_qc_wf, f'inputnode.saved{index}')
 
 
 def _connect_spaces(

@@ -16,6 +16,9 @@ from bidsharm.imaging.templates import BUNDLED, Space
 from bidsharm.interfaces.ants import ApplyTransforms
 from bidsharm.interfaces.derivatives import ClipToRange, SaveDerivatives, SaveQC
 
+#: What every sink hands on.
+SINK_FIELDS = ['out_files', 'fingerprints']
+
 
 def init_ds_preproc_wf(
     *,
@@ -50,13 +53,13 @@ def init_ds_preproc_wf(
 
     Outputs
     -------
-    out_files
-        What was written.
+    out_files, fingerprints
+        What was written, and what it looked like then.
     """
     workflow = pe.Workflow(name=name)
     fields = ['preproc', 'brain_mask', 'dseg', 'tissue', 'forward', 'backward']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'mask_sidecar']), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     here, there = scan.suffix, anchor.suffix if anchor else BUNDLED
     reused = reused or Precomputed()
     own = f'bids::{OutputNames(scan).image("preproc")}'
@@ -78,7 +81,7 @@ def init_ds_preproc_wf(
         (inputnode, collect, [(field, f'in{index}') for index, field in enumerate(fields, start=1)]),
         (inputnode, ds_preproc, [('mask_sidecar', 'extra')]),
         (collect, ds_preproc, [('out', 'in_files')]),
-        (ds_preproc, outputnode, [('out_files', 'out_files')]),
+        (ds_preproc, outputnode, [(field, field) for field in SINK_FIELDS]),
     ])  # fmt: skip
     return workflow
 
@@ -100,14 +103,14 @@ def init_ds_harmonized_wf(
 
     Outputs
     -------
-    out_files
-        What was written.
+    out_files, fingerprints
+        What was written, and what it looked like then.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
         niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'sidecar']), name='inputnode'
     )
-    outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     names = OutputNames(scan)
     image = sidecars.image_spec(
         scan, 'harmonized', 'Harmonized brain on the scan’s own grid', [f'bids::{names.image("preproc")}'],
@@ -124,7 +127,7 @@ def init_ds_harmonized_wf(
         (inputnode, collect, [('harmonized', 'in1'), ('dseg_after', 'in2')]),
         (inputnode, ds_harmonized, [('sidecar', 'extra')]),
         (collect, ds_harmonized, [('out', 'in_files')]),
-        (ds_harmonized, outputnode, [('out_files', 'out_files')]),
+        (ds_harmonized, outputnode, [(field, field) for field in SINK_FIELDS]),
     ])  # fmt: skip
     return workflow
 
@@ -160,13 +163,13 @@ def init_ds_space_wf(
 
     Outputs
     -------
-    out_files
-        What was written.
+    out_files, fingerprints
+        What was written, and what it looked like then.
     """
     workflow = pe.Workflow(name=name)
     fields = ['harmonized', 'brain_mask', 'dseg_after', 'sidecar', 'transforms', 'reference']
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     base = {'dimension': 3, 'float': True, 'num_threads': omp_nthreads}
     warp_image = pe.Node(
         ApplyTransforms(interpolation='LanczosWindowedSinc', **base), name='warp_image', mem_gb=mem_gb
@@ -199,7 +202,7 @@ def init_ds_space_wf(
         (warp_dseg, collect, [('output_image', 'in3')]),
         (collect, ds_space, [('out', 'in_files')]),
         (inputnode, ds_space, [('sidecar', 'extra')]),
-        (ds_space, outputnode, [('out_files', 'out_files')]),
+        (ds_space, outputnode, [(field, field) for field in SINK_FIELDS]),
     ])  # fmt: skip
     return workflow
 
@@ -223,12 +226,12 @@ def init_ds_transforms_wf(
 
     Outputs
     -------
-    out_files
-        What was written.
+    out_files, fingerprints
+        What was written, and what it looked like then.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=['forward', 'backward']), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['out_files']), name='outputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     collect = pe.Node(niu.Merge(2), name='collect', run_without_submitting=True)
     specs = [
         sidecars.transform_spec(scan, scan.suffix, there),
@@ -238,7 +241,7 @@ def init_ds_transforms_wf(
     workflow.connect([
         (inputnode, collect, [('forward', 'in1'), ('backward', 'in2')]),
         (collect, ds_transforms, [('out', 'in_files')]),
-        (ds_transforms, outputnode, [('out_files', 'out_files')]),
+        (ds_transforms, outputnode, [(field, field) for field in SINK_FIELDS]),
     ])  # fmt: skip
     return workflow
 

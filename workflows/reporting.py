@@ -46,8 +46,8 @@ def _is_trusted(record: Mapping[str, Any], root: Path) -> bool:
     subject, contrast = record.get('subject'), record.get('contrast')
     if not isinstance(subject, str) or not _LABEL.fullmatch(subject) or contrast not in CONTRASTS:
         return False
-    figures, outputs = record.get('figures', {}), record.get('outputs', [])
-    if not isinstance(figures, dict) or not isinstance(outputs, list):
+    figures, outputs = record.get('figures', {}), record.get('outputs', {})
+    if not isinstance(figures, dict) or not isinstance(outputs, dict):
         return False
     return all(_lies_in(root, name) for name in (*figures.values(), *outputs))
 
@@ -93,7 +93,7 @@ def report_subject(
         figures = {
             name: root / path for name, path in record.get('figures', {}).items() if (root / path).is_file()
         }
-        entries.append(ScanEntry(qc=record, figures=figures, outputs=record.get('outputs', [])))
+        entries.append(ScanEntry(qc=record, figures=figures, outputs=tuple(record.get('outputs', {}))))
     told = methods_of(records) if records else methods
     return write_subject_report(
         root / f'sub-{subject}.html',

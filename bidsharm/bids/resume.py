@@ -41,7 +41,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: str) -> bool:
-    """Say whether a scan has been done with these settings, and all of its files are there.
+    """Say whether a scan has been done with these settings, and its files are those that were written then.
+
+    They are not where another process has written over them with other settings, or somebody has edited them.
 
     Parameters
     ----------
@@ -59,10 +61,10 @@ def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: 
     if record is None or record.get('digest') != digest:
         return False
     try:
-        names = [*record['outputs'], *record['figures'].values()]
         before = record['inputs']
         return (
-            all((root / name).is_file() for name in names)
+            all((root / name).is_file() for name in record['figures'].values())
+            and all(unchanged(root / name, written) for name, written in record['outputs'].items())
             and before.keys() == sources.keys()
             and all(unchanged(file, before[uri]) for uri, file in sources.items())
         )

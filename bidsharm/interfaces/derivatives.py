@@ -10,6 +10,7 @@ import numpy as np
 from nipype.interfaces.base import File
 
 from bidsharm.bids.atomic import atomic_path, copy_file, write_json
+from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import UsageError
 from bidsharm.imaging.grids import load_checked, open_image, to_native
 from bidsharm.interfaces.base import BaseInterfaceInputSpec, Interface, TraitedSpec, traits
@@ -28,6 +29,9 @@ class _SaveIn(BaseInterfaceInputSpec):
 
 class _SaveOut(TraitedSpec):
     out_files = traits.List(File(exists=True), desc='files written')
+    fingerprints = traits.Dict(
+        desc='size, time and SHA-256 of each, by its name relative to the output folder'
+    )
 
 
 class SaveDerivatives(Interface):
@@ -43,15 +47,15 @@ class SaveDerivatives(Interface):
         native_file = self.given('native')
         native = load_checked(Path(native_file)) if native_file else None
         extra = self.given('extra', {})
-        written: list[str] = []
+        written: dict[str, dict[str, Any]] = {}
         for file, spec in zip(self.inputs.in_files, self.inputs.specs, strict=True):
-            written += save_result(Path(file), spec, root, native, extra)
-        return {'out_files': written}
+            written |= save_result(Path(file), spec, root, native, extra)
+        return {'out_files': [str(root / name) for name in written], 'fingerprints': written}
 
 
 def save_result(
     source: Path, spec: dict[str, Any], root: Path, native: nib.Nifti1Image | None, extra: dict[str, Any]
-) -> list[str]:
+) -> dict[str, dict[str, Any]]:
     """Write one result and its sidecar.
 
     Parameters
@@ -71,8 +75,9 @@ def save_result(
 
     Returns
     -------
-    list of str
-        Paths written; sidecars come before their images, so an image is never without one.
+    dict
+        Fingerprint of each file as this process made it, by its name; another one may write over it at any time.
+        Sidecars come before their images, so an image is never without one.
 
     Raises
     ------
@@ -82,7 +87,7 @@ def save_result(
     if spec['kind'] == 'file':
         target = root / spec['path']
         copy_file(source, target)
-        return [str(target)]
+        return {spec['path']: {**fingerprint(source), 'mtime_ns': target.stat().st_mtime_ns}}
     image = open_image(source)
     names = spec['path'] if isinstance(spec['path'], list) else [spec['path']]
     sidecars = spec['sidecar'] if isinstance(spec['sidecar'], list) else [spec['sidecar']]
@@ -93,18 +98,20 @@ def save_result(
             raise UsageError(
                 'The raw scan would be written over.', where=target.name, fix='Choose another output folder.'
             )
-    written = []
+    written = {}
     for name, sidecar, volume in zip(names, sidecars, volumes, strict=True):
         target = root / name
         fields = {**sidecar, **(extra if spec.get('extra') else {})}
         write_json(target.with_name(target.name.replace('.nii.gz', '.json')), fields)
-        save_image(volume, target, kind=spec['kind'], native=native if spec.get('native') else None)
-        written.append(str(target))
+        on_grid = native if spec.get('native') else None
+        written[name] = save_image(volume, target, kind=spec['kind'], native=on_grid)
     return written
 
 
-def save_image(image: nib.Nifti1Image, path: Path, *, kind: str, native: nib.Nifti1Image | None) -> None:
-    """Write an image atomically with the voxel type of its kind and no intensity scaling."""
+def save_image(
+    image: nib.Nifti1Image, path: Path, *, kind: str, native: nib.Nifti1Image | None
+) -> dict[str, Any]:
+    """Write an image atomically with the voxel type of its kind and no intensity scaling; return its fingerprint."""
     dtype = DTYPES[kind]
     data = np.asarray(image.dataobj)
     data = np.round(data).astype(dtype) if np.issubdtype(dtype, np.integer) else data.astype(dtype)
@@ -115,6 +122,7 @@ def save_image(image: nib.Nifti1Image, path: Path, *, kind: str, native: nib.Nif
     result = plain if native is None else to_native(plain, native)
     with atomic_path(path) as temporary:
         result.to_filename(temporary)
+        return fingerprint(temporary)
 
 
 class _ClipIn(BaseInterfaceInputSpec):
@@ -156,7 +164,7 @@ class _SaveQCIn(BaseInterfaceInputSpec):
     qc_path = traits.Str(mandatory=True, desc='relative name of the record')
     figures_dir = traits.Str(mandatory=True, desc='relative folder of the pictures')
     digest = traits.Str(mandatory=True, desc='digest of the settings that decide the result')
-    saved = traits.List(traits.List(traits.Str), mandatory=True, desc='what the other sinks wrote')
+    saved = traits.List(traits.Dict, mandatory=True, desc='fingerprints of what the other sinks wrote')
 
 
 class _SaveQCOut(TraitedSpec):
@@ -174,15 +182,13 @@ class SaveQC(Interface):
     def _compute(self, cwd: Path) -> dict[str, Any]:
         import json
 
-        from bidsharm.bids.resume import fingerprint
-
         inputs, root = self.inputs, Path(self.inputs.out_root)
         pictures = {}
         for file in map(Path, inputs.figures):
             target = root / inputs.figures_dir / file.name
             copy_file(file, target)
             pictures[file.stem.rsplit('_desc-', 1)[-1]] = target.relative_to(root).as_posix()
-        written = [Path(name).relative_to(root).as_posix() for group in inputs.saved for name in group]
+        written = {name: print_ for group in inputs.saved for name, print_ in group.items()}
         record = {
             **json.loads(Path(inputs.qc).read_text()),
             'figures': pictures,

@@ -19,7 +19,7 @@ def done(tmp_path):
     for name in ('image.nii.gz', 'mask.nii.gz', 'figure.png'):
         (root / name).write_text(name)
     record = {
-        'scan': 'sub-01_T1w', 'subject': '01', 'contrast': 'T1w', 'verdict': 'pass', 'digest': 'd1', 'outputs': ['image.nii.gz', 'mask.nii.gz'], 'figures': {'edges': 'figure.png'},
+        'scan': 'sub-01_T1w', 'subject': '01', 'contrast': 'T1w', 'verdict': 'pass', 'digest': 'd1', 'outputs': {name: fingerprint(root / name) for name in ('image.nii.gz', 'mask.nii.gz')}, 'figures': {'edges': 'figure.png'},
         'inputs': {'bids:raw:x': fingerprint(raw)},
     }  # fmt: skip
     (root / 'qc.json').write_text(json.dumps(record))
@@ -46,6 +46,16 @@ def test_an_output_that_is_no_file(done):
     raw, root, _ = done
     (root / 'image.nii.gz').unlink()
     (root / 'image.nii.gz').mkdir()
+    assert not complete(raw, root)
+
+
+def test_an_output_of_another_job(done):
+    """Two jobs with different settings in one folder: the record of one, the images of the other."""
+    raw, root, _ = done
+    image = root / 'image.nii.gz'
+    os.utime(image, ns=(1, 1))
+    assert complete(raw, root)  # copied or moved
+    image.write_text('image.nii.GZ')
     assert not complete(raw, root)
 
 
@@ -92,7 +102,7 @@ def test_a_lost_input(done):
 @pytest.mark.parametrize(
     'change',
     [
-        {'outputs': None}, {'outputs': 3}, {'outputs': [3]}, {'figures': None}, {'figures': ['figure.png']},
+        {'outputs': None}, {'outputs': 3}, {'outputs': ['image.nii.gz']}, {'outputs': {'image.nii.gz': None}}, {'outputs': {'image.nii.gz': {}}}, {'figures': None}, {'figures': ['figure.png']},
         {'figures': {'x': None}}, {'inputs': None}, {'inputs': {}}, {'inputs': 'x'}, {'inputs': {'bids:raw:x': None}}, {'digest': None},
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 
-from bidsharm.bids.resume import is_complete
+from bidsharm.bids.resume import fingerprint, is_complete, unchanged
 from bidsharm.errors import BidsharmError
 from bidsharm.imaging import grids
 from bidsharm.interfaces import derivatives
@@ -150,6 +151,30 @@ def test_files_are_copied_as_they_are(raw, tmp_path):
     assert not list(Path(saved).parent.glob('*.json'))
 
 
+def test_fingerprints_are_those_of_what_this_process_wrote(raw, canonical, tmp_path, monkeypatch):
+    """Another job may replace a file at once; its content must not pass for ours."""
+    replace, ours = os.replace, {}
+
+    def late(source: Path, target: Path) -> None:
+        replace(source, target)
+        ours[Path(target).name] = fingerprint(Path(target))
+        Path(target).write_bytes(b'of another job')
+
+    canonical.to_filename(tmp_path / 'result.nii')
+    (tmp_path / 'Composite.h5').write_bytes(b'transform')
+    way = {'kind': 'file', 'path': f'{PREFIX}_from-T1w_to-MNI_mode-image_xfm.h5'}
+    tool = SaveDerivatives(
+        in_files=[str(tmp_path / 'result.nii'), str(tmp_path / 'Composite.h5')], specs=[spec(), way],
+        out_root=str(tmp_path / 'out'), native=str(raw),
+    )  # fmt: skip
+    monkeypatch.setattr(os, 'replace', late)
+    found = tool.run(cwd=str(tmp_path)).outputs.fingerprints
+    assert list(found) == [spec()['path'], way['path']]
+    for name, written in found.items():
+        assert written['sha256'] == ours[Path(name).name]['sha256']
+        assert not unchanged(tmp_path / 'out' / name, written)
+
+
 def test_what_is_written_can_be_read_by_the_group(raw, canonical, tmp_path):
     canonical.to_filename(tmp_path / 'result.nii')
     (file,) = sink(tmp_path, [str(tmp_path / 'result.nii')], [spec()], raw)
@@ -238,7 +263,8 @@ def save_qc(tmp_path: Path, raw: Path, digest: str = 'abc') -> Path:
         Path(pictures[-1]).write_bytes(name.encode())
     tool = SaveQC(
         qc=str(tmp_path / 'qc.json'), figures=pictures, sources={'bids:raw:x': str(raw)}, methods={'text': 'So.'}, out_root=str(root),
-        qc_path=f'{PREFIX}_desc-T1w_qc.json', figures_dir='sub-01/figures', digest=digest, saved=[[str(image)], []],
+        qc_path=f'{PREFIX}_desc-T1w_qc.json', figures_dir='sub-01/figures', digest=digest,
+        saved=[{f'{PREFIX}_desc-harmonized_T1w.nii.gz': fingerprint(image)}, {}],
     )  # fmt: skip
     return Path(tool.run(cwd=str(tmp_path)).outputs.out_file)
 
@@ -252,12 +278,12 @@ def test_the_record_says_that_the_scan_is_complete(raw, tmp_path):
         name: f'sub-01/figures/sub-01_T1w_desc-{name}.webp' for name in ('before', 'after')
     }
     assert (root / record['figures']['after']).read_bytes() == b'after'
-    assert record['outputs'] == [f'{PREFIX}_desc-harmonized_T1w.nii.gz']
+    assert list(record['outputs']) == [f'{PREFIX}_desc-harmonized_T1w.nii.gz']
     assert record['inputs']['bids:raw:x']['sha256'] == hashlib.sha256(raw.read_bytes()).hexdigest()
     assert record['methods'] == {'text': 'So.'}
     assert is_complete(file, root, {'bids:raw:x': raw}, 'abc')
     assert not is_complete(file, root, {'bids:raw:x': raw}, 'other settings')
-    (root / record['outputs'][0]).unlink()
+    (root / next(iter(record['outputs']))).unlink()
     assert not is_complete(file, root, {'bids:raw:x': raw}, 'abc')
 
 

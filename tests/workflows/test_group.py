@@ -30,7 +30,7 @@ def record_of(name: str) -> dict[str, object]:
         'harmonizer': {'name': 'tscore', 'title': 'T', 'target': 'canonical', 'device': 'cpu'}, 'verdict': 'pass',
         'checks': [], 'measures': {'before': {}, 'after': {}, 'change': {}}, 'warnings': [], 'notes': {},
         'quantiles': {'before': [0.0] * 101, 'after': [0.0] * 101, 'target': None},
-        'histogram': {}, 'version': '0', 'figures': {}, 'outputs': [],
+        'histogram': {}, 'version': '0', 'figures': {}, 'outputs': {},
     }  # fmt: skip
 
 

@@ -661,7 +661,7 @@ def test_a_scan_that_follows_is_done_again_when_what_it_rests_on_changes(cohort,
     record = settings.output_dir / OutputNames(t2w).qc
     record.parent.mkdir(parents=True)
     content = {
-        'verdict': 'pass', 'scan': t2w.name, 'subject': '01', 'contrast': 'T2w', 'digest': 'd', 'outputs': [], 'figures': {},
+        'verdict': 'pass', 'scan': t2w.name, 'subject': '01', 'contrast': 'T2w', 'digest': 'd', 'outputs': {}, 'figures': {},
         'inputs': {uri: fingerprint(file) for uri, file in sources.items()},
     }  # fmt: skip
     record.write_text(json.dumps(content))
@@ -688,7 +688,7 @@ def test_unfinished(sites, make_settings):
     image.parent.mkdir(parents=True)
     image.touch()
     content = {
-        **{'verdict': 'pass', 'scan': done.name, 'subject': '01', 'contrast': 'T1w'}, 'digest': digest, 'outputs': [OutputNames(done).image('harmonized')], 'figures': {},
+        **{'verdict': 'pass', 'scan': done.name, 'subject': '01', 'contrast': 'T1w'}, 'digest': digest, 'outputs': {OutputNames(done).image('harmonized'): fingerprint(image)}, 'figures': {},
         'inputs': {raw_uri(done): fingerprint(done.path)},
     }  # fmt: skip
     record.write_text(json.dumps(content))

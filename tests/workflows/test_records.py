@@ -28,7 +28,7 @@ def keep(out) -> Callable[..., Path]:
         record = {
             'subject': '01', 'session': None, 'scan': 'sub-01_T1w', 'contrast': 'T1w', 'site': 'north', 'verdict': 'pass',
             'figures': {'mask': 'sub-01/figures/sub-01_desc-mask.png'},
-            'outputs': ['sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz'],
+            'outputs': {'sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz': {}},
         }  # fmt: skip
         path.write_text(json.dumps({**record, **more}))
         return path
@@ -107,10 +107,10 @@ HOSTILE = '"><img src=x onerror=alert(1)>'
         {'subject': '01\n'},
         {'subject': ''},
         {'subject': 1},
-        {'outputs': ['../elsewhere.nii.gz']},
-        {'outputs': ['/etc/hosts']},
+        {'outputs': {'../elsewhere.nii.gz': {}}},
+        {'outputs': {'/etc/hosts': {}}},
         {'outputs': 'sub-01'},
-        {'outputs': [1]},
+        {'outputs': ['sub-01']},
         {'figures': ['sub-01/figures/x.png']},
         {'figures': {'mask': None}},
         {'figures': {'mask': 'x\0.png'}},

@@ -50,7 +50,7 @@ def record(name: str, *, site: str = 'north', verdict: str = 'pass', **more: Any
         'measures': {'before': side, 'after': {**side, 'p90': None}, 'change': {'p95_abs': 0.04}},
         'quantiles': {'before': (700 * share).tolist(), 'after': share.tolist(), 'target': None},
         'histogram': {'before': density, 'after': density, 'target': None},
-        'warnings': [], 'notes': {}, 'version': '0', 'figures': {}, 'outputs': [], **more,
+        'warnings': [], 'notes': {}, 'version': '0', 'figures': {}, 'outputs': {}, **more,
     }  # fmt: skip
 
 
@@ -124,7 +124,10 @@ def test_records_of_one_subject_and_of_all(keep, out):
 def test_page_of_a_subject(keep, out):
     keep(
         record(
-            'sub-01_ses-1_T1w', outputs=['sub-01/ses-1/anat/x.nii.gz'], warnings=['A doubt.'], methods=METHODS
+            'sub-01_ses-1_T1w',
+            outputs={'sub-01/ses-1/anat/x.nii.gz': {}},
+            warnings=['A doubt.'],
+            methods=METHODS,
         ),
         record('sub-01_ses-2_T1w', verdict='warn', methods=METHODS),
         record('sub-02_T1w'),
@@ -202,7 +205,7 @@ def test_hostile_words_are_shown_and_not_run(keep, out):
             site=HOSTILE,
             warnings=[HOSTILE],
             notes={HOSTILE: HOSTILE},
-            outputs=[HOSTILE],
+            outputs={HOSTILE: {}},
             methods={'text': HOSTILE, 'references': [HOSTILE], 'provenance': {HOSTILE: HOSTILE}},
         ),
         record('sub-01_T2w', harmonizer={'name': HOSTILE, 'title': HOSTILE, 'target': HOSTILE}),
