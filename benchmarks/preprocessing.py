@@ -157,9 +157,9 @@ def simulated(folder: Path, seed: int) -> tuple[Path, Path, dict[str, Any]]:
     import nibabel as nib
 
     from bidsharm.simulation.dataset import simulate
-    from bidsharm.simulation.scanners import SCANNERS
+    from bidsharm.simulation.presets import PRESETS
 
-    simulate(folder, subjects=1, scanners=SCANNERS[:1], resolution=1.0, seed=seed)
+    simulate(folder, subjects=1, scanners=PRESETS[:1], resolution=1.0, seed=seed)
     scan, truth = next(folder.glob('sub-*/ses-*/anat/*_T1w.nii.gz')), folder / 'derivatives' / 'truth'
     mask, tissue, noiseless = (
         next(truth.rglob(pattern))

@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bidsharm.errors import BidsharmError, ExitCode
+from bidsharm.errors import BidsharmError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from bidsharm.simulation.protocols import Scanner
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,21 +26,46 @@ def build_parser() -> argparse.ArgumentParser:
         '--subjects', type=_count, default=2, metavar='N', help='number of people (default: 2)'
     )
     parser.add_argument(
-        '--scanners', type=int, default=2, choices=(1, 2, 3, 4), help='number of scanners (default: 2)'
+        '--scanners', nargs='+', default=['2'], metavar='M|LABEL|FILE',
+        help='number of built-in scanners, their labels, "all", or a JSON or TOML file of scanners (default: 2)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--draw',
+        type=_natural,
+        default=0,
+        metavar='K',
+        help='draw so many scanners at random as well (default: 0)',
     )
     parser.add_argument(
-        '--contrasts', nargs='+', default=['T1w'], choices=('T1w', 'T2w', 'FLAIR'), help='default: T1w'
+        '--contrasts', nargs='+', default=['T1w'], choices=('T1w', 'T2w', 'FLAIR', 'PDw'), help='default: T1w'
     )
     parser.add_argument(
-        '--resolution',
-        type=float,
-        default=1.5,
-        choices=(1.0, 1.5, 2.0),
-        help='voxel size in mm (default: 1.5)',
+        '--labels', nargs='+', type=Path, default=[], metavar='FILE|FOLDER',
+        help='FreeSurfer-like label maps that heads are made from, in turn (default: the MNI152 template)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--resolution', type=_millimetres, default=1.5, metavar='MM',
+        help='enlarge voxels until none is smaller; 0: as the protocols say (default: 1.5)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--lesions',
+        type=_natural,
+        default=0,
+        metavar='N',
+        help='lesions as of multiple sclerosis, in every person',
     )
     parser.add_argument(
-        '--seed', type=_seed, default=0, metavar='N', help='same seed, same data (default: 0)'
+        '--mass',
+        type=_millimetres,
+        default=0.0,
+        metavar='MM',
+        help='radius of a tumour-like mass in every person',
     )
+    parser.add_argument('--no-texture', action='store_true', help='tissue that is the same everywhere')
+    parser.add_argument(
+        '--seed', type=_natural, default=0, metavar='N', help='same seed, same data (default: 0)'
+    )
+    parser.add_argument('--list-scanners', action=_ListScanners, help='list the built-in scanners and stop')
     parser.add_argument('--brain-only', action='store_true', help='leave away everything around the brain')
     parser.add_argument('--force', action='store_true', help='replace the simulated data set that is in OUT')
     return parser
@@ -61,27 +90,95 @@ def _run(args: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from bidsharm.simulation.dataset import prepare_folder, simulate
-    from bidsharm.simulation.scanners import SCANNERS
 
+    scanners, labels = _scanners_of(args), _label_maps(args.labels)
     prepare_folder(args.out, force=args.force)
     console = Console(stderr=True)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         contrasts = list(dict.fromkeys(args.contrasts))
-        task = bar.add_task('simulating', total=args.subjects * args.scanners * len(contrasts))
+        task = bar.add_task('simulating', total=args.subjects * len(scanners) * len(contrasts))
         simulate(
             args.out,
             subjects=args.subjects,
-            scanners=SCANNERS[: args.scanners],
+            scanners=scanners,
             contrasts=contrasts,
+            labels=labels,
             resolution=args.resolution,
             seed=args.seed,
             head=not args.brain_only,
+            lesions=args.lesions,
+            mass_mm=args.mass,
+            texture=not args.no_texture,
             progress=lambda done, total, name: bar.update(
                 task, completed=done, total=total, description=name
             ),
         )
     console.print(f'Wrote {args.out}')
+
+
+def _scanners_of(args: argparse.Namespace) -> list[Scanner]:
+    """Return the scanners that were asked for, and those drawn."""
+    import numpy as np
+
+    from bidsharm.settings import check_keys
+    from bidsharm.simulation.presets import PRESETS
+    from bidsharm.simulation.protocols import draw_scanner, read_scanners
+
+    known = {scanner.label: scanner for scanner in PRESETS}
+    chosen: list[Scanner] = []
+    for text in args.scanners:
+        if text == 'all':
+            chosen += PRESETS
+        elif text.isdecimal():
+            if int(text) > len(PRESETS):
+                raise UsageError(
+                    f'There are {len(PRESETS)} built-in scanners.',
+                    where='--scanners',
+                    fix='Draw more with --draw.',
+                )
+            chosen += PRESETS[: int(text)]
+        elif Path(text).suffix in ('.json', '.toml'):
+            chosen += read_scanners(Path(text))
+        else:
+            check_keys({text: None}, tuple(known), where='--scanners')
+            chosen.append(known[text])
+    for number in range(1, args.draw + 1):
+        rng = np.random.default_rng([args.seed, number])
+        chosen.append(draw_scanner(rng, f'drawn{number:02d}', contrasts=list(dict.fromkeys(args.contrasts))))
+    return chosen
+
+
+def _label_maps(given: Sequence[Path]) -> list[Path]:
+    """Return the label maps that were given; those of a folder are taken by name."""
+    found: list[Path] = []
+    for path in given:
+        files = sorted(path.glob('*.nii*')) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise UsageError(
+                'There is no label map.', where=f'--labels {path}', fix='Give NIfTI files, or a folder.'
+            )
+        found += files
+    return found
+
+
+class _ListScanners(argparse.Action):
+    """Print the built-in scanners."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from bidsharm.simulation.presets import PRESETS
+
+        for scanner in PRESETS:
+            protocol = scanner.protocol('T1w')
+            sizes = ' x '.join(f'{size:g}' for size in protocol.voxel_size)
+            print(
+                f'{scanner.label:10} {scanner.field_strength:5g} T  T1w {protocol.sequence.kind:6} {sizes:20} '
+                f'{protocol.source}'
+            )
+        parser.exit()
 
 
 def _count(text: str) -> int:
@@ -90,10 +187,20 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _seed(text: str) -> int:
+def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 0 or above')
     return int(text)
+
+
+def _millimetres(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a length in mm')
+    return value
 
 
 if __name__ == '__main__':

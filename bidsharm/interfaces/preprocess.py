@@ -328,11 +328,14 @@ class PrepareTemplate(Interface):
 
 def _template_head() -> tuple[NDArray, NDArray]:
     """Return a T1w-like head around the template's brain, at 2 mm: what a registration of whole heads can hold on to."""
-    from bidsharm.simulation.anatomy import TISSUES, load_template
+    from bidsharm.simulation.anatomy import TISSUES
+    from bidsharm.simulation.heads import load_template
 
     brightness = {'CSF': 30, 'GM': 60, 'WM': 90, 'meninges': 35, 'skull': 10, 'scalp': 85}
     head = load_template(step=2)
-    return np.tensordot([brightness[tissue] for tissue in TISSUES], head.fractions, axes=1), head.affine
+    return np.tensordot(
+        [brightness.get(tissue, 0) for tissue in TISSUES], head.fractions, axes=1
+    ), head.affine
 
 
 class _SegmentIn(BaseInterfaceInputSpec):

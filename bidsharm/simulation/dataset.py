@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,14 @@ from numpy.typing import NDArray
 
 from bidsharm import __version__
 from bidsharm.errors import UsageError
-from bidsharm.simulation.anatomy import (
-    BRAIN_TISSUES,
-    DSEG_LABELS,
-    Anatomy,
-    Person,
-    draw_person,
-    load_template,
-    random_pose,
-    render,
-    scan_grid,
-    smooth_to,
-    ventricle_walls,
-)
-from bidsharm.simulation.physics import acquire, ideal_image
-from bidsharm.simulation.scanners import SCANNERS, Scanner
+from bidsharm.simulation.acquisition import acquire, canonical_image, gradient_error
+from bidsharm.simulation.anatomy import DSEG_LABELS, SEGMENTED, Anatomy
+from bidsharm.simulation.heads import load_labels, load_template
+from bidsharm.simulation.people import Person, draw_person, random_pose
+from bidsharm.simulation.presets import PRESETS
+from bidsharm.simulation.protocols import Protocol, Scanner
+from bidsharm.simulation.rendering import render, scan_grid, smooth_to
+from bidsharm.simulation.warps import ventricle_walls
 
 #: Called with the number of scans written, the number to write, and the name of the last one.
 Progress = Callable[[int, int, str], None]
@@ -44,31 +38,42 @@ GENERATOR = 'bidsharm-simulate'
 #: Folder of the truth inside the data set.
 TRUTH = Path('derivatives', 'truth')
 
-_COARSE = 3.0  # mm; from here on a 3 mm template is sharp enough, and 27 times faster
 _README = """\
 # Simulated travelling heads
 
-Nobody was scanned for this data set. Every participant is the MNI152 anatomy (ICBM 2009a, nonlinear,
-symmetric) in a different smooth warp, and every session is the same head in another simulated scanner,
-lying a little differently.
+Nobody was scanned for this data set. Every participant is an anatomy (column `anatomy` of participants.tsv) in a
+different smooth warp, and every session is the same head in another simulated scanner, lying a little differently.
 
-- Images follow the signal equations of MPRAGE, spin echo and inversion recovery spin echo, with published
-  relaxation times, a smooth coil bias, Rician noise and rounding to integers.
+- Images follow the signal equations of the sequences named in the sidecars, with published relaxation times. Transmit
+  and receive fields, imperfect gradients, off-resonance, k-space window, motion, ghosts, noise and storage are those
+  that the sidecars tell under `SimulatedAcquisition`.
 - Scanner makers and models are invented. Field strength and timing in the sidecars are those simulated.
-- Age widens the ventricles; sex has no effect.
-- `derivatives/truth` holds, on the grid of each session, tissue fractions, a discrete segmentation, the brain
-  mask, and each image before bias and noise.
-- Around the brain there is at most a shell of fluid, bone and scalp: no face, no neck, no vessels, no lesions.
+- Age widens ventricles and sulci; women and men differ in the size of their heads. How much is in participants.tsv.
+- `derivatives/truth` holds, on the grid of each scan, what the head really is.
+{anatomies}"""
+_MNI = """\
+- Around the brain of the MNI152 template there is at most a shell of fluid, bone and scalp: no face, no neck, no vessels.
 
 The MNI152 template is copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal
 Neurological Institute, McGill University; it may be used, copied, modified and distributed freely as long as
 this notice goes with it.
 """
+_LABELS = """\
+- The anatomies are label maps that were given to the simulator; their licence holds for what is made from them.
+"""
 _TRUTH_README = """\
 # What the simulated heads really are
 
 On the grid of each session: tissue fractions (`probseg`), the largest tissue (`dseg`, see `dseg.tsv`), the brain
-mask, and every image before coil bias, noise and rounding (`desc-noiseless`), in the units of the scan.
+mask, and where there are any the mask of lesions. Contrasts on a grid of their own have files of their own, with the
+contrast in `desc`.
+
+`desc-noiseless` is the image without transmit and receive field, k-space window, motion, noise and rounding, in the units
+of the scan; `desc-canonical` the same head in one and the same scanner without any error, with a white matter of 1.
+
+Two transforms lead from points of a scan to the anatomy: `from-orig_to-head` (an affine: pose and size; ITK text) and, of
+each person, `from-head_to-anatomy` (a displacement field as ITK reads it). What gradients do to places comes before both and
+is not in them; the other files of the truth contain it.
 """
 
 
@@ -76,16 +81,20 @@ def simulate(
     out: Path | str,
     *,
     subjects: int = 2,
-    scanners: Sequence[Scanner] = SCANNERS[:2],
+    scanners: Sequence[Scanner] = PRESETS[:2],
     contrasts: Sequence[str] = ('T1w',),
+    labels: Sequence[Path] = (),
     resolution: float = 1.5,
     seed: int = 0,
     head: bool = True,
+    lesions: int = 0,
+    mass_mm: float = 0.0,
+    texture: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Scan simulated people in several simulated scanners and write a BIDS data set.
 
-    Every person goes through every scanner, one session each; the anatomy stays the same, the pose does
+    Every person goes through every scanner, one session each; the head stays the same, the pose does
     not. What is drawn for a person, a session or a scan depends on the seed and on its own name only, so
     that adding people, scanners or contrasts changes nothing that was there.
 
@@ -99,12 +108,20 @@ def simulate(
         Scanners with different labels.
     contrasts
         BIDS suffixes, all in every scanner's protocol.
+    labels
+        Label maps that heads are made from (:func:`bidsharm.simulation.heads.load_labels`), in turn; none for the template.
     resolution
-        In-plane voxel size in mm, at least 1.
+        Voxels of protocols are enlarged, all axes alike, until none is smaller (mm); 0 leaves them as they are.
     seed
         Not negative. The same seed gives the same bytes.
     head
         Whether there is anything but air around the brain.
+    lesions
+        Number of lesions as of multiple sclerosis in every person.
+    mass_mm
+        Radius of a tumour-like mass in every person (mm); 0 for none.
+    texture
+        Whether tissue varies within itself.
     progress
         Called after every scan.
 
@@ -121,27 +138,154 @@ def simulate(
     _check(subjects, scanners, contrasts, resolution, seed)
     out = Path(out)
     people = [f'{number:0{max(2, len(str(subjects)))}d}' for number in range(1, subjects + 1)]
-    _write_descriptions(out)
-    template = load_template(head=head, step=3 if resolution >= _COARSE else 1)
-    walls = ventricle_walls(template)
-    template = smooth_to(template, resolution)
+    _write_descriptions(out, labels)
+    template = None if labels else load_template(head=head, step=max(1, int(resolution)))
     total, done, rows = subjects * len(scanners) * len(contrasts), 0, []
     for number, label in enumerate(people, start=1):
-        person = draw_person(_random(seed, 'person', number), label, walls)
-        rows.append((f'sub-{label}', str(person.age), person.sex))
+        source = labels[(number - 1) % len(labels)] if labels else None
+        anatomy = load_labels(source, head=head) if source else template
+        assert anatomy is not None
+        person = draw_person(
+            _random(seed, 'person', number), label, anatomy, ventricle_walls(anatomy),
+            lesions=lesions, mass_mm=mass_mm, texture=texture,
+        )  # fmt: skip
+        rows.append(_participant(person, source.name.split('.')[0] if source else 'MNI152'))
+        _write_warp(out, person)
         for scanner in scanners:
-            anatomy = _scan_anatomy(
-                template, person, scanner, resolution, _random(seed, 'pose', number, scanner.label)
-            )
-            stem = _write_truth(out, person, scanner, anatomy)
-            for contrast in contrasts:
-                rng = _random(seed, 'scan', number, scanner.label, contrast)
-                _write_scan(out, stem, scanner, contrast, anatomy, rng, head=head)
+            for stem in _scan_session(out, person, scanner, contrasts, resolution, seed, head=head):
                 done += 1
                 if progress:
-                    progress(done, total, f'{stem.name}_{contrast}')
+                    progress(done, total, stem)
     _write_participants(out, rows)
     return out
+
+
+def _scan_session(
+    out: Path,
+    person: Person,
+    scanner: Scanner,
+    contrasts: Sequence[str],
+    resolution: float,
+    seed: int,
+    *,
+    head: bool,
+) -> Iterator[str]:
+    """Write all scans of a person in a scanner; yield the name of each."""
+    pose = random_pose(_random(seed, 'pose', person.label, scanner.label))
+    session = f'ses-{scanner.label}'
+    stem = Path(f'sub-{person.label}', session, 'anat', f'sub-{person.label}_{session}')
+    _write_pose(out, stem, person, pose)
+    truths: dict[Grid, Truth] = {}
+    for contrast in contrasts:
+        grid = Grid.of(scanner.protocol(contrast), resolution)
+        if grid not in truths:
+            shape, affine = grid.frame
+            error = gradient_error(shape, affine, scanner.hardware, _random(seed, 'gradients', scanner.label))
+            anatomy = render(
+                smooth_to(person.head, min(grid.voxel_size)), shape=shape, affine=affine, warp=person.warp,
+                pose=person.place(pose), slice_factor=grid.slice_factor, slice_axis=grid.slice_axis,
+                thickness=grid.thickness, displacement=error,
+            )  # fmt: skip
+            truths[grid] = Truth(out, stem, anatomy, _name_of(grid, scanner, resolution))
+            truths[grid].write()
+        rng = _random(seed, 'scan', person.label, scanner.label, contrast)
+        _write_scan(out, stem, person, scanner, contrast, truths[grid], rng, head=head)
+        yield f'{stem.name}_{contrast}'
+
+
+def _name_of(grid: Grid, scanner: Scanner, resolution: float) -> str:
+    """Return the contrast that a grid is called by, whichever contrasts are scanned; the first needs no name."""
+    same = [item for item in scanner.contrasts if Grid.of(scanner.protocol(item), resolution) == grid]
+    return '' if same[0] == scanner.contrasts[0] else same[0]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a protocol puts its voxels.
+
+    Parameters
+    ----------
+    voxel_size
+        Of the stored grid (mm), along the slice axis from slice to slice.
+    field_of_view
+        Millimetres, or None for the whole head.
+    slice_axis, slice_factor
+        Axis across slices, and planes that are averaged into one.
+    thickness
+        Thickness of a slice over the distance from slice to slice.
+    """
+
+    voxel_size: tuple[float, float, float]
+    field_of_view: tuple[float, float, float] | None
+    slice_axis: int
+    slice_factor: int
+    thickness: float
+
+    @classmethod
+    def of(cls, protocol: Protocol, resolution: float) -> Grid:
+        """Return the grid of a protocol, enlarged until no voxel is smaller than a resolution (mm)."""
+        x, y, z = protocol.voxel_size
+        factor = max(1.0, resolution / min(x, y, z))
+        distance = protocol.voxel_size[protocol.slice_axis]
+        return cls(
+            (x * factor, y * factor, z * factor), protocol.field_of_view, protocol.slice_axis,
+            protocol.slice_factor, protocol.slice_thickness / distance,
+        )  # fmt: skip
+
+    @property
+    def frame(self) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+        """Shape and affine."""
+        return scan_grid(self.voxel_size, field_of_view=self.field_of_view)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a head is on one grid, and how its files are called.
+
+    Parameters
+    ----------
+    out, stem
+        Folder of the data set, and the path of the session's files up to the suffix.
+    anatomy
+        The head on the grid.
+    name
+        The contrast whose grid it is; empty for the first grid of a session.
+    """
+
+    out: Path
+    stem: Path
+    anatomy: Anatomy
+    name: str
+
+    def write(self) -> None:
+        """Write tissue, labels and masks."""
+        desc = f'_desc-{self.name}' if self.name else ''
+        for tissue, fraction in zip(SEGMENTED, self.anatomy.tissue, strict=True):
+            self._save(
+                f'label-{tissue}{desc}_probseg',
+                fraction,
+                {'Description': f'Fraction of {tissue} in each voxel.'},
+            )
+        self._save(
+            f'{desc[1:]}_dseg'.lstrip('_'),
+            self.anatomy.labels,
+            {'Description': 'Largest tissue in each voxel.'},
+        )
+        brain = {'Type': 'Brain', 'Description': 'Voxels that are at least half brain.'}
+        mask = self.anatomy.brain_mask.astype(np.uint8)
+        self._save(f'desc-{self.name}Brain_mask' if self.name else 'desc-brain_mask', mask, brain)
+        ill = self.anatomy.part('lesion', 'mass')
+        if ill.any():
+            lesion = {
+                'Type': 'Lesion',
+                'Description': 'Voxels that are at least half lesion, oedema or mass.',
+            }
+            self._save(f'label-lesion{desc}_mask', (ill >= 0.5).astype(np.uint8), lesion)
+
+    def _save(self, suffix: str, data: NDArray[Any], fields: Mapping[str, Any]) -> None:
+        base = self.out / TRUTH / self.stem
+        _write_image(base.with_name(f'{base.name}_{suffix}.nii.gz'), data, self.anatomy.affine)
+        _write_json(base.with_name(f'{base.name}_{suffix}.json'), {**fields, 'SpatialReference': 'orig'})
 
 
 def prepare_folder(out: Path, *, force: bool = False) -> None:
@@ -200,10 +344,8 @@ def _check(
     bad = [label for label in labels if not (label.isascii() and label.isalnum())]
     if bad:
         raise UsageError('A scanner label may hold letters and digits only.', where=bad[0])
-    if not np.isfinite(resolution) or resolution < 1:
-        raise UsageError(
-            'The resolution must be at least 1 mm, that of the template.', where=f'{resolution:g}'
-        )
+    if not 0 <= resolution <= 10:
+        raise UsageError('The resolution must be between 0 and 10 mm.', where=f'{resolution:g}')
     if seed < 0:
         raise UsageError('The seed must not be negative.', where=f'{seed}')
     for scanner in scanners:
@@ -216,81 +358,106 @@ def _random(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
 
 
-def _scan_anatomy(
-    template: Anatomy, person: Person, scanner: Scanner, resolution: float, rng: np.random.Generator
-) -> Anatomy:
-    shape, affine = scan_grid(resolution, scanner.slice_factor)
-    return render(
-        template,
-        shape=shape,
-        affine=affine,
-        warp=person.warp,
-        pose=random_pose(rng),
-        slice_factor=scanner.slice_factor,
-    )
-
-
 def _write_scan(
     out: Path,
     stem: Path,
+    person: Person,
     scanner: Scanner,
     contrast: str,
-    anatomy: Anatomy,
+    truth: Truth,
     rng: np.random.Generator,
     *,
     head: bool,
 ) -> None:
-    """Write one scan, and the same image without bias and noise."""
-    ideal = ideal_image(anatomy, scanner.sequence(contrast), scanner.field_strength, scanner.scale)
-    scan = acquire(
-        ideal, bias_strength=scanner.bias_strength, snr=scanner.snr, white_matter=scanner.scale, rng=rng
-    )
-    path = out / stem
-    _write_image(path.with_name(f'{path.name}_{contrast}.nii.gz'), scan, anatomy.affine)
+    """Write one scan, the same image as an ideal scanner would give it, and the head in the standard contrast."""
+    scan = acquire(truth.anatomy, scanner, contrast, rng, factors=person.relaxation)
+    affine, path = truth.anatomy.affine, out / stem
+    _write_image(path.with_name(f'{path.name}_{contrast}.nii.gz'), scan.stored, affine)
     _write_json(path.with_name(f'{path.name}_{contrast}.json'), scanner.sidecar(contrast))
-    truth = out / TRUTH / stem
-    _write_image(truth.with_name(f'{truth.name}_desc-noiseless_{contrast}.nii.gz'), ideal, anatomy.affine)
-    _write_json(
-        truth.with_name(f'{truth.name}_desc-noiseless_{contrast}.json'),
-        {
-            'Description': 'The image before coil bias, noise and rounding, in the units of the scan.',
-            'SkullStripped': not head,
-            'SpatialReference': 'orig',
-            **scanner.sidecar(contrast),
-        },
-    )
-
-
-def _write_truth(out: Path, person: Person, scanner: Scanner, anatomy: Anatomy) -> Path:
-    """Write tissue and mask of a session; return the path of its files up to the suffix, below ``out``."""
-    session = f'ses-{scanner.label}'
-    stem = Path(f'sub-{person.label}', session, 'anat', f'sub-{person.label}_{session}')
+    common = {'SkullStripped': not head, 'SpatialReference': 'orig'}
+    images = {
+        'noiseless': (
+            scan.noiseless, scanner,
+            'The image without coils, filter, motion, noise and rounding, in the units of the scan.',
+        ),
+        'canonical': (
+            canonical_image(truth.anatomy, contrast, factors=person.relaxation), PRESETS[0],
+            f'The same head in the scanner {PRESETS[0].label}, without any error; white matter is 1.',
+        ),
+    }  # fmt: skip
     base = out / TRUTH / stem
-    for index, tissue in enumerate(BRAIN_TISSUES):
-        name = f'{base.name}_label-{tissue}_probseg'
-        _write_image(base.with_name(f'{name}.nii.gz'), anatomy.fractions[index], anatomy.affine)
+    for desc, (image, machine, text) in images.items():
+        name = f'{base.name}_desc-{desc}_{contrast}'
+        _write_image(base.with_name(f'{name}.nii.gz'), image, affine)
         _write_json(
-            base.with_name(f'{name}.json'),
-            {'Description': f'Fraction of {tissue} in each voxel.', 'SpatialReference': 'orig'},
+            base.with_name(f'{name}.json'), {'Description': text, **common, **machine.sidecar(contrast)}
         )
-    _write_image(base.with_name(f'{base.name}_dseg.nii.gz'), anatomy.labels, anatomy.affine)
-    _write_json(
-        base.with_name(f'{base.name}_dseg.json'),
-        {'Description': 'Largest tissue in each voxel.', 'SpatialReference': 'orig'},
-    )
-    mask = anatomy.brain_mask.astype(np.uint8)
-    _write_image(base.with_name(f'{base.name}_desc-brain_mask.nii.gz'), mask, anatomy.affine)
-    _write_json(
-        base.with_name(f'{base.name}_desc-brain_mask.json'),
-        {'Type': 'Brain', 'Description': 'Voxels that are at least half brain.', 'SpatialReference': 'orig'},
-    )
-    return stem
 
 
-def _write_descriptions(out: Path) -> None:
-    common = {
+def _write_pose(out: Path, stem: Path, person: Person, pose: NDArray[np.float64]) -> None:
+    """Write the affine from the scanner to the head at the size of its anatomy, as ITK writes one."""
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK counts to the left and to the back
+    matrix = flip @ person.place(pose) @ flip
+    numbers = ' '.join(f'{value:.12g}' for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
+    text = (
+        '#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n'
+        f'Parameters: {numbers}\nFixedParameters: 0 0 0\n'
+    )
+    path = out / TRUTH / stem
+    _write(path.with_name(f'{path.name}_from-orig_to-head_mode-points_xfm.txt'), text.encode())
+
+
+def _write_warp(out: Path, person: Person) -> None:
+    """Write the warp from a head at the size of its anatomy to the anatomy, as an ITK displacement field."""
+    data = np.moveaxis(person.warp.displacement, 0, -1)[:, :, :, None] * np.float32([-1, -1, 1])
+    image = nib.Nifti1Image(data.astype(np.float32), person.warp.affine)
+    image.header.set_intent('vector')
+    image.header.set_xyzt_units('mm')
+    image.set_qform(person.warp.affine, code=1)
+    image.set_sform(person.warp.affine, code=1)
+    folder = out / TRUTH / f'sub-{person.label}' / 'anat'
+    path = folder / f'sub-{person.label}_from-head_to-anatomy_mode-points_xfm.nii.gz'
+    _write(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+
+
+#: Columns of participants.tsv behind the label, and what they mean.
+COLUMNS: dict[str, dict[str, Any]] = {
+    'age': {'Description': 'Simulated age; ventricles and sulci widen with it', 'Units': 'year'},
+    'sex': {'Description': 'Simulated sex; heads differ in size', 'Levels': {'F': 'female', 'M': 'male'}},
+    'anatomy': {'Description': 'What the head was made from'},
+    'size': {'Description': 'Linear size relative to the anatomy'},
+    'ventricles_mm': {'Description': 'How far the walls of the ventricles were moved out', 'Units': 'mm'},
+    'cortex_mm': {'Description': 'Thickness of cortex that was turned into fluid', 'Units': 'mm'},
+    'lesions': {'Description': 'Number of lesions as of multiple sclerosis'},
+    'mass_mm': {'Description': 'Radius of a tumour-like mass; 0 for none', 'Units': 'mm'},
+    'csf_ml': {'Description': 'True volume of cerebrospinal fluid inside the brain mask', 'Units': 'ml'},
+    'gm_ml': {'Description': 'True volume of gray matter', 'Units': 'ml'},
+    'wm_ml': {'Description': 'True volume of white matter, lesions included', 'Units': 'ml'},
+    'lesion_ml': {'Description': 'True volume of lesions and oedema', 'Units': 'ml'},
+}
+
+
+def _participant(person: Person, anatomy: str) -> tuple[str, ...]:
+    """Return a person's row of participants.tsv."""
+    shape, affine = scan_grid(2.0)
+    head = render(
+        smooth_to(replace(person.head, texture=None), 2.0), shape=shape, affine=affine, warp=person.warp,
+        pose=person.place(np.eye(4)),
+    )  # fmt: skip
+    millilitres = [*(part.sum() for part in head.tissue), head.part('lesion').sum()]
+    return (
+        f'sub-{person.label}', str(person.age), person.sex, anatomy, f'{person.size:.4f}',
+        f'{person.ventricles_mm:.3f}', f'{person.cortex_mm:.3f}', str(person.lesions), f'{person.mass_mm:g}',
+        *(f'{float(count) * head.voxel_volume / 1000:.1f}' for count in millilitres),
+    )  # fmt: skip
+
+
+def _write_descriptions(out: Path, labels: Sequence[Path]) -> None:
+    common: dict[str, Any] = {
         'BIDSVersion': BIDS_VERSION,
-        'License': 'Free with the notice of the MNI ICBM 152 template; see README',
+        'License': 'That of the label maps; see README'
+        if labels
+        else 'Free with the notice of the MNI ICBM 152 template; see README',
         'GeneratedBy': [
             {'Name': GENERATOR, 'Version': __version__, 'Description': 'Travelling heads, simulated.'}
         ],
@@ -298,22 +465,19 @@ def _write_descriptions(out: Path) -> None:
     # The description comes first: it marks a data set that was interrupted as one that may be replaced.
     raw = {'Name': 'Simulated travelling heads', 'DatasetType': 'raw', **common}
     _write_json(out / 'dataset_description.json', raw)
-    _write(out / 'README', _README.encode())
+    _write(out / 'README', _README.format(anatomies=_LABELS if labels else _MNI).encode())
     truth = {'Name': 'Truth of the simulated travelling heads', 'DatasetType': 'derivative', **common}
     _write_json(out / TRUTH / 'dataset_description.json', truth)
     _write(out / TRUTH / 'README', _TRUTH_README.encode())
-    names = {'GM': 'Gray matter', 'WM': 'White matter', 'CSF': 'Cerebrospinal fluid'}
+    _write(out / TRUTH / '.bidsignore', b'*_xfm.*\n')
+    names = {'GM': 'Gray matter', 'WM': 'White matter', 'CSF': 'Cerebrospinal fluid', 'L': 'Lesion'}
     rows = [(str(code), names[tissue], tissue) for tissue, code in DSEG_LABELS.items()]
     _write_tsv(out / TRUTH / 'dseg.tsv', ('index', 'name', 'abbreviation'), rows)
 
 
 def _write_participants(out: Path, rows: Sequence[tuple[str, ...]]) -> None:
-    _write_tsv(out / 'participants.tsv', ('participant_id', 'age', 'sex'), rows)
-    columns = {
-        'age': {'Description': 'Simulated age; the ventricles widen with it', 'Units': 'year'},
-        'sex': {'Description': 'Simulated sex; without effect', 'Levels': {'F': 'female', 'M': 'male'}},
-    }
-    _write_json(out / 'participants.json', columns)
+    _write_tsv(out / 'participants.tsv', ('participant_id', *COLUMNS), rows)
+    _write_json(out / 'participants.json', COLUMNS)
 
 
 def _write_image(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:

@@ -1,4 +1,4 @@
-"""From tissue to image: the MR signal equations, coil bias, noise and the scale of the stored numbers.
+"""The MR signal equations of the sequences that make T1w, T2w, FLAIR and PDw images.
 
 Times are in seconds, angles in degrees, signals in units of the fully relaxed magnetization of pure water.
 """
@@ -12,72 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import UsageError
-from bidsharm.simulation.anatomy import TISSUES, Anatomy
+from bidsharm.simulation.anatomy import TISSUES
+from bidsharm.simulation.relaxation import Relaxation, relaxation
 
-Volume = NDArray[np.float32]
+#: Share of the signal of white matter that multi-slice fast spin echoes lose to magnetization transfer: 0.19 to 0.21 in vivo
+#: (PMC7053148). Other tissues lose in proportion to their bound protons.
+TRANSFER_LOSS = 0.2
+_WHITE_MATTER_BOUND = 11.2 / 111
 
-
-@dataclass(frozen=True)
-class Relaxation:
-    """What the signal of a tissue depends on.
-
-    Parameters
-    ----------
-    t1, t2
-        Relaxation times in seconds.
-    pd
-        Proton density relative to pure water.
-    source
-        Where the numbers come from.
-    """
-
-    t1: float
-    t2: float
-    pd: float
-    source: str
-
-
-_WANSAPURA = 'T1 Wansapura 1999'
-_ROONEY = 'T1 Rooney 2007'
-_STANISZ = 'T2 Stanisz 2005; PD Oros-Peusquens 2019'
-_CSF = Relaxation(4.31, 1.89, 1.0, 'T1, T2 of subarachnoid CSF at 3 T, PMC10696635; PD 1 by definition')
-_BONE = Relaxation(0.2, 0.0005, 0.0, 'cortical bone: T2 below 1 ms, nothing left at the echo, hence PD 0')
-
-#: Relaxation by field strength (tesla) and tissue, measured in living adults except for T2 of GM and WM
-#: (bovine, in vitro), which are the ones measured at both fields by one method.
-#:
-#: - Wansapura et al. 1999, J Magn Reson Imaging 9:531 (3 T, in vivo)
-#: - Rooney et al. 2007, Magn Reson Med 57:308 (1.5 T, in vivo)
-#: - Stanisz et al. 2005, Magn Reson Med 54:507 (1.5 T and 3 T)
-#: - Oros-Peusquens et al. 2019, Front Neurol 10:1333 (water content: WM 69.1 %, GM 83.7 %)
-#: - de Bazelaire et al. 2004, Radiology 230:652 (subcutaneous fat at both fields)
-#: - CSF: "Quantification of T1 and T2 of subarachnoid CSF", PMC10696635. T1 of CSF hardly
-#:   depends on the field (Rooney 2007), so 1.5 T uses the same.
-#:
-#: T1 of grey matter of Stanisz 2005 at 3 T (1.82 s) is not used: an MPRAGE would null the cortex, which living
-#: brains do not show.
-RELAXATION: dict[float, dict[str, Relaxation]] = {
-    1.5: {
-        'CSF': _CSF,
-        'GM': Relaxation(1.188, 0.095, 0.837, f'{_ROONEY}; {_STANISZ}'),
-        'WM': Relaxation(0.656, 0.072, 0.691, f'{_ROONEY}; {_STANISZ}'),
-        'meninges': _CSF,  # the fluid between brain and bone; membranes are too thin to see
-        'skull': _BONE,
-        'scalp': Relaxation(
-            0.343, 0.058, 0.7, 'fat, de Bazelaire 2004; PD assumed, skin being darker than fat'
-        ),
-    },
-    3.0: {
-        'CSF': _CSF,
-        'GM': Relaxation(1.331, 0.099, 0.837, f'{_WANSAPURA}; {_STANISZ}'),
-        'WM': Relaxation(0.832, 0.069, 0.691, f'{_WANSAPURA}; {_STANISZ}'),
-        'meninges': _CSF,
-        'skull': _BONE,
-        'scalp': Relaxation(
-            0.382, 0.068, 0.7, 'fat, de Bazelaire 2004; PD assumed, skin being darker than fat'
-        ),
-    },
-}
+#: A number, or one for each voxel.
+Scale = float | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,18 +33,21 @@ class PulseSequence:
     contrast
         BIDS suffix of its images: ``T1w``, ``T2w``, ``FLAIR`` or ``PDw``.
     kind
-        ``MPRAGE``, spin echo (``SE``) or inversion recovery spin echo (``IRSE``).
+        ``MPRAGE``, spoiled gradient echo (``SPGR``), spin echo (``SE``), fast spin echo (``FSE``), or one of these two
+        after an inversion (``IRSE``, ``IRFSE``): FLAIR, when the inversion time nulls the fluid.
     repetition_time, echo_time, inversion_time
         Seconds. For an MPRAGE the repetition time is from inversion to inversion, and the inversion time
-        runs to the middle of the train of excitations, where the centre of k-space is taken.
+        runs to the middle of the train of excitations, where the centre of k-space is taken. For fast spin echoes
+        the echo time is the effective one.
     flip_angle
         Degrees; 90 for spin echoes.
     echo_spacing, excitations
-        Interval of the excitations of an MPRAGE (seconds) and their number per inversion.
+        Interval of the excitations of an MPRAGE (seconds) and their number per inversion; for fast spin echoes,
+        interval of the echoes and their number per excitation.
     """
 
     contrast: str
-    kind: Literal['MPRAGE', 'SE', 'IRSE']
+    kind: Literal['MPRAGE', 'SPGR', 'SE', 'IRSE', 'FSE', 'IRFSE']
     repetition_time: float
     echo_time: float
     flip_angle: float = 90.0
@@ -108,49 +55,73 @@ class PulseSequence:
     echo_spacing: float = 0.0
     excitations: int = 0
 
-    def signal(self, tissue: Relaxation) -> float:
-        """Return the signed signal of a tissue (negative while inverted)."""
+    def signal(self, tissue: Relaxation, *, b1: Scale = 1.0) -> Scale:
+        """Return the signed signal of a tissue (negative while inverted).
+
+        Parameters
+        ----------
+        tissue
+            Relaxation times and proton density.
+        b1
+            Factor on the flip angles, a number or an array: what the transmit field does. Inversions are taken as
+            adiabatic and stay whole.
+        """
+        tr, te, ti, flip = self.repetition_time, self.echo_time, self.inversion_time, b1 * self.flip_angle
         if self.kind == 'MPRAGE':
             return mprage_signal(
                 tissue,
-                tr=self.repetition_time,
-                te=self.echo_time,
-                ti=self.inversion_time,
-                flip=self.flip_angle,
+                tr=tr,
+                te=te,
+                ti=ti,
+                flip=flip,
                 echo_spacing=self.echo_spacing,
                 excitations=self.excitations,
             )
-        if self.kind == 'SE':
-            return spin_echo_signal(tissue, tr=self.repetition_time, te=self.echo_time)
-        return flair_signal(tissue, tr=self.repetition_time, te=self.echo_time, ti=self.inversion_time)
+        if self.kind == 'SPGR':
+            return spoiled_gradient_echo_signal(tissue, tr=tr, te=te, flip=flip)
+        refocused = np.sin(np.deg2rad(flip)) * np.sin(np.deg2rad(b1 * 90.0)) ** 2
+        if self.kind in ('FSE', 'IRFSE'):
+            train = self.echo_spacing * self.excitations
+            refocused = refocused * (1 - TRANSFER_LOSS * tissue.bound / _WHITE_MATTER_BOUND)
+            return refocused * fast_spin_echo_signal(tissue, tr=tr, te=te, ti=ti, train=train)
+        plain = (
+            spin_echo_signal(tissue, tr=tr, te=te)
+            if self.kind == 'SE'
+            else flair_signal(tissue, tr=tr, te=te, ti=ti)
+        )
+        return refocused * plain
 
     def sidecar(self) -> dict[str, Any]:
         """Return the BIDS metadata of the sequence."""
-        names = {'MPRAGE': 'MPRAGE', 'SE': 'Spin echo', 'IRSE': 'Inversion recovery spin echo'}
+        names = {
+            'MPRAGE': 'MPRAGE', 'SPGR': 'Spoiled gradient echo', 'SE': 'Spin echo', 'FSE': 'Fast spin echo',
+            'IRSE': 'Inversion recovery spin echo', 'IRFSE': 'Inversion recovery fast spin echo',
+        }  # fmt: skip
         content: dict[str, Any] = {
             'PulseSequenceType': names[self.kind],
-            'MRAcquisitionType': '3D' if self.kind == 'MPRAGE' else '2D',
+            'MRAcquisitionType': '3D' if self.kind in ('MPRAGE', 'SPGR') else '2D',
             'RepetitionTime': self.repetition_time,
             'EchoTime': self.echo_time,
             'FlipAngle': self.flip_angle,
         }
-        if self.kind != 'SE':
+        if self.inversion_time:
             content['InversionTime'] = self.inversion_time
         if self.kind == 'MPRAGE':
             content |= {'RepetitionTimeExcitation': self.echo_spacing, 'NumberShots': self.excitations}
+        if self.kind in ('FSE', 'IRFSE'):
+            content['EchoTrainLength'] = self.excitations
         return content
 
 
 def mprage_signal(
-    tissue: Relaxation, *, tr: float, te: float, ti: float, flip: float, echo_spacing: float, excitations: int
-) -> float:
+    tissue: Relaxation, *, tr: float, te: float, ti: float, flip: Scale, echo_spacing: float, excitations: int
+) -> Scale:
     """Return the signal of an MPRAGE at the centre of k-space, in the steady state over inversions.
 
     Inversion, recovery until the first of N spoiled excitations, the train, recovery until the next inversion
     (Mugler and Brookeman 1990, doi:10.1002/mrm.1910150117). Within the train the magnetization before an
     excitation is mapped to the next by ``m -> m cos(flip) E + 1 - E`` with ``E = exp(-echo_spacing / T1)``;
-    the fixed point of the whole cycle is solved for. Inversion and spoiling are perfect. T2 stands for T2*,
-    which changes the ratio of GM to WM by a percent at an echo time of 3 ms.
+    the fixed point of the whole cycle is solved for. Inversion and spoiling are perfect.
 
     Parameters
     ----------
@@ -159,7 +130,7 @@ def mprage_signal(
     tr, te, ti
         Inversion to inversion, excitation to echo, inversion to the excitation in the middle; seconds.
     flip
-        Flip angle in degrees.
+        Flip angle in degrees, a number or an array.
     echo_spacing, excitations
         Interval of the excitations in seconds, and their number N per inversion.
 
@@ -189,7 +160,18 @@ def mprage_signal(
     z = (1 - last + last * (driven * (1 - train) + train * (1 - first))) / (1 + last * train * first)
     m = 1 - (1 + z) * first
     centre = driven + (m - driven) * decay ** (excitations / 2)
-    return float(tissue.pd * np.sin(angle) * centre * np.exp(-te / tissue.t2))
+    return tissue.pd * np.sin(angle) * centre * np.exp(-te / tissue.t2_star)
+
+
+def spoiled_gradient_echo_signal(tissue: Relaxation, *, tr: float, te: float, flip: Scale) -> Scale:
+    """Return the signal of a spoiled gradient echo (SPGR, FLASH) in the steady state.
+
+    ``PD sin(flip) (1 - E) / (1 - cos(flip) E) exp(-TE/T2*)`` with ``E = exp(-TR/T1)`` (Ernst and Anderson 1966,
+    doi:10.1063/1.1719961); times in seconds, flip in degrees.
+    """
+    angle, recovery = np.deg2rad(flip), np.exp(-tr / tissue.t1)
+    z = (1 - recovery) / (1 - np.cos(angle) * recovery)
+    return tissue.pd * np.sin(angle) * z * np.exp(-te / tissue.t2_star)
 
 
 def spin_echo_signal(tissue: Relaxation, *, tr: float, te: float) -> float:
@@ -210,6 +192,40 @@ def flair_signal(tissue: Relaxation, *, tr: float, te: float, ti: float) -> floa
     return float(tissue.pd * z * np.exp(-te / tissue.t2))
 
 
+def fast_spin_echo_signal(
+    tissue: Relaxation, *, tr: float, te: float, train: float, ti: float = 0.0
+) -> float:
+    """Return the signal of a fast (turbo) spin echo, after an inversion where ``ti`` is not 0.
+
+    The refocusing pulses hold the magnetization at zero until the end of the echo train, so recovery starts there:
+    ``PD (1 - exp(-(TR - train)/T1)) exp(-TE/T2)``, and with an inversion
+    ``PD (1 - 2 exp(-TI/T1) + exp(-(TR - train)/T1)) exp(-TE/T2)``. Stimulated echoes, which lengthen T2 when
+    refocusing is imperfect, are left out.
+
+    Parameters
+    ----------
+    tissue
+        Relaxation times and proton density.
+    tr, te, ti
+        Repetition, effective echo and inversion time in seconds.
+    train
+        Length of the echo train in seconds.
+
+    Raises
+    ------
+    UsageError
+        If train and inversion time do not fit into the repetition time.
+    """
+    if train < te or ti + train > tr:
+        raise UsageError(
+            'The echo train does not fit.',
+            where=f'fast spin echo with TR {tr:g} s, TE {te:g} s, train {train:g} s',
+        )
+    recovered = np.exp(-(tr - train) / tissue.t1)
+    z = 1 - 2 * np.exp(-ti / tissue.t1) + recovered if ti else 1 - recovered
+    return float(tissue.pd * z * np.exp(-te / tissue.t2))
+
+
 def tissue_signals(sequence: PulseSequence, field_strength: float) -> NDArray[np.float64]:
     """Return the signed signal of every tissue of :data:`~bidsharm.simulation.anatomy.TISSUES`.
 
@@ -218,105 +234,4 @@ def tissue_signals(sequence: PulseSequence, field_strength: float) -> NDArray[np
     UsageError
         If there are no relaxation times for this field strength (tesla).
     """
-    if field_strength not in RELAXATION:
-        known = ', '.join(f'{field:g}' for field in RELAXATION)
-        raise UsageError(
-            f'No relaxation times are known at {field_strength:g} T.',
-            where='field_strength',
-            fix=f'Use {known} T.',
-        )
-    table = RELAXATION[field_strength]
-    return np.array([sequence.signal(table[name]) for name in TISSUES])
-
-
-def ideal_image(
-    anatomy: Anatomy, sequence: PulseSequence, field_strength: float, white_matter: float
-) -> Volume:
-    """Return the image without noise and without bias.
-
-    The tissues of a voxel add up with their signs before the magnitude is taken, as in a receiver; so a
-    voxel half inverted and half not is dark.
-
-    Parameters
-    ----------
-    anatomy
-        Tissue fractions.
-    sequence, field_strength
-        What is played, and at how many tesla.
-    white_matter
-        Value that pure white matter gets: the scale of the stored numbers.
-
-    Returns
-    -------
-    ndarray of shape (X, Y, Z), float32, not negative
-    """
-    signals = tissue_signals(sequence, field_strength)
-    gain = white_matter / abs(signals[TISSUES.index('WM')])
-    return np.abs(np.tensordot((gain * signals).astype(np.float32), anatomy.fractions, axes=1))
-
-
-def bias_field(shape: tuple[int, int, int], strength: float, rng: np.random.Generator) -> Volume:
-    """Draw a smooth multiplicative field: the sensitivity of the receive coil.
-
-    Parameters
-    ----------
-    shape
-        Shape of the image; the field spans it whatever the voxel size.
-    strength
-        Largest absolute logarithm: the field lies in [exp(-strength), exp(strength)], and is 1 for 0.
-    rng
-        Source of the coefficients of a polynomial of degree 3.
-    """
-    degrees = np.add.outer(np.add.outer(np.arange(4), np.arange(4)), np.arange(4))
-    weights = rng.standard_normal((4, 4, 4)) * np.where(
-        (degrees > 0) & (degrees <= 3), 1 / np.maximum(degrees, 1), 0
-    )
-    x, y, z = (np.linspace(-1, 1, size) for size in shape)
-    field = np.polynomial.legendre.leggrid3d(x, y, z, weights)
-    return np.exp(strength * field / np.abs(field).max()).astype(np.float32)
-
-
-def add_noise(image: Volume, sigma: float, rng: np.random.Generator) -> Volume:
-    """Return the magnitude of an image with complex Gaussian noise: Rician (Gudbjartsson and Patz 1995).
-
-    Parameters
-    ----------
-    image
-        Noise-free magnitude, any shape.
-    sigma
-        Standard deviation of the real and of the imaginary noise, in units of the image; 0 adds nothing.
-    rng
-        Source of the noise.
-    """
-    if sigma == 0:
-        return image
-    real = image + np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.hypot(real, np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32))
-
-
-def quantize(image: Volume) -> NDArray[np.int16]:
-    """Round to the 16-bit integers that scanners store; values beyond them are clipped."""
-    return np.clip(np.rint(image), 0, np.iinfo(np.int16).max).astype(np.int16)
-
-
-def acquire(
-    ideal: Volume, *, bias_strength: float, snr: float, white_matter: float, rng: np.random.Generator
-) -> NDArray[np.int16]:
-    """Return the stored scan: bias from the coil, then noise from the receiver, then rounding.
-
-    Parameters
-    ----------
-    ideal
-        Image without noise and bias, from :func:`ideal_image`.
-    bias_strength
-        See :func:`bias_field`.
-    snr
-        Signal of pure white matter without bias over the standard deviation of the noise; infinite for none.
-    white_matter
-        Value of pure white matter in ``ideal``.
-    rng
-        Source of bias and noise.
-    """
-    x, y, z = ideal.shape
-    biased = ideal * bias_field((x, y, z), bias_strength, rng)
-    return quantize(add_noise(biased, white_matter / snr, rng))
+    return np.array([sequence.signal(relaxation(name, field_strength)) for name in TISSUES])

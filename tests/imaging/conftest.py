@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from bidsharm.simulation.anatomy import load_template, render, scan_grid, smooth_to
-from bidsharm.simulation.physics import acquire, bias_field, ideal_image
-from bidsharm.simulation.scanners import SCANNERS
+from bidsharm.simulation.acquisition import acquire
+from bidsharm.simulation.heads import load_template
+from bidsharm.simulation.presets import PRESETS
+from bidsharm.simulation.protocols import Hardware
+from bidsharm.simulation.rendering import render, scan_grid, smooth_to
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ def world(affine: NDArray, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 def dice(a: NDArray, b: NDArray) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def polynomial_field(
+    shape: tuple[int, int, int], strength: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw a smooth positive field, the exponential of a polynomial of degree 3 with a largest absolute value."""
+    degrees = np.add.outer(np.add.outer(np.arange(4), np.arange(4)), np.arange(4))
+    weights = rng.standard_normal((4, 4, 4)) * np.where(
+        (degrees > 0) & (degrees <= 3), 1 / np.maximum(degrees, 1), 0
+    )
+    field = np.polynomial.legendre.leggrid3d(*(np.linspace(-1, 1, size) for size in shape), weights)
+    return np.exp(strength * field / np.abs(field).max()).astype(np.float32)
 
 
 def write_nifti(path: Path, data: NDArray, affine: NDArray | None = None, **header: Any) -> Path:
@@ -93,7 +107,6 @@ def make_head() -> Callable[..., Head]:
     def make(
         contrast: str = 'T1w', *, resolution: float = 3.0, snr: float = 40.0, bias: float = 0.0, seed: int = 0
     ) -> Head:
-        scanner = SCANNERS[0]
         if resolution not in anatomies:
             step = 3 if resolution >= 3 else 2
             templates.setdefault(step, load_template(step=step))
@@ -101,15 +114,15 @@ def make_head() -> Callable[..., Head]:
             sharp = smooth_to(templates[step], resolution)
             anatomies[resolution] = render(sharp, shape=shape, affine=affine)
         anatomy = anatomies[resolution]
-        ideal = ideal_image(anatomy, scanner.sequence(contrast), scanner.field_strength, scanner.scale)
-        rng = np.random.default_rng(seed)
-        data = acquire(ideal, bias_strength=bias, snr=snr, white_matter=scanner.scale, rng=rng)
+        protocol = replace(PRESETS[0].protocol(contrast), snr=snr, taper=0.0)
+        scanner = replace(PRESETS[0], hardware=Hardware(3.0, 8, bias), protocols=(protocol,))
+        scan = acquire(anatomy, scanner, contrast, np.random.default_rng(seed))
         return Head(
-            data.astype(np.float32),
-            ideal,
+            scan.stored.astype(np.float32),
+            scan.noiseless,
             anatomy.brain_mask,
             anatomy.labels,
-            anatomy.fractions[:3],
+            anatomy.tissue,
             anatomy.affine,
         )
 
@@ -127,6 +140,6 @@ def smooth_field() -> Callable[..., NDArray[np.float32]]:
     """Return a function that draws a smooth positive field with a known largest logarithm."""
 
     def make(shape: tuple[int, int, int], strength: float = 0.3, seed: int = 0) -> NDArray[np.float32]:
-        return bias_field(shape, strength, np.random.default_rng(seed))
+        return polynomial_field(shape, strength, np.random.default_rng(seed))
 
     return make

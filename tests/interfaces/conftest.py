@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bidsharm.interfaces import ants
-from bidsharm.simulation.anatomy import load_template, render, scan_grid
-from bidsharm.simulation.physics import acquire, ideal_image
-from bidsharm.simulation.scanners import SCANNERS
+from bidsharm.simulation.acquisition import acquire
+from bidsharm.simulation.heads import load_template
+from bidsharm.simulation.presets import PRESETS
+from bidsharm.simulation.protocols import Hardware
+from bidsharm.simulation.rendering import render, scan_grid
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,17 @@ def make_blobs() -> Callable[..., tuple[NDArray, NDArray, NDArray]]:
 
 @pytest.fixture(scope='session')
 def head() -> Head:
-    scanner = SCANNERS[0]
     shape, affine = scan_grid(4.0)
     anatomy = render(load_template(step=3), shape=shape, affine=affine)
-    ideal = ideal_image(anatomy, scanner.sequence('T1w'), scanner.field_strength, scanner.scale)
-    rng = np.random.default_rng(0)
-    data = acquire(ideal, bias_strength=0.0, snr=40.0, white_matter=scanner.scale, rng=rng)
+    protocol = replace(PRESETS[0].protocol('T1w'), taper=0.0)
+    scanner = replace(PRESETS[0], hardware=Hardware(3.0), protocols=(protocol,))
+    scan = acquire(anatomy, scanner, 'T1w', np.random.default_rng(0))
     return Head(
-        data.astype(np.float32),
-        ideal,
+        scan.stored.astype(np.float32),
+        scan.noiseless,
         anatomy.brain_mask,
         anatomy.labels,
-        anatomy.fractions[:3],
+        anatomy.tissue,
         anatomy.affine,
     )
 

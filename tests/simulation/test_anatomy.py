@@ -1,26 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from bidsharm.errors import UsageError
 from bidsharm.imaging.templates import tissue_priors
-from bidsharm.simulation.anatomy import (
-    DSEG_LABELS,
-    HEAD_CENTRE,
-    TISSUES,
-    VENTRICLES,
-    Anatomy,
-    draw_person,
-    load_template,
-    random_pose,
-    random_warp,
-    render,
-    scan_grid,
-    smooth_to,
-    ventricle_walls,
-)
+from bidsharm.simulation.anatomy import DSEG_LABELS, HEAD_CENTRE, SEGMENTED, TISSUES, Anatomy
+from bidsharm.simulation.heads import load_template
+from bidsharm.simulation.people import draw_person, random_pose
+from bidsharm.simulation.rendering import render, scan_grid, smooth_to
+from bidsharm.simulation.warps import VENTRICLES, random_warp, ventricle_walls
 
 
 @pytest.fixture(scope='module')
@@ -172,10 +164,10 @@ def test_thick_slices_are_means_of_thin_ones(template: Anatomy):
 
 def test_labels_name_the_largest_tissue_inside_the_mask(template: Anatomy):
     labels = template.labels
-    assert set(np.unique(labels)) == {0, *DSEG_LABELS.values()}
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
     assert np.array_equal(labels > 0, template.brain_mask)
-    for tissue, code in DSEG_LABELS.items():
-        sure = template.fractions[TISSUES.index(tissue)] > 0.6
+    for fraction, tissue in zip(template.tissue, SEGMENTED, strict=True):
+        sure, code = fraction > 0.6, DSEG_LABELS[tissue]
         assert sure.any()
         assert (labels[sure] == code).all()
 
@@ -189,8 +181,12 @@ def test_smoothing_keeps_volumes(template: Anatomy):
     assert smooth_to(template, 2.0) is template
 
 
-def test_people_differ_and_are_repeatable(walls: np.ndarray):
-    one, again, other = (draw_person(np.random.default_rng(seed), '01', walls) for seed in (1, 1, 2))
+def test_people_differ_and_are_repeatable(template: Anatomy, walls: np.ndarray):
+    one, again, other = (
+        draw_person(np.random.default_rng(seed), '01', template, walls) for seed in (1, 1, 2)
+    )
+    assert (one.size, one.relaxation) == (again.size, again.relaxation) != (other.size, other.relaxation)
+    np.testing.assert_array_equal(one.head.fractions, again.head.fractions)
     assert np.array_equal(one.warp.displacement, again.warp.displacement)
     assert (one.age, one.sex) == (again.age, again.sex)
     assert np.abs(one.warp.displacement - other.warp.displacement).max() > 1
@@ -198,11 +194,35 @@ def test_people_differ_and_are_repeatable(walls: np.ndarray):
     assert one.sex in 'FM'
 
 
-def test_the_old_have_wider_ventricles_than_the_young(walls: np.ndarray):
+def test_size_is_that_of_the_head_in_the_scanner(template: Anatomy, walls: np.ndarray):
+    person = draw_person(np.random.default_rng(3), '01', template, 0 * walls, texture=False)
+    shape, affine = scan_grid(3.0)
+    volumes = [
+        float(render(person.head, shape=shape, affine=affine, pose=someone.place(np.eye(4))).brain.sum())
+        for someone in (replace(person, size=1.0), replace(person, size=1.1))
+    ]
+    assert volumes[1] / volumes[0] == pytest.approx(1.1**3, rel=0.01)
+
+
+def test_a_mass_pushes_its_surroundings_away(template: Anatomy, walls: np.ndarray):
+    ill = draw_person(np.random.default_rng(5), '01', template, walls, mass_mm=15)
+    well = draw_person(np.random.default_rng(5), '01', template, walls)
+    centre = world(template)[:, ill.head.part('mass') > 0.5].mean(axis=1)
+    ring = np.random.default_rng(0).standard_normal((3, 200))
+    ring = np.reshape(centre, (3, 1)) + 30 * ring / np.linalg.norm(ring, axis=0)
+    # A point of the head shows what lay nearer to the mass before.
+    inwards = -(ring - np.reshape(centre, (3, 1))) / 30
+    assert ((ill.warp(ring) - ring) * inwards).sum(axis=0).mean() > 3
+    assert abs(((well.warp(ring) - ring) * inwards).sum(axis=0).mean()) < 3
+    assert ill.warp.jacobian.min() > 0
+
+
+def test_the_old_have_wider_ventricles_than_the_young(template: Anatomy, walls: np.ndarray):
     def widening(seed: int) -> tuple[int, float]:
         # The same person with and without: the noise is the same, so only the ventricles differ.
         person, without = (
-            draw_person(np.random.default_rng(seed), '01', field) for field in (walls, 0 * walls)
+            draw_person(np.random.default_rng(seed), '01', template, field, texture=False)
+            for field in (walls, 0 * walls)
         )
         moved = person.warp.displacement - without.warp.displacement
         return person.age, float((moved * walls).sum() / (walls**2).sum())

@@ -3,20 +3,23 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bidsharm.bids.validation import find_validator
 from bidsharm.cli.simulate import main
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.simulation import dataset
 from bidsharm.simulation.dataset import prepare_folder, simulate
-from bidsharm.simulation.scanners import CONTRASTS, SCANNERS
+from bidsharm.simulation.presets import PRESETS
 
 RESOLUTION = 4.0
+CONTRASTS = ('T1w', 'T2w', 'FLAIR')
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -35,9 +38,7 @@ def truth(root: Path, subject: str, scanner: str, name: str) -> np.ndarray:
 @pytest.fixture(scope='module')
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp('simulated') / 'heads'
-    return simulate(
-        out, subjects=2, scanners=SCANNERS[:3], contrasts=CONTRASTS, resolution=RESOLUTION, seed=5
-    )
+    return simulate(out, subjects=2, scanners=PRESETS[:3], contrasts=CONTRASTS, resolution=RESOLUTION, seed=5)
 
 
 def test_every_subject_visits_every_scanner(heads: Path):
@@ -45,13 +46,17 @@ def test_every_subject_visits_every_scanner(heads: Path):
     assert scans == sorted(
         f'sub-{subject}_ses-{scanner.label}_{contrast}.nii.gz'
         for subject in ('01', '02')
-        for scanner in SCANNERS[:3]
+        for scanner in PRESETS[:3]
         for contrast in CONTRASTS
     )
     with (heads / 'participants.tsv').open() as stream:
         rows = list(csv.DictReader(stream, delimiter='\t'))
     assert [row['participant_id'] for row in rows] == ['sub-01', 'sub-02']
     assert all(20 <= int(row['age']) <= 80 and row['sex'] in ('F', 'M') for row in rows)
+    for row in rows:
+        assert row['anatomy'] == 'MNI152'
+        assert 0.9 < float(row['size']) < 1.1
+        assert 300 < float(row['gm_ml']) < 1000
     assert not list(heads.rglob('.tmp-*'))
 
 
@@ -70,7 +75,7 @@ def test_the_data_set_and_its_truth_are_valid_bids(heads: Path):
         assert done.returncode == 0
 
 
-@pytest.mark.parametrize('scanner', SCANNERS[:3], ids=lambda scanner: scanner.label)
+@pytest.mark.parametrize('scanner', PRESETS[:3], ids=lambda scanner: scanner.label)
 def test_sidecars_tell_what_was_simulated(heads: Path, scanner):
     for contrast in CONTRASTS:
         sequence = scanner.sequence(contrast)
@@ -88,6 +93,8 @@ def test_sidecars_tell_what_was_simulated(heads: Path, scanner):
 
 def test_headers(heads: Path):
     for path in heads.rglob('*.nii.gz'):
+        if path.name.endswith('_xfm.nii.gz'):
+            continue
         image = nib.load(path)
         assert (image.header['qform_code'], image.header['sform_code']) == (1, 1), path
         assert image.header.get_xyzt_units()[0] == 'mm'
@@ -100,7 +107,7 @@ def test_headers(heads: Path):
 
 def test_the_anatomy_of_a_person_is_the_same_in_every_scanner(heads: Path):
     def volumes(subject: str, scanner) -> np.ndarray:
-        voxel = RESOLUTION**3 * scanner.slice_factor
+        voxel = RESOLUTION**3 * scanner.protocol('T1w').slice_factor
         return np.array(
             [
                 truth(heads, subject, scanner.label, f'label-{t}_probseg').sum() * voxel
@@ -109,10 +116,10 @@ def test_the_anatomy_of_a_person_is_the_same_in_every_scanner(heads: Path):
         )
 
     for subject in ('01', '02'):
-        first = volumes(subject, SCANNERS[0])
-        for scanner in SCANNERS[1:3]:
-            np.testing.assert_allclose(volumes(subject, scanner), first, rtol=0.01)
-    assert np.abs(volumes('01', SCANNERS[0]) / volumes('02', SCANNERS[0]) - 1).max() > 0.02
+        first = volumes(subject, PRESETS[0])
+        for scanner in PRESETS[1:3]:
+            np.testing.assert_allclose(volumes(subject, scanner), first, rtol=0.02)
+    assert np.abs(volumes('01', PRESETS[0]) / volumes('02', PRESETS[0]) - 1).max() > 0.02
 
 
 def test_the_truth_agrees_with_itself(heads: Path):
@@ -123,11 +130,11 @@ def test_the_truth_agrees_with_itself(heads: Path):
     assert np.array_equal(dseg > 0, mask)
     assert np.array_equal(dseg[mask], fractions.argmax(axis=0)[mask] + 1)
     rows = (heads / 'derivatives/truth/dseg.tsv').read_text().splitlines()
-    assert [row.split('\t')[::2] for row in rows[1:]] == [['1', 'GM'], ['2', 'WM'], ['3', 'CSF']]
+    assert [row.split('\t')[::2] for row in rows[1:]] == [['1', 'GM'], ['2', 'WM'], ['3', 'CSF'], ['7', 'L']]
 
 
 def test_poses_differ_between_sessions(heads: Path):
-    masks = [truth(heads, '01', scanner.label, 'desc-brain_mask') for scanner in SCANNERS[:2]]
+    masks = [truth(heads, '01', scanner.label, 'desc-brain_mask') for scanner in PRESETS[:2]]
     assert (masks[0] != masks[1]).sum() > 100
 
 
@@ -147,23 +154,109 @@ def test_noiseless_contrasts_have_the_right_order(heads: Path):
     assert flair['CSF'] < 0.25 * min(flair['GM'], flair['WM'])
 
 
-@pytest.mark.parametrize('scanner', SCANNERS[:3], ids=lambda scanner: scanner.label)
-def test_scans_are_the_noiseless_image_with_bounded_bias_and_the_noise_of_the_scanner(heads: Path, scanner):
+@pytest.mark.parametrize('scanner', PRESETS[:3], ids=lambda scanner: scanner.label)
+def test_scans_are_the_noiseless_image_with_the_fields_and_the_noise_of_the_scanner(heads: Path, scanner):
+    protocol, hardware = scanner.protocol('T1w'), scanner.hardware
     scan = read(heads / f'sub-01/ses-{scanner.label}/anat/sub-01_ses-{scanner.label}_T1w.nii.gz').astype(
         float
     )
     ideal = truth(heads, '01', scanner.label, 'desc-noiseless_T1w')
-    sigma = scanner.scale / scanner.snr
-    air = scan[ideal == 0]
-    assert air.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=0.1)
-    bright = ideal > 0.9 * scanner.scale
+    sigma = protocol.scale / protocol.snr
+    corner = scan[:6, :6, -6:]
+    # The second moment of air, which ringing hardly reaches, is that of all coils.
+    assert (corner**2).mean() == pytest.approx(2 * protocol.combined_coils * sigma**2, rel=0.15)
+    bright = truth(heads, '01', scanner.label, 'label-WM_probseg') > 0.95
     ratio = scan[bright] / ideal[bright]
-    assert abs(np.log(np.median(ratio))) < scanner.bias_strength + 0.05
-    assert np.log(ratio.max() / ratio.min()) < 2 * scanner.bias_strength + 12 / scanner.snr
+    most = hardware.receive_strength + hardware.transmit_deviation + 0.1
+    assert abs(np.log(np.median(ratio))) < most
+    assert (
+        0.5 * hardware.receive_strength
+        < np.log(np.percentile(ratio, 99) / np.percentile(ratio, 1))
+        < 2 * most + 0.4
+    )
+
+
+def test_the_canonical_image_is_the_same_head_without_any_error(heads: Path):
+    for scanner in PRESETS[:3]:
+        image = truth(heads, '01', scanner.label, 'desc-canonical_T1w')
+        parts = [truth(heads, '01', scanner.label, f'label-{t}_probseg') > 0.97 for t in ('GM', 'WM')]
+        grey, white = (float(np.median(image[part])) for part in parts)
+        assert white == pytest.approx(1, abs=0.15)  # people differ
+        assert 0.5 < grey / white < 0.9
+    north = truth(heads, '01', 'northA', 'desc-canonical_T1w') * PRESETS[0].protocol('T1w').scale
+    np.testing.assert_allclose(north, truth(heads, '01', 'northA', 'desc-noiseless_T1w'), rtol=1e-3, atol=0.1)
+
+
+def test_transforms_lead_from_a_scan_to_the_anatomy(heads: Path, small_head):
+    """Points that are surely white matter in the scan must be so in the anatomy."""
+    folder = heads / 'derivatives/truth/sub-01'
+    wm = nib.load(folder / 'ses-northA/anat/sub-01_ses-northA_label-WM_probseg.nii.gz')
+    places = np.argwhere(np.asarray(wm.dataobj) > 0.95)
+    lps = np.array([-1, -1, 1])
+    points = nib.affines.apply_affine(wm.affine, places) * lps
+    lines = (
+        (folder / 'ses-northA/anat/sub-01_ses-northA_from-orig_to-head_mode-points_xfm.txt')
+        .read_text()
+        .splitlines()
+    )
+    numbers = [float(word) for word in lines[3].split()[1:]]
+    points = points @ np.reshape(numbers[:9], (3, 3)).T + numbers[9:]
+    field = nib.load(folder / 'anat/sub-01_from-head_to-anatomy_mode-points_xfm.nii.gz')
+    assert field.header.get_intent()[0] == 'vector'
+    at = np.linalg.inv(field.affine) @ np.c_[points * lps, np.ones(len(points))].T
+    vectors = np.asarray(field.dataobj)[:, :, :, 0]
+    moved = points + np.stack(
+        [ndimage.map_coordinates(vectors[..., k], at[:3], order=1) for k in range(3)], -1
+    )
+    at = np.linalg.inv(small_head.affine) @ np.c_[moved * lps, np.ones(len(moved))].T
+    there = ndimage.map_coordinates(small_head.part('WM'), at[:3], order=1)
+    astray = ndimage.map_coordinates(small_head.part('WM'), at[:3] + 4, order=1)
+    assert there.mean() > 0.85
+    assert there.mean() > astray.mean() + 0.15
+
+
+def test_contrasts_on_grids_of_their_own_have_truth_of_their_own(tmp_path: Path):
+    scanner = next(s for s in PRESETS if s.protocol('T2w').voxel_size != s.protocol('T1w').voxel_size)
+    both = simulate(
+        tmp_path / 'both', subjects=1, scanners=[scanner], contrasts=['T1w', 'T2w'], resolution=RESOLUTION
+    )
+    for contrast, desc in (('T1w', ''), ('T2w', 'desc-T2w_')):
+        scan = nib.load(
+            both / f'sub-01/ses-{scanner.label}/anat/sub-01_ses-{scanner.label}_{contrast}.nii.gz'
+        )
+        labels = truth(both, '01', scanner.label, f'{desc}dseg')
+        assert scan.shape == labels.shape
+        assert scan.header.get_zooms()[2] == pytest.approx(
+            scanner.protocol(contrast).voxel_size[2]
+            * RESOLUTION
+            / min(scanner.protocol(contrast).voxel_size),
+            rel=1e-5,
+        )
+    alone = simulate(
+        tmp_path / 'alone', subjects=1, scanners=[scanner], contrasts=['T2w'], resolution=RESOLUTION
+    )
+    few, many = contents(alone), contents(both)
+    assert all(few[name] == many[name] for name in few if name.endswith('.nii.gz'))
+
+
+def test_label_maps_lesions_and_a_mass(label_map: Path, tmp_path: Path):
+    out = simulate(
+        tmp_path / 'ill', subjects=2, scanners=PRESETS[:1], labels=[label_map], resolution=RESOLUTION,
+        lesions=30, mass_mm=14.0,
+    )  # fmt: skip
+    with (out / 'participants.tsv').open() as stream:
+        rows = list(csv.DictReader(stream, delimiter='\t'))
+    assert [(row['anatomy'], row['lesions'], row['mass_mm']) for row in rows] == [('head', '30', '14')] * 2
+    assert all(float(row['lesion_ml']) > 1 for row in rows)
+    lesion = truth(out, '01', 'northA', 'label-lesion_mask') > 0
+    assert lesion.any()
+    assert (truth(out, '01', 'northA', 'dseg')[lesion] == 7).any()
+    assert 'label maps' in (out / 'README').read_text()
+    assert 'MNI152 template is copyright' not in (out / 'README').read_text()
 
 
 def test_same_seed_same_files_other_seed_other_files(tmp_path: Path):
-    options = {'subjects': 1, 'scanners': SCANNERS[:1], 'resolution': RESOLUTION}
+    options = {'subjects': 1, 'scanners': PRESETS[:1], 'resolution': RESOLUTION}
     one = contents(simulate(tmp_path / 'one', seed=1, **options))
     again = contents(simulate(tmp_path / 'again', seed=1, **options))
     other = contents(simulate(tmp_path / 'other', seed=2, **options))
@@ -177,7 +270,7 @@ def test_more_people_scanners_and_contrasts_leave_the_others_alone(heads: Path, 
         simulate(
             tmp_path / 'few',
             subjects=1,
-            scanners=SCANNERS[1:2],
+            scanners=PRESETS[1:2],
             contrasts=['T2w'],
             resolution=RESOLUTION,
             seed=5,
@@ -194,10 +287,11 @@ def test_more_people_scanners_and_contrasts_leave_the_others_alone(heads: Path, 
     [
         {'subjects': 0},
         {'scanners': ()},
-        {'scanners': (SCANNERS[0], SCANNERS[0])},
+        {'scanners': (PRESETS[0], PRESETS[0])},
         {'contrasts': ('T1w', 'T1w')},
-        {'contrasts': ('PDw',)},
-        {'resolution': 0.5},
+        {'contrasts': ('bold',)},
+        {'resolution': -1.0},
+        {'resolution': 11.0},
         {'resolution': float('nan')},
         {'seed': -1},
     ],
@@ -214,7 +308,7 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(dataset.os, 'replace', full)
     with pytest.raises(OSError, match='No space'):
-        simulate(tmp_path / 'out', subjects=1, scanners=SCANNERS[:1], resolution=RESOLUTION)
+        simulate(tmp_path / 'out', subjects=1, scanners=PRESETS[:1], resolution=RESOLUTION)
     assert contents(tmp_path) == {}
 
 
@@ -223,7 +317,7 @@ def test_progress_counts_every_scan_and_brain_only_is_recorded(tmp_path: Path):
     simulate(
         tmp_path,
         subjects=1,
-        scanners=SCANNERS[:2],
+        scanners=PRESETS[:2],
         resolution=RESOLUTION,
         head=False,
         progress=lambda *call: calls.append(call),
@@ -278,9 +372,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     'wrong',
     [
         ['--subjects', '0'],
-        ['--scanners', '9'],
         ['--contrasts', 'PET'],
-        ['--resolution', '7'],
+        ['--resolution', '-7'],
+        ['--resolution', 'fine'],
+        ['--draw', '1.5'],
         ['--seed', '-1'],
         [],
     ],
@@ -289,3 +384,53 @@ def test_wrong_command_lines_exit_with_the_usage_code(wrong: list[str], tmp_path
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / 'out'), *wrong] if wrong else [])
     assert stop.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'words'),
+    [
+        (['--scanners', '99'], 'built-in scanners'),
+        (['--scanners', 'nothA'], 'northA'),
+        (['--scanners', 'gone.json'], 'gone.json'),
+        (['--scanners', 'northA', 'northA'], 'named twice'),
+        (['--labels', 'gone.nii.gz'], 'no label map'),
+        (['--resolution', '50'], 'between 0 and 10'),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong(wrong, words, tmp_path, capsys):
+    assert main([str(tmp_path / 'out'), *wrong]) == ExitCode.USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_scanners_by_number_name_file_and_chance(tmp_path, monkeypatch):
+    seen: list[dict] = []
+    monkeypatch.setattr(dataset, 'simulate', lambda out, **options: seen.append(options))
+    own = replace(PRESETS[0], label='mine').to_dict()
+    (tmp_path / 'mine.json').write_text(json.dumps([own]))
+    main(
+        [
+            str(tmp_path / 'out'),
+            '--scanners',
+            '2',
+            'westD',
+            str(tmp_path / 'mine.json'),
+            '--draw',
+            '2',
+            '--seed',
+            '4',
+        ]
+    )
+    labels = [scanner.label for scanner in seen[0]['scanners']]
+    assert labels == ['northA', 'southB', 'westD', 'mine', 'drawn01', 'drawn02']
+    main([str(tmp_path / 'out'), '--scanners', 'all', '--draw', '1', '--seed', '4'])
+    assert len(seen[1]['scanners']) == len(PRESETS) + 1
+    assert seen[1]['scanners'][-1] == seen[0]['scanners'][-2]
+
+
+def test_scanners_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['--list-scanners'])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(PRESETS)
+    assert all(scanner.label in line for scanner, line in zip(PRESETS, lines, strict=True))

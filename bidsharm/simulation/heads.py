@@ -1,0 +1,203 @@
+"""Heads to start from: the MNI152 tissue maps in a simple shell of bone and scalp, or anybody's label map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bidsharm.errors import UsageError
+from bidsharm.imaging.grids import load_checked
+from bidsharm.imaging.templates import tissue_priors
+from bidsharm.simulation.anatomy import BRAIN_TISSUES, TISSUES, Anatomy, Float32, signed_distance
+
+#: Outer borders of the shells, in mm from the smoothed surface of the brain.
+SHELL_BORDERS = {'meninges': 2.0, 'skull': 8.0, 'scalp': 13.0}
+
+#: Where the middle of a brain lies (RAS mm): that of the MNI152 template.
+BRAIN_CENTRE = (0.0, -21.7, 9.6)
+#: How far below the middle of the brain a head is kept (mm): the neck fades out of the coils anyway.
+NECK_MM = 110.0
+
+#: Numbers of FreeSurfer (and of SimNIBS around the brain) and the tissue of the head that each is; parcels of the cortex (1000
+#: to 2999) are GM, those of white matter (3000 to 4999) WM. Choroid plexus counts as GM, which it resembles in a T1w.
+LABELS: dict[str, tuple[int, ...]] = {
+    'CSF': (4, 5, 14, 15, 24, 43, 44, 72, 213, 221, 256, 257),
+    'GM': (3, 8, 19, 20, 31, 42, 47, 55, 56, 63, 136, 137, 163, 164, 220, 8, 99, 193, 194, 195, 196, 197, 198, 199, 200),
+    'deep GM': (9, 10, 11, 12, 13, 17, 18, 26, 27, 48, 49, 50, 51, 52, 53, 54, 58, 59, 75, 76, 96, 97, 173, 174, 175, 178),
+    'WM': (2, 7, 16, 25, 28, 41, 46, 57, 60, 77, 78, 79, 85, 86, 155, 156, 192, 219, 223, 250, 251, 252, 253, 254, 255),
+    'vessel': (30, 62, 502, 514),
+    'eye': (506,),
+    'soft tissue': (507, 508, 509, 530),
+    'scalp': (511, 118, 258),
+    'cord': (512, 126),
+    'skull': (515, 165, 121, 129),
+    'marrow': (516, 142),
+}  # fmt: skip
+
+_MAPS = ('CSF', 'GM', 'WM')  # the tissue maps of the template
+_CLOSING_MM = 10.0  # sulci up to twice as wide lie inside the surface of the brain
+_MARGIN = 24.0  # mm of air around the brain of the template: the shell and what a warp may move it
+
+
+def load_template(*, head: bool = True, step: int = 1) -> Anatomy:
+    """Return the average anatomy: the bundled MNI152 tissue maps, in a procedural shell.
+
+    Parameters
+    ----------
+    head
+        Whether to put meninges, skull and scalp around the brain.
+    step
+        Voxel size in mm, a whole number.
+
+    Notes
+    -----
+    The shell follows the closed surface of the brain at fixed distances. It gives brain extraction
+    something to remove; there is no face, no neck and no marrow.
+    """
+    image, priors_image = tissue_priors()
+    mask = np.asarray(image.dataobj) > 0
+    priors = np.asarray(priors_image.dataobj, dtype=np.float32)
+    margin = int(np.ceil(_MARGIN / step)) * step
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    # Air on every side, and whole blocks of voxels.
+    widths = [
+        (margin, margin + (start - stop) % step) for start, stop in ((axis.start, axis.stop) for axis in box)
+    ]
+    total = np.where(
+        mask & (priors.sum(-1) > 0), priors.sum(-1), np.inf
+    )  # the maps reach a little beyond the brain
+    brain = np.stack([np.pad((priors[..., k] / total)[box], widths) for k in range(len(_MAPS))])
+    fractions = np.zeros((len(TISSUES), *(size // step for size in brain.shape[1:])), dtype=np.float32)
+    fractions[: len(_MAPS)] = _block_mean(brain, step)
+    if head:
+        fractions[len(_MAPS) : len(_MAPS) + len(SHELL_BORDERS)] = _shell(
+            fractions[: len(_MAPS)].sum(axis=0), float(step)
+        )
+    affine = np.array(priors_image.affine, dtype=float)
+    origin = np.array([axis.start - margin + (step - 1) / 2 for axis in box])
+    affine[:3, 3] += affine[:3, :3] @ origin
+    affine[:3, :3] *= step
+    return Anatomy(fractions, affine)
+
+
+def _block_mean(data: Float32, step: int) -> Float32:
+    x, y, z = (size // step for size in data.shape[1:])
+    return data.reshape(-1, x, step, y, step, z, step).mean(axis=(2, 4, 6))
+
+
+def load_labels(path: Path, *, head: bool = True) -> Anatomy:
+    """Return the head of a label map: a FreeSurfer-like segmentation, with or without what is around the brain.
+
+    The head is moved so that the middle of its brain is that of the template. Fluid inside the closed surface of the
+    brain is CSF, and that around it meninges; a map that ends at the cortex gets both. Labels are blurred by half a
+    voxel, which leaves every voxel at a border a mixture.
+
+    Parameters
+    ----------
+    path
+        Image of labels (:data:`LABELS`).
+    head
+        Whether to keep what is around the brain; where the map has nothing there, the shell of the template is used.
+
+    Raises
+    ------
+    UsageError
+        If the map has labels of an unknown meaning, or no brain.
+    bidsharm.errors.ScanError
+        If the image cannot be read.
+    """
+    image = nib.as_closest_canonical(load_checked(path))
+    codes = np.rint(np.asarray(image.dataobj)).astype(np.int32)
+    tissue = _tissues_of(codes, path.name)
+    affine = np.diag([*image.header.get_zooms()[:3], 1.0]).astype(float)
+    spacing = float(affine[0, 0])
+    solid = np.isin(tissue, [TISSUES.index(name) for name in ('GM', 'WM', 'deep GM')])
+    if not solid.any():
+        raise UsageError(
+            'The label map has no brain.', where=path.name, fix='Give a FreeSurfer-like segmentation.'
+        )
+    centre = np.array(ndimage.center_of_mass(solid))
+    tissue, solid, low = _cut(tissue, solid, centre, affine)
+    affine[:3, 3] = np.array(BRAIN_CENTRE) - affine[:3, :3] @ (centre - low)
+    coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
+    rough = _closed(solid[::coarse, ::coarse, ::coarse], spacing * coarse)
+    closed = np.kron(rough, np.ones((coarse, coarse, coarse), dtype=bool))[tuple(map(slice, solid.shape))]
+    fluid = np.isin(tissue, [TISSUES.index('CSF'), -1])
+    inner = (closed | solid) & fluid
+    outer = ~closed & (tissue == TISSUES.index('CSF'))
+    tissue[inner], tissue[outer] = TISSUES.index('CSF'), TISSUES.index('meninges')
+    fractions = np.zeros((len(TISSUES), *tissue.shape), dtype=np.float32)
+    for index in np.unique(tissue[tissue >= 0]):
+        ndimage.gaussian_filter((tissue == index).astype(np.float32), 0.5, output=fractions[index])
+    found = Anatomy(fractions, affine)
+    around = [index for index, name in enumerate(TISSUES) if name not in BRAIN_TISSUES]
+    if not head:
+        fractions[around] = 0
+    elif not fractions[TISSUES.index('scalp')].any():
+        fractions[around] = 0
+        shell = [TISSUES.index(name) for name in SHELL_BORDERS]
+        fractions[shell] = _shell(found.brain, spacing)
+    return found
+
+
+def _closed(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.bool_]:
+    """Return a mask with sulci and ventricles filled (morphological closing by :data:`_CLOSING_MM`)."""
+    return signed_distance(signed_distance(mask, spacing) <= _CLOSING_MM, spacing) <= -_CLOSING_MM
+
+
+def _tissues_of(codes: NDArray[np.int32], name: str) -> NDArray[np.int8]:
+    """Return the index of each voxel's tissue, -1 for air."""
+    table = {code: TISSUES.index(tissue) for tissue, numbers in LABELS.items() for code in numbers}
+    present, inverse = np.unique(codes, return_inverse=True)
+    indices, unknown = [], []
+    for code in present.tolist():
+        if 1000 <= code < 5000:
+            indices.append(TISSUES.index('GM' if code < 3000 else 'WM'))
+        else:
+            indices.append(-1 if code == 0 else table.get(code, -1))
+            unknown += [code] if code != 0 and code not in table else []
+    if unknown:
+        raise UsageError(
+            f'The label map has labels of unknown meaning: {", ".join(map(str, unknown[:12]))}.',
+            where=name, fix='Use the numbers of FreeSurfer; 0 is air.',
+        )  # fmt: skip
+    return np.array(indices, dtype=np.int8)[inverse].reshape(codes.shape)
+
+
+def _cut(
+    tissue: NDArray[np.int8],
+    solid: NDArray[np.bool_],
+    centre: NDArray[np.float64],
+    affine: NDArray[np.float64],
+) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64]]:
+    """Cut a map down to the head and some neck, with a margin of air; return it, the brain, and where the cut begins."""
+    sizes = np.diag(affine)[:3]
+    tissue[:, :, : max(0, int(centre[2] - NECK_MM / sizes[2]))] = -1
+    box = ndimage.find_objects((tissue >= 0).astype(np.uint8))[0]
+    margin = np.ceil(_MARGIN / sizes).astype(int)
+    widths = [(int(width), int(width)) for width in margin]
+    low = np.array([axis.start for axis in box]) - margin
+    return np.pad(tissue[box], widths, constant_values=-1), np.pad(solid[box], widths), low
+
+
+def _shell(brain: Float32, spacing: float) -> Float32:
+    """Return meninges, skull and scalp around a brain (fraction per voxel), shape (3, X, Y, Z)."""
+    mask = brain >= 0.5
+    coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
+    size = spacing * coarse
+    closed = _closed(mask[::coarse, ::coarse, ::coarse], size)
+    distance = ndimage.gaussian_filter(signed_distance(closed, size), 3 / size)
+    if coarse > 1:
+        points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij')
+        distance = ndimage.map_coordinates(distance, points, order=1, mode='nearest', output=np.float32)
+    filled = brain
+    layers = []
+    for border in SHELL_BORDERS.values():
+        within = np.maximum(np.clip(0.5 + (border - distance) / spacing, 0, 1), filled)
+        layers.append(within - filled)
+        filled = within
+    return np.stack(layers).astype(np.float32)
