@@ -409,7 +409,9 @@ def _write_pose(out: Path, stem: Path, person: Person, pose: NDArray[np.float64]
 
 def _write_warp(out: Path, person: Person) -> None:
     """Write the warp from a head at the size of its anatomy to the anatomy, as an ITK displacement field."""
-    data = np.moveaxis(person.warp.displacement, 0, -1)[:, :, :, None] * np.float32([-1, -1, 1])
+    data = np.moveaxis(person.warp.displacement, 0, -1)[:, :, :, None] * np.array(
+        [-1, -1, 1], dtype=np.float32
+    )
     image = nib.Nifti1Image(data.astype(np.float32), person.warp.affine)
     image.header.set_intent('vector')
     image.header.set_xyzt_units('mm')
