@@ -176,6 +176,8 @@ def _check_labels(settings: Settings) -> None:
         ('--participant-label', settings.participant_label, 'subject'),
         ('--session-label', settings.session_label, 'session'),
     ):
+        if not wanted:
+            continue  # listing the folders of a thousand subjects takes a while on a network
         present = raw_labels(settings.bids_dir, kind)
         if absent := absent_labels(wanted, present, kind):
             raise UsageError(
