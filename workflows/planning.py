@@ -178,8 +178,9 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
         scans = _spread([scan for scan in everyone.scans if scan.site == text], settings.target_scans)
     elif Path(text).is_file():
         _check_reference(Path(text))
-        kind, target = 'reference', f'reference:{Path(text).resolve()}'
-        scans = (_reference_scan(Path(text).resolve()),)
+        # Not where a link leads: in an annex the name of the image is that of the link.
+        kind, target = 'reference', f'reference:{Path(text).absolute()}'
+        scans = (_reference_scan(Path(text).absolute()),)
     else:
         raise UsageError(
             f'"{text}" is neither a site of this data set nor a file.',

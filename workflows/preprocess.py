@@ -245,7 +245,7 @@ def init_brain_extraction_wf(
     ants_wf = init_ants_extraction_wf(omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed)
     reuse_mask = pe.Node(
         ReuseMask(
-            name=scan_name, method='ANTs registration to the template', see_stripped=skull_strip == 'auto',
+            name=scan_name, method='ANTs registration to the template', judge='deepbet' if skull_strip == 'auto' else 'nobody',
             num_threads=omp_nthreads,
         ),
         name='reuse_mask', n_procs=omp_nthreads, mem_gb=mem_gb + 1.5,

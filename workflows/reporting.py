@@ -37,7 +37,7 @@ def records_of(root: Path, subject: str | None = None) -> list[dict[str, Any]]:
         if _is_trusted(record, place):
             records.append(record)
         else:
-            _log.warning('This record is ignored, because it names what cannot be ours: %s', file)
+            _log.warning('This record is ignored, because it is not one that this version writes: %s', file)
     return sorted(records, key=lambda record: str(record.get('scan', '')))
 
 

@@ -160,7 +160,8 @@ def _extraction(settings: Settings) -> str:
         'ants': 'by registering the template to the scan (affine and SyN)',
     }[settings.brain_extraction]
     given = ' or a mask was given' if settings.derivatives else ''
-    already = ' a scan was already skull-stripped' if settings.skull_strip == 'auto' else ''
+    judged = ' (by deepbet)' if settings.brain_extraction == 'ants' else ''
+    already = f' a scan was already skull-stripped{judged}' if settings.skull_strip == 'auto' else ''
     unless = f', unless{already}{given}'.replace('unless or', 'unless') if already or given else ''
     return f'The brain was extracted {how}{unless}.'
 

@@ -38,10 +38,17 @@ def open_layout(settings: Settings) -> BIDSLayout:
     try:
         if not (database / INDEX_FILE).is_file():
             _make_index(root, database)
+    except OSError as error:
+        raise UsageError(
+            f'The index cannot be kept: {reason(error)}.',
+            where=f'--bids-database-dir {database}', fix='Give a folder that can be written.',
+        ) from None  # fmt: skip
+    try:
         layout = _layout(root, database_path=str(database))
         known = Path(layout.root)  # what the index says, not what was asked for
     except Exception as error:  # noqa: BLE001 - pybids, SQLAlchemy and SQLite each have errors of their own
-        raise _unusable(reason(error).splitlines()[0], database) from None
+        first, *_ = [*reason(error).splitlines(), type(error).__name__]
+        raise _unusable(first, database) from None
     if known.resolve() != root:
         raise _unusable(f'it was made of {known}', database)
     return layout

@@ -20,7 +20,7 @@ UNKNOWN_SITE = 'unknown'
 MAKERS = {
     'siemens': 'Siemens', 'ge ': 'GE', 'ge_': 'GE', 'ge-': 'GE', 'general electric': 'GE',
     'philips': 'Philips', 'canon': 'Canon', 'toshiba': 'Toshiba', 'hitachi': 'Hitachi', 'fujifilm': 'Fujifilm',
-    'bruker': 'Bruker', 'uih': 'UIH', 'united imaging': 'UIH', 'hyperfine': 'Hyperfine', 'esaote': 'Esaote',
+    'bruker': 'Bruker', 'uih': 'UIH', 'united imaging': 'UIH', 'shanghai united': 'UIH', 'gehc': 'GE', 'gems': 'GE', 'hyperfine': 'Hyperfine', 'esaote': 'Esaote',
 }  # fmt: skip
 
 #: Field strengths (tesla) of scanners for people; a magnet is sold as 3 T and runs at 2.89 T.
@@ -107,7 +107,7 @@ def _nominal_tesla(value: object) -> tuple[object, str]:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return value, ''
     try:
-        tesla = float(str(value).strip().rstrip('Tt'))
+        tesla = float(re.sub(r'(?i)\s*t(esla)?$', '', str(value).strip()))
     except ValueError:
         return value, ''
     if not math.isfinite(tesla):

@@ -183,7 +183,7 @@ def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> A
         raise ScanError(
             f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name
         )
-    _note_header_forms(image, warnings)
+    _note_header_forms(image, scale, warnings)
     return _orthonormal(affine, sizes, name, warnings)
 
 
@@ -198,7 +198,7 @@ def _plausible(sizes: NDArray) -> bool:
     return bool(sizes.min() >= VOXEL_SIZE_MM[0] and sizes.max() <= VOXEL_SIZE_MM[1])
 
 
-def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
+def _note_header_forms(image: nib.Nifti1Image, scale: float, warnings: list[str]) -> None:
     if not isinstance(image.header, nib.Nifti1Header):
         return
     sform, qform = int(image.header['sform_code']), int(image.header['qform_code'])
@@ -208,7 +208,7 @@ def _note_header_forms(image: nib.Nifti1Image, warnings: list[str]) -> None:
         )
     elif sform and qform:
         try:
-            apart = corner_distance(image.get_sform(), image.get_qform(), image.shape)
+            apart = scale * corner_distance(image.get_sform(), image.get_qform(), image.shape)
         except (ValueError, nib.spatialimages.HeaderDataError):  # rounded by other software
             warnings.append('The qform is not a rotation; the sform was used.')
             return

@@ -137,7 +137,8 @@ def check_brain(mask: NDArray[np.bool_], affine: Affine, *, name: str) -> list[s
         raise ScanError(
             f'The brain mask holds {volume:.0f} ml, which is no brain.',
             where=name,
-            fix='Look at the scan; give a mask with --derivatives, or try --brain-extraction ants.',
+            fix='Look at the scan; give a mask with --derivatives, try --brain-extraction ants, or, for a stripped '
+            'scan, --skull-strip skip.',
         )
     if not USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         return [f'The brain mask holds {volume:.0f} ml, which is unusual for an adult; look at the mask.']

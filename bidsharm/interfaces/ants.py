@@ -101,7 +101,7 @@ class _Tool:
 
     def run(self, cwd: str | None = None, **options: Any) -> Any:
         """Run the tool in a folder (the current one by default)."""
-        folder = Path(cwd or Path.cwd())
+        folder = Path(cwd or '.').absolute()
         with _plain_names(self.inputs, folder):
             return super().run(cwd=str(folder), **options)  # type: ignore[misc]
 

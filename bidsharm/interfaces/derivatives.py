@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def save_result(
     """
     if spec['kind'] == 'file':
         target = root / spec['path']
-        copy_file(source, target)
-        return {spec['path']: {**fingerprint(source), 'mtime_ns': target.stat().st_mtime_ns}}
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+            return {spec['path']: fingerprint(temporary)}
     image = open_image(source)
     names = spec['path'] if isinstance(spec['path'], list) else [spec['path']]
     sidecars = spec['sidecar'] if isinstance(spec['sidecar'], list) else [spec['sidecar']]

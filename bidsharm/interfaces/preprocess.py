@@ -87,6 +87,7 @@ class ExtractBrain(Interface):
 
 #: What made the mask of a scan that is skull-stripped.
 CAME_STRIPPED = 'the scan came skull-stripped'
+IF_STRIPPED = 'If the scan is skull-stripped, use --skull-strip skip.'
 
 
 def _deepbet_mask(in_file: str, cwd: Path, name: str, device: str, threads: int) -> NDArray[np.bool_]:
@@ -103,7 +104,7 @@ def _doubts(support: NDArray | None, mask: NDArray, affine: NDArray) -> list[str
     rest, brain = (masks.volume_ml(item, affine) for item in (support, mask))
     warning = (
         f'What is not background holds {rest:.0f} ml, which a brain could; deepbet sees a head around a brain of '
-        f'{brain:.0f} ml. If the scan is skull-stripped, use --skull-strip skip.'
+        f'{brain:.0f} ml. {IF_STRIPPED}'
     )
     return [warning]
 
@@ -115,9 +116,10 @@ class _ReuseIn(BaseInterfaceInputSpec):
     )
     name = traits.Str(desc='name of the scan, for messages')
     method = traits.Str('reused', usedefault=True, desc='what made the mask')
-    see_stripped = traits.Bool(
-        False, usedefault=True, desc='if the scan is skull-stripped, take what is left of it instead'
-    )
+    judge = traits.Enum(
+        'mask', 'deepbet', 'nobody', usedefault=True,
+        desc='what says whether the scan is skull-stripped; with deepbet, what is left of such a scan is the mask',
+    )  # fmt: skip
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads')
 
 
@@ -131,11 +133,19 @@ class ReuseMask(Interface):
         image, mask = grids.open_image(self.inputs.in_file), grids.open_image(self.inputs.mask_file)
         name = self.given('name', '')
         support = masks.stripped_support(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-        if self.inputs.see_stripped and support is not None:
-            # A mask by registration is no judge: the template's head does not fit a stripped scan.
-            judge = _deepbet_mask(self.inputs.in_file, cwd, name, 'cpu', self.inputs.num_threads)
-            if masks.is_stripped(support, judge):
-                return _mask_results(cwd, support, image.affine, name, CAME_STRIPPED, True)
+        doubts: list[str] = []
+        # A mask by registration is no judge: the template's head does not fit a stripped scan.
+        if self.inputs.judge == 'deepbet' and support is not None:
+            try:
+                judge = _deepbet_mask(self.inputs.in_file, cwd, name, 'cpu', self.inputs.num_threads)
+            except ScanError as error:
+                doubts = [
+                    f'Whether the scan is skull-stripped could not be told ({error.what}) {IF_STRIPPED}'
+                ]
+            else:
+                if masks.is_stripped(support, judge):
+                    return _mask_results(cwd, support, image.affine, name, CAME_STRIPPED, True)
+                doubts = _doubts(support, judge, image.affine)
         found = np.squeeze(np.asarray(mask.dataobj)) > 0.5
         if not grids.same_grid(image, mask):
             found = grids.resample(found, mask.affine, image.shape, image.affine, order=0) > 0.5
@@ -145,8 +155,10 @@ class ReuseMask(Interface):
                 where=name,
                 fix='Is it of the same subject?',
             )
-        stripped = masks.is_stripped(support, found)
-        return _mask_results(cwd, found, image.affine, name, self.inputs.method, stripped)
+        stripped = self.inputs.judge == 'mask' and masks.is_stripped(support, found)
+        results = _mask_results(cwd, found, image.affine, name, self.inputs.method, stripped)
+        results['warnings'] += doubts
+        return results
 
 
 def _mask_results(
@@ -268,7 +280,10 @@ class ApplyField(Interface):
         field = self.given('field_file')
         if field:
             values, field_affine = read(field)
-            data, _ = bias.apply_field(data, mask, affine, values, field_affine, shift=self.inputs.shift)
+            corrected, _ = bias.apply_field(data, mask, affine, values, field_affine, shift=self.inputs.shift)
+            # What is background by its exact value has no field, and stays what it is where 0 is an intensity.
+            empty = (data == masks.background_value(data)) & ~mask
+            data = np.where(empty, data, corrected)
         margin = np.ceil(6.0 / grids.voxel_sizes(affine)).astype(int)
         box = grids.bounding_box(mask, (int(margin[0]), int(margin[1]), int(margin[2])))
         cut = grids.crop_affine(affine, box)

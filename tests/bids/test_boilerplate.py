@@ -75,7 +75,8 @@ def test_what_every_run_does_is_named(write):
     ('values', 'named', 'absent'),
     [
         ({}, ['deepbet', 'already skull-stripped'], ['a mask was given']),
-        ({'brain_extraction': 'ants'}, ['registering the template'], ['deepbet']),
+        ({'brain_extraction': 'ants'}, ['registering the template', 'already skull-stripped (by deepbet)'], ['with deepbet']),
+        ({'brain_extraction': 'ants', 'skull_strip': 'force'}, ['registering the template'], ['deepbet']),
         ({'skull_strip': 'skip'}, ['taken as skull-stripped'], ['deepbet', 'was extracted']),
         ({'skull_strip': 'skip', 'brain_extraction': 'ants'}, ['taken as skull-stripped'], ['was extracted']),
         ({'skull_strip': 'force'}, ['with deepbet.'], ['already skull-stripped']),

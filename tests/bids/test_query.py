@@ -217,6 +217,13 @@ def test_index_of_another_data_set_is_refused(cohort, make_tree, tmp_path):
         cohort.select(bids_database_dir=index)
 
 
+def test_index_that_cannot_be_kept(cohort, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UsageError, match='cannot be kept') as caught:
+        cohort.select(bids_database_dir=tmp_path / 'file' / 'index')
+    assert 'can be written' in caught.value.fix
+
+
 def test_jobs_that_start_together_share_an_index(cohort, tmp_path):
     """None may read what another has half written."""
     index = tmp_path / 'index'
@@ -485,7 +492,7 @@ def test_every_field_tells_scanners_apart(tree, field):
         ('Manufacturer', ['GE', 'GE MEDICAL SYSTEMS', 'General Electric', 'ge_healthcare', 'ge'], 'GE'),
         ('Manufacturer', ['Philips', 'Philips Medical Systems', 'PHILIPS-F82F70A'], 'Philips'),
         ('Manufacturer', ['Geneva Magnets'], 'GenevaMagnets'),
-        ('MagneticFieldStrength', [3, 3.0, '3', ' 3.0 ', 2.89362, 2.9], '3T'),
+        ('MagneticFieldStrength', [3, 3.0, '3', ' 3.0 ', '3T', '3 Tesla', 2.89362, 2.9], '3T'),
         ('MagneticFieldStrength', [1.5, '1.5', 1.494], '1.5T'),
         ('MagneticFieldStrength', [0.55], '0.55T'),
         ('MagneticFieldStrength', [0.5], '0.5T'),

@@ -576,6 +576,18 @@ def test_same_grid_tells_grids_apart():
     assert not grids.same_grid(image, grids.make_image(voxels()[:-1], np.eye(4)))
 
 
+def test_forms_are_compared_in_mm(tmp_path):
+    image = nib.Nifti1Image(voxels(), np.diag([1e-3, 1e-3, 1e-3, 1]))
+    moved = image.affine.copy()
+    moved[0, 3] = 0.5  # half a metre
+    image.set_sform(image.affine, code=1)
+    image.set_qform(moved, code=1)
+    image.header.set_xyzt_units('meter')
+    image.to_filename(tmp_path / 'scan.nii')
+    result = grids.conform(tmp_path / 'scan.nii')
+    assert any('sform and qform differ (by 500.0 mm)' in text for text in result.warnings)
+
+
 def test_grids_that_are_turned_a_little_are_not_the_same(make_affine):
     """Half a degree is nothing in a cosine, and a voxel and more at the corner of a head."""
     data = np.zeros((256, 256, 160), np.uint8)

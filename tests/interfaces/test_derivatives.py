@@ -158,7 +158,8 @@ def test_fingerprints_are_those_of_what_this_process_wrote(raw, canonical, tmp_p
     def late(source: Path, target: Path) -> None:
         replace(source, target)
         ours[Path(target).name] = fingerprint(Path(target))
-        Path(target).write_bytes(b'of another job')
+        other = bytes(len(Path(target).read_bytes()))  # as long, and other content
+        Path(target).write_bytes(other)
 
     canonical.to_filename(tmp_path / 'result.nii')
     (tmp_path / 'Composite.h5').write_bytes(b'transform')

@@ -131,12 +131,47 @@ def test_beside_a_mask_by_registration_deepbet_judges(stripped, tmp_path, head, 
     file = childs_head(head, image, save_image, tmp_path)
     rough = ndimage.binary_erosion(head.mask, iterations=2)
     mask = childs_head(head, rough.astype(np.uint8), save_image, tmp_path / 'm')
-    tool = ReuseMask(in_file=file, mask_file=mask, method='ANTs', see_stripped=True, num_threads=3)
+    tool = ReuseMask(in_file=file, mask_file=mask, method='ANTs', judge='deepbet', num_threads=3)
     outputs = tool.run(cwd=str(tmp_path)).outputs
     assert [request['threads'] for request in network] == [3]
     assert outputs.sidecar == {'SkullStripped': stripped}
     assert outputs.method == ('the scan came skull-stripped' if stripped else 'ANTs')
     np.testing.assert_array_equal(voxels(outputs.out_mask), head.mask if stripped else rough)
+    assert any('a head around a brain' in warning for warning in outputs.warnings) == (not stripped)
+
+
+@pytest.mark.parametrize('judge', ['deepbet', 'nobody'])
+def test_without_a_judge_the_mask_by_registration_counts(judge, tmp_path, head, save_image, monkeypatch):
+    """deepbet fails on some scans; who asked for ants then needs it least."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ScanError('deepbet found no brain in it.')
+
+    monkeypatch.setattr(preprocess, 'run_isolated', fail)
+    file = childs_head(head, np.where(head.mask, head.ideal, 0), save_image, tmp_path)
+    mask = childs_head(head, head.mask.astype(np.uint8), save_image, tmp_path / 'm')
+    tool = ReuseMask(in_file=file, mask_file=mask, method='ANTs', judge=judge)
+    outputs = tool.run(cwd=str(tmp_path)).outputs
+    assert (outputs.method, outputs.sidecar) == ('ANTs', {'SkullStripped': False})
+    np.testing.assert_array_equal(voxels(outputs.out_mask), head.mask)
+    assert any('could not be told' in text and 'skip' in text for text in outputs.warnings) == (
+        judge == 'deepbet'
+    )
+
+
+def test_an_exact_background_stays_what_it_is(tmp_path, head, save_image):
+    """In a stripped z-score 0 is an intensity like others; the field must not turn the background into noise."""
+    inside = head.data[head.mask]
+    score = np.where(head.mask, (head.data - inside.mean()) / inside.std(), 0).astype(np.float32)
+    scan = save_image(tmp_path / 'scan.nii', score, head.affine)
+    mask = save_image(tmp_path / 'mask.nii', head.mask.astype(np.uint8), head.affine)
+    field = save_image(
+        tmp_path / 'field.nii', np.linspace(0.7, 1.4, score.size).reshape(score.shape), head.affine
+    )
+    tool = ApplyField(in_file=scan, mask_file=mask, field_file=field, shift=5.0)
+    corrected = voxels(tool.run(cwd=str(tmp_path)).outputs.out_file)
+    assert not corrected[~head.mask].any()
+    assert np.abs(corrected - score)[head.mask].max() > 0.5
 
 
 def test_force_strips_what_looks_stripped(tmp_path, head_files, network):

@@ -612,6 +612,19 @@ def test_model_may_be_named_with_the_reference_that_it_was_learnt_from(sites, ma
             make_plan(make_settings(harmonizer='nyul', model=model, target=target), sites)
 
 
+def test_reference_that_is_a_link_goes_by_its_own_name(cohort, make_settings, tmp_path):
+    """In an annex the link has the name of the image, and what it leads to has a key."""
+    key = tmp_path / 'annex' / 'MD5E-s5--abc.nii.gz'
+    key.parent.mkdir()
+    nib.Nifti1Image(np.ones((12, 12, 12), np.int16), np.eye(4)).to_filename(key)
+    link = tmp_path / 'sub-ref_T2w.nii.gz'
+    link.symlink_to(key)
+    card = registry.get('nyul').card
+    target, scans = resolve_target(make_settings(target=str(link)), card, cohort({'sub-01_T2w': 'A'}))
+    assert target == f'reference:{link}'
+    assert [scan.suffix for scan in scans] == ['T2w']
+
+
 def test_model_brings_its_own_target(sites, make_settings, north_model):
     """The data set at hand need not know the site that the model was learnt from."""
     elsewhere = replace(sites, scans=tuple(replace(scan, site='west') for scan in sites.scans))
