@@ -51,6 +51,7 @@ lint: $(VENV)/.lint
 
 # Half an hour on two cores. BIDSHARM_REAL_DATA names the real scans.
 REAL_OUT ?= build/real
+SIMULATED ?= build/simulated
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
@@ -58,6 +59,10 @@ benchmark: $(VENV)/.test
 	for script in bias_levels extraction carry classical_real; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
 	$(BIN)/python benchmarks/lesions.py
+	$(BIN)/bidsharm-simulate $(SIMULATED) --subjects 2 --scanners coastE lakeN --contrasts T1w FLAIR --lesions 12 \
+	  --labels $(BIDSHARM_LABELS)/head-01.nii.gz $(BIDSHARM_LABELS)/head-05.nii.gz --resolution 1.2 --seed 3 --force
+	$(BIN)/bidsharm $(SIMULATED) $(SIMULATED)-out participant --skip-bids-validation --site session
+	$(BIN)/python benchmarks/simulated_real.py $(REAL_OUT) $(SIMULATED)-out
 	$(BIN)/python benchmarks/figures.py
 
 clean:

@@ -21,7 +21,7 @@ from bidsharm import __version__
 from bidsharm.errors import UsageError
 from bidsharm.simulation.acquisition import acquire, canonical_image, gradient_error
 from bidsharm.simulation.anatomy import DSEG_LABELS, SEGMENTED, Anatomy
-from bidsharm.simulation.heads import load_labels, load_template
+from bidsharm.simulation.heads import TEMPLATE_SIZE, load_labels, load_template
 from bidsharm.simulation.people import Person, draw_person, random_pose
 from bidsharm.simulation.presets import PRESETS
 from bidsharm.simulation.protocols import Protocol, Scanner
@@ -147,7 +147,7 @@ def simulate(
         assert anatomy is not None
         person = draw_person(
             _random(seed, 'person', number), label, anatomy, ventricle_walls(anatomy),
-            lesions=lesions, mass_mm=mass_mm, texture=texture,
+            lesions=lesions, mass_mm=mass_mm, texture=texture, usual_size=1.0 if source else TEMPLATE_SIZE,
         )  # fmt: skip
         rows.append(_participant(person, source.name.split('.')[0] if source else 'MNI152'))
         _write_warp(out, person)

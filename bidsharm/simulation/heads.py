@@ -19,6 +19,8 @@ SHELL_BORDERS = {'meninges': 2.0, 'skull': 8.0, 'scalp': 13.0}
 
 #: Where the middle of a brain lies (RAS mm): that of the MNI152 template.
 BRAIN_CENTRE = (0.0, -21.7, 9.6)
+#: Linear size of people relative to the template, whose brain of 1.9 l is that of a giant.
+TEMPLATE_SIZE = 0.925
 #: How far below the middle of the brain a head is kept (mm): the neck fades out of the coils anyway.
 NECK_MM = 110.0
 

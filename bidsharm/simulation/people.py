@@ -80,6 +80,7 @@ def draw_person(
     lesions: int = 0,
     mass_mm: float = 0.0,
     texture: bool = True,
+    usual_size: float = 1.0,
 ) -> Person:
     """Draw a person: age, sex and head.
 
@@ -99,6 +100,8 @@ def draw_person(
         Radius of a tumour-like mass in mm; 0 for none.
     texture
         Whether tissue varies within itself.
+    usual_size
+        Linear size of people relative to the anatomy.
     """
     age = int(rng.integers(20, 81))
     sex = str(rng.choice(['F', 'M']))
@@ -106,7 +109,7 @@ def draw_person(
     # Round numbers, not fitted ones.
     ventricles = VENTRICLES_MM * later + VENTRICLES_SPREAD * rng.standard_normal()
     cortex = max(0.0, CORTEX_MM * later + CORTEX_SPREAD * rng.standard_normal())
-    size = SIZE[sex] * (1 + SIZE_SPREAD * rng.standard_normal())
+    size = usual_size * SIZE[sex] * (1 + SIZE_SPREAD * rng.standard_normal())
     factors = 1 + rng.standard_normal((len(TISSUES), 2)) * RELAXATION_SPREAD
     velocity = ventricles * walls
     head = add_lesions(widen_sulci(anatomy, cortex), lesions, rng)
