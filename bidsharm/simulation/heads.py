@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -39,6 +40,13 @@ LABELS: dict[str, tuple[int, ...]] = {
     'skull': (515, 165, 121, 129),
     'marrow': (516, 142),
 }  # fmt: skip
+
+#: Numbers of the ventricles, whose fluid is pure.
+VENTRICLES = (4, 5, 14, 15, 43, 44, 72, 213, 221)
+#: How much thinner the cortex of label maps is than that of people (mm): half a voxel of sulcus goes to each bank.
+THIN_CORTEX_MM = 0.5
+#: Part of the fluid in sulci that is membranes and vessels.
+MEMBRANES = 0.3
 
 _MAPS = ('CSF', 'GM', 'WM')  # the tissue maps of the template
 _CLOSING_MM = 10.0  # sulci up to twice as wide lie inside the surface of the brain
@@ -96,7 +104,8 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
 
     The head is moved so that the middle of its brain is that of the template. Fluid inside the closed surface of the
     brain is CSF, and that around it meninges; a map that ends at the cortex gets both. Labels are blurred by half a
-    voxel, which leaves every voxel at a border a mixture.
+    voxel, which leaves every voxel at a border a mixture. Voxels of a millimetre make sulci too wide and too clean, so
+    cortex grows into them (:func:`narrow_sulci`), and what fluid is left holds some membranes and vessels.
 
     Parameters
     ----------
@@ -114,7 +123,7 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     """
     image = nib.as_closest_canonical(load_checked(path))
     codes = np.rint(np.asarray(image.dataobj)).astype(np.int32)
-    tissue = _tissues_of(codes, path.name)
+    tissue, ventricles = _tissues_of(codes, path.name), np.isin(codes, VENTRICLES)
     affine = np.diag([*image.header.get_zooms()[:3], 1.0]).astype(float)
     spacing = float(affine[0, 0])
     solid = np.isin(tissue, [TISSUES.index(name) for name in ('GM', 'WM', 'deep GM')])
@@ -123,7 +132,7 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
             'The label map has no brain.', where=path.name, fix='Give a FreeSurfer-like segmentation.'
         )
     centre = np.array(ndimage.center_of_mass(solid))
-    tissue, solid, low = _cut(tissue, solid, centre, affine)
+    (tissue, solid, ventricles), low = _cut(tissue, (solid, ventricles), centre, affine)
     affine[:3, 3] = np.array(BRAIN_CENTRE) - affine[:3, :3] @ (centre - low)
     coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
     rough = _closed(solid[::coarse, ::coarse, ::coarse], spacing * coarse)
@@ -135,7 +144,10 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     fractions = np.zeros((len(TISSUES), *tissue.shape), dtype=np.float32)
     for index in np.unique(tissue[tissue >= 0]):
         ndimage.gaussian_filter((tissue == index).astype(np.float32), 0.5, output=fractions[index])
-    found = Anatomy(fractions, affine)
+    found = _mix_membranes(
+        narrow_sulci(Anatomy(fractions, affine), THIN_CORTEX_MM, keep=ventricles), ventricles
+    )
+    fractions = found.fractions
     around = [index for index, name in enumerate(TISSUES) if name not in BRAIN_TISSUES]
     if not head:
         fractions[around] = 0
@@ -170,20 +182,58 @@ def _tissues_of(codes: NDArray[np.int32], name: str) -> NDArray[np.int8]:
     return np.array(indices, dtype=np.int8)[inverse].reshape(codes.shape)
 
 
+def narrow_sulci(head: Anatomy, millimetres: float, *, keep: NDArray[np.bool_]) -> Anatomy:
+    """Let cortex grow into the fluid that it borders on.
+
+    Parameters
+    ----------
+    head
+        The head; it is left as it is.
+    millimetres
+        How far.
+    keep
+        Fluid that stays: the ventricles, shape (X, Y, Z).
+    """
+    spacing = np.diag(head.affine)[:3]
+    cortex = head.part('GM') > 0.5
+    # The border lies half a voxel before the centre of the first voxel that is no cortex.
+    away = ndimage.distance_transform_edt(~cortex, sampling=spacing) - spacing.mean() / 2
+    grown = np.clip(0.5 + (millimetres - away) / spacing.mean(), 0, 1).astype(np.float32)
+    grown *= ~ndimage.binary_dilation(keep)
+    fractions = head.fractions.copy()
+    for name in ('CSF', 'meninges'):
+        taken = grown * head.part(name)
+        fractions[TISSUES.index(name)] -= taken
+        fractions[TISSUES.index('GM')] += taken
+    return Anatomy(fractions, head.affine, head.texture)
+
+
+def _mix_membranes(head: Anatomy, ventricles: NDArray[np.bool_]) -> Anatomy:
+    """Turn some of the fluid outside the ventricles into soft tissue."""
+    fractions = head.fractions.copy()
+    taken = MEMBRANES * ~ndimage.binary_dilation(ventricles) * head.part('CSF')
+    fractions[TISSUES.index('CSF')] -= taken
+    fractions[TISSUES.index('soft tissue')] += taken
+    return Anatomy(fractions, head.affine, head.texture)
+
+
 def _cut(
     tissue: NDArray[np.int8],
-    solid: NDArray[np.bool_],
+    masks: tuple[NDArray[np.bool_], ...],
     centre: NDArray[np.float64],
     affine: NDArray[np.float64],
-) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64]]:
-    """Cut a map down to the head and some neck, with a margin of air; return it, the brain, and where the cut begins."""
+) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+    """Cut a map and masks down to the head and some neck, with a margin of air; return them and where the cut begins."""
     sizes = np.diag(affine)[:3]
     tissue[:, :, : max(0, int(centre[2] - NECK_MM / sizes[2]))] = -1
     box = ndimage.find_objects((tissue >= 0).astype(np.uint8))[0]
     margin = np.ceil(_MARGIN / sizes).astype(int)
     widths = [(int(width), int(width)) for width in margin]
     low = np.array([axis.start for axis in box]) - margin
-    return np.pad(tissue[box], widths, constant_values=-1), np.pad(solid[box], widths), low
+    return (
+        np.pad(tissue[box], widths, constant_values=-1),
+        *(np.pad(mask[box], widths) for mask in masks),
+    ), low
 
 
 def _shell(brain: Float32, spacing: float) -> Float32:
