@@ -1,0 +1,251 @@
+"""The network of `isotone`: from local histograms of a scan to a smooth gain and one increasing curve.
+
+Everything here works on cells of 8 mm and on intensities in units of the scan itself, so neither the voxel size nor the scale or
+the offset of the intensities can matter. What the network predicts is applied elsewhere, at full resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Edge of a cell, and of the control grid of the gain (mm).
+CELL_MM, CONTROL_MM = 8.0, 16.0
+#: Quantiles of the scan that become 0 and 1.
+LOW, HIGH = 0.005, 0.9
+#: Bins of the histogram of a cell: their number, and the middle of the first and of the last.
+BINS, FIRST, LAST = 22, -0.05, 1.525
+#: Knots of the curve, and the value at the last one; the first lies at 0 and 1 is the 90th percentile after the gain is removed.
+KNOTS, TOP = 20, 1.52
+#: Bounds of the slope of the curve.
+STEEPEST = 6.0
+#: Largest absolute logarithm of the gain.
+LARGEST_GAIN = 1.5
+#: Bins of the histogram of the whole scan after the gain is removed, over the range of the curve.
+GLOBAL_BINS = 38
+#: Channels of a cell: histogram, share of the cell that is brain, place in the brain.
+CHANNELS = BINS + 1 + 3
+
+
+def soft_histogram(values: Tensor, cells: Tensor, count: int) -> Tensor:
+    """Return histograms of cells, every value shared by the two nearest bins.
+
+    Parameters
+    ----------
+    values
+        Intensities in units of the scan, shape (N,).
+    cells
+        Index of the cell of each value, shape (N,), integer.
+    count
+        Number of cells.
+
+    Returns
+    -------
+    Tensor of shape (22, count)
+        Shares that sum to 1 in every cell that holds a value, and to 0 in others.
+    """
+    place = ((values - FIRST) / ((LAST - FIRST) / (BINS - 1))).clamp(0, BINS - 1)
+    lower = place.floor().clamp(max=BINS - 2)
+    weight = place - lower
+    index = lower.long() * count + cells
+    flat = torch.zeros(BINS * count, dtype=values.dtype, device=values.device)
+    flat.index_add_(0, index, 1 - weight)
+    flat.index_add_(0, index + count, weight)
+    table = flat.reshape(BINS, count)
+    return table / table.sum(dim=0).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of a batch of scans.
+
+    Parameters
+    ----------
+    log_gain
+        Logarithm of the gain on the control grid, smoothed, shape (B, 1, x, y, z).
+    zero
+        Where an intensity of nothing lies below the low quantile, in units of the scan, shape (B,).
+    log_error
+        Logarithm of the expected absolute error of the result on the control grid, shape (B, 1, x, y, z).
+    tissue
+        Shares of CSF, GM and WM in cells of 16 mm, shape (B, 3, x, y, z).
+    embedding
+        What is known of the scan as a whole, shape (B, E).
+    """
+
+    log_gain: Tensor
+    zero: Tensor
+    log_error: Tensor
+    tissue: Tensor
+    embedding: Tensor
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = nn.Conv3d(width, width, 3, padding=1), nn.Conv3d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input and a correction of it."""
+        return x + self.conv2(functional.gelu(self.norm2(self.conv1(functional.gelu(self.norm1(x))))))
+
+
+class IsotoneNet(nn.Module):
+    """Predict the gain of a scan from its cells, and its curve from what is left.
+
+    Parameters
+    ----------
+    width
+        Channels at 16 mm; twice as many at 32 mm.
+    depth
+        Residual blocks at 16 mm on the way down, and at 32 mm.
+    """
+
+    def __init__(self, width: int = 64, depth: tuple[int, int] = (2, 3)) -> None:
+        super().__init__()
+        wide = 2 * width
+        self.stem = nn.Sequential(
+            nn.Conv3d(CHANNELS, width, 1), nn.GELU(), nn.Conv3d(width, width, 2, stride=2)
+        )
+        self.fine = nn.Sequential(*(_Residual(width) for _ in range(depth[0])))
+        self.down = nn.Conv3d(width, wide, 2, stride=2)
+        self.coarse = nn.Sequential(*(_Residual(wide) for _ in range(depth[1])))
+        self.merge = nn.Conv3d(width + wide, width, 1)
+        self.last = nn.Sequential(_Residual(width), nn.GroupNorm(8, width), nn.GELU())
+        self.gain = nn.Conv3d(width, 1, 3, padding=1)
+        self.error = nn.Conv3d(width, 1, 1)
+        self.tissue = nn.Conv3d(width, 4, 1)
+        self.embed = nn.Sequential(nn.Linear(2 * (width + wide), wide), nn.GELU(), nn.Linear(wide, wide))
+        self.zero = nn.Linear(wide, 1)
+        self.curve = nn.Sequential(
+            nn.Linear(wide + GLOBAL_BINS, wide),
+            nn.GELU(),
+            nn.Linear(wide, wide),
+            nn.GELU(),
+            nn.Linear(wide, KNOTS),
+        )
+        for head in (self.gain, self.error, self.zero, self.curve[-1]):
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.zeros_(head.bias)
+        self.register_buffer('kernel', _smoother())
+
+    def forward(self, cells: Tensor) -> Prediction:
+        """Look at the cells of scans.
+
+        Parameters
+        ----------
+        cells
+            Histograms, share of brain and place, shape (B, 26, X, Y, Z); X, Y and Z are multiples of 4.
+        """
+        brain = functional.avg_pool3d(cells[:, BINS : BINS + 1], 2)
+        fine = self.fine(self.stem(cells))
+        coarse = self.coarse(self.down(fine))
+        up = functional.interpolate(coarse, size=fine.shape[2:], mode='trilinear', align_corners=False)
+        merged = self.last(self.merge(torch.cat([fine, up], dim=1)))
+        pooled = [*_pool(merged, brain), *_pool(coarse, functional.avg_pool3d(brain, 2))]
+        embedding = self.embed(torch.cat(pooled, dim=1))
+        raw = LARGEST_GAIN * torch.tanh(self.gain(merged) / LARGEST_GAIN)
+        tissue = torch.softmax(self.tissue(merged), dim=1)[:, :3]
+        return Prediction(
+            self._smooth(raw, brain), functional.softplus(self.zero(embedding)[:, 0] - 1.5), self.error(merged),
+            tissue, embedding,
+        )  # fmt: skip
+
+    def slopes(self, embedding: Tensor, histogram: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the curve: its value at 0, shape (B,), and the slopes between the knots, shape (B, 19).
+
+        Parameters
+        ----------
+        embedding
+            From :meth:`forward`.
+        histogram
+            Of the scan after the gain is removed, shape (B, 38).
+        """
+        raw = self.curve(torch.cat([embedding, histogram], dim=1))
+        return 0.2 * torch.tanh(raw[:, 0]), torch.exp(
+            torch.tanh(raw[:, 1:]) * torch.log(torch.tensor(STEEPEST))
+        )
+
+    def _smooth(self, field: Tensor, brain: Tensor) -> Tensor:
+        """Average neighbours on the control grid, weighted by how much brain they hold, and hold the mean at 0."""
+        weight = brain + 0.02
+        for axis in range(3):
+            shape = [1, 1, 1, 1, 1]
+            shape[2 + axis] = -1
+            kernel = self.kernel.reshape(shape)
+            padding = [0, 0, 0]
+            padding[axis] = self.kernel.numel() // 2
+            top = functional.conv3d(field * weight, kernel, padding=padding)
+            bottom = functional.conv3d(weight, kernel, padding=padding)
+            field, weight = top / bottom, bottom
+        mean = (field * brain).sum(dim=(1, 2, 3, 4)) / brain.sum(dim=(1, 2, 3, 4)).clamp_min(1e-6)
+        return field - mean.reshape(-1, 1, 1, 1, 1)
+
+
+def _smoother() -> Tensor:
+    """Return a Gaussian of 14 mm (standard deviation) on the control grid."""
+    offsets = torch.arange(-2.0, 3.0)
+    kernel = torch.exp(-((offsets * CONTROL_MM / 14.0) ** 2) / 2)
+    return kernel / kernel.sum()
+
+
+def _pool(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and maximum over the brain, shape (B, C) each."""
+    total = weight.sum(dim=(2, 3, 4)).clamp_min(1e-6)
+    mean = (features * weight).sum(dim=(2, 3, 4)) / total
+    largest = torch.where(weight > 0.1, features, features.new_tensor(-1e4)).amax(dim=(2, 3, 4))
+    return mean, largest.clamp_min(-10)
+
+
+def sample_field(field: Tensor, places: Tensor) -> Tensor:
+    """Return a field of the control grid at points.
+
+    Parameters
+    ----------
+    field
+        Shape (B, 1, x, y, z).
+    places
+        Points in units of the extent of the grid, from -1 to 1 between its outer borders, in the order x, y, z, shape (B, N, 3).
+
+    Returns
+    -------
+    Tensor of shape (B, N)
+    """
+    grid = places.flip(-1)[:, :, None, None, :]
+    found = functional.grid_sample(field, grid, mode='bilinear', padding_mode='border', align_corners=False)
+    return found[:, 0, :, 0, 0]
+
+
+def global_histogram(values: Tensor) -> Tensor:
+    """Return the histogram of whole scans over the range of the curve, shape (B, 38) from (B, N)."""
+    step = TOP / (GLOBAL_BINS - 2)
+    place = (values / step + 0.5).clamp(0, GLOBAL_BINS - 1.001)
+    lower = place.floor()
+    weight = place - lower
+    table = values.new_zeros(values.shape[0], GLOBAL_BINS + 1)
+    table.scatter_add_(1, lower.long(), 1 - weight)
+    table.scatter_add_(1, lower.long() + 1, weight)
+    return table[:, :GLOBAL_BINS] / values.shape[1] * 10
+
+
+def apply_curve(values: Tensor, start: Tensor, slopes: Tensor) -> Tensor:
+    """Map values by increasing piecewise linear curves.
+
+    Parameters
+    ----------
+    values
+        Shape (B, N); 0 is the first knot, :data:`TOP` the last, and beyond them the curve goes on straight.
+    start, slopes
+        From :meth:`IsotoneNet.slopes`.
+    """
+    step = TOP / (KNOTS - 1)
+    heights = torch.cat([start[:, None], start[:, None] + torch.cumsum(slopes * step, dim=1)], dim=1)
+    lower = (values / step).floor().clamp(0, KNOTS - 2)
+    index = lower.long()
+    return heights.gather(1, index) + (values - lower * step) * slopes.gather(1, index)
