@@ -28,7 +28,7 @@ NECK_MM = 110.0
 #: Numbers of FreeSurfer (and of SimNIBS around the brain) and the tissue of the head that each is; parcels of the cortex (1000
 #: to 2999) are GM, those of white matter (3000 to 4999) WM. Choroid plexus counts as GM, which it resembles in a T1w.
 LABELS: dict[str, tuple[int, ...]] = {
-    'CSF': (4, 5, 14, 15, 24, 43, 44, 72, 213, 221, 256, 257),
+    'CSF': (4, 5, 14, 15, 24, 29, 43, 44, 61, 72, 213, 221, 256, 257),  # 29 and 61: undetermined, mostly beside fluid
     'GM': (3, 8, 19, 20, 31, 42, 47, 55, 56, 63, 136, 137, 163, 164, 220, 8, 99, 193, 194, 195, 196, 197, 198, 199, 200),
     'deep GM': (9, 10, 11, 12, 13, 17, 18, 26, 27, 48, 49, 50, 51, 52, 53, 54, 58, 59, 75, 76, 96, 97, 173, 174, 175, 178),
     'WM': (2, 7, 16, 25, 28, 41, 46, 57, 60, 77, 78, 79, 85, 86, 155, 156, 192, 219, 223, 250, 251, 252, 253, 254, 255),

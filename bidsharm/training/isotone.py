@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from bidsharm.nn.isotone import (
-    BINS,
     CELL_MM,
-    CHANNELS,
     CONTROL_MM,
-    HIGH,
-    LOW,
     IsotoneNet,
     Prediction,
     apply_curve,
+    cell_channels,
+    corrected,
     global_histogram,
     sample_field,
-    soft_histogram,
+    scan_units,
 )
 from bidsharm.training.brains import SIZE_MM
 from bidsharm.training.scans import SHAPE, ScanSource, TrainingScan
@@ -67,42 +65,6 @@ class Example:
     log_gain: Tensor
     zero: Tensor
     tissue: Tensor
-
-
-def cell_channels(values: Tensor, voxels: Tensor, shape: tuple[int, int, int], per_cell: int) -> Tensor:
-    """Return the channels of all cells of a field of view.
-
-    Parameters
-    ----------
-    values
-        Intensities of brain voxels in units of the scan, shape (N,).
-    voxels
-        Their positions, shape (N, 3).
-    shape
-        Voxels of the field of view; whole cells.
-    per_cell
-        Voxels of a cell along an edge.
-    """
-    counts = [n // per_cell for n in shape]
-    index = torch.div(voxels, per_cell, rounding_mode='floor')
-    cell = (index[:, 0] * counts[1] + index[:, 1]) * counts[2] + index[:, 2]
-    total = math.prod(counts)
-    channels = values.new_zeros(CHANNELS, total)
-    channels[:BINS] = soft_histogram(values, cell, total)
-    share = torch.bincount(cell, minlength=total).to(values.dtype) / per_cell**3
-    channels[BINS] = share
-    centre = voxels.to(values.dtype).mean(dim=0) / per_cell
-    axes = [torch.arange(n, dtype=values.dtype, device=values.device) + 0.5 for n in counts]
-    for axis, grid in enumerate(torch.meshgrid(*axes, indexing='ij')):
-        channels[BINS + 1 + axis] = (grid.reshape(-1) - centre[axis]) * (CELL_MM / 80) * (share > 0)
-    return channels.reshape(CHANNELS, *counts)
-
-
-def scan_units(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the low quantile of a scan, and the distance to the high one."""
-    some = values[:: max(1, len(values) // 100_000)]
-    low, high = torch.quantile(some, torch.tensor([LOW, HIGH], device=values.device, dtype=values.dtype))
-    return low, (high - low).clamp_min(1e-6)
 
 
 def make_example(scan: TrainingScan, generator: torch.Generator) -> Example:
@@ -148,28 +110,6 @@ class _Stream(IterableDataset):  # type: ignore[type-arg]
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield vars(make_example(self.source.draw(), generator))
-
-
-def corrected(
-    values: Tensor, zero: Tensor, log_gain: Tensor, anchor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return values without the gain in units of their 90th percentile, and that percentile.
-
-    Parameters
-    ----------
-    values
-        In units of the scan, shape (B, N).
-    zero
-        Shape (B,).
-    log_gain
-        Shape (B, N).
-    anchor
-        The percentile, shape (B,), when it is known.
-    """
-    plain = torch.exp(-log_gain) * (values + zero[:, None])
-    if anchor is None:
-        anchor = torch.quantile(plain, HIGH, dim=1).clamp_min(1e-3)
-    return plain / anchor[:, None], anchor
 
 
 def losses(net: IsotoneNet, batch: Example) -> tuple[dict[str, Tensor], Tensor]:

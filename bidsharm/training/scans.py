@@ -35,6 +35,10 @@ _COARSE_MM = 8.0
 #: Tissue whose relaxation each kind of voxel has; what is around has none of its own.
 _LIKE = {'CSF': 'CSF', 'sulci': 'CSF', 'GM': 'GM', 'deep GM': 'deep GM', 'WM': 'WM', 'lesion': 'lesion'}
 _TEXTURE_STEP = 1 / 32
+#: Voxels that are longer count as thick slices (mm).
+_THICK_MM = 2.4
+#: Values of the transmit field that signals are rounded to.
+_LEVELS = 121
 #: Spread between people of T1 and of proton density, relative.
 _RELAXATION_SPREAD = (0.03, 0.01)
 
@@ -180,6 +184,8 @@ class ScanSource:
         self.brains, self.device = list(brains), torch.device(device)
         drawn = draw_signals(contrast, scanners, seed=seed)
         self.signals = Signals(**{name: getattr(drawn, name).to(device) for name in Signals.__annotations__})
+        # Hospitals have more thick slices than a draw from all there is.
+        self.thick = np.flatnonzero(drawn.voxel.amax(dim=1).numpy() > _THICK_MM)
         self.target, self.target_slope = (part.to(device) for part in canonical_signals(contrast))
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(device=device).manual_seed(seed)
@@ -192,32 +198,28 @@ class ScanSource:
 
     def draw(self) -> TrainingScan:
         """Return the next scan."""
-        brain = self.brains[int(self.rng.integers(len(self.brains)))]
-        inside, fractions, texture = self._place(brain)
-        number = int(self.rng.integers(len(self.signals.snr)))
-        mixture, kinds = self._mix(fractions)
+        brain = int(self.rng.integers(len(self.brains)))
+        voxels, flat, mixture, kinds, texture = self._place(brain)
+        number = int(self.rng.choice(self.thick if self._chance(0.3) else len(self.signals.snr)))
         jitter = self._people()
-        transmit = self._transmit(number)[inside]
-        signal = self._signal(number, mixture, texture, transmit, jitter)
-        canonical = self._combine(self.target, self.target_slope, mixture, texture, jitter).abs()
-        white = self._white(number, transmit)
-        log_gain, receive = self._gain(number, inside, white)
+        transmit = 1 + float(self.signals.transmit[number]) * _enlarge(self._field(self.transmit), flat)
+        signal, white = self._signal(number, mixture, texture, transmit, jitter)
+        canonical = self._canonical(mixture, texture, jitter)
+        log_receive = self._receive(number, flat, white.log())
         power = self._tone()
-        clean = (signal * receive).abs().clamp_min(1e-6) ** power
-        log_gain = power * log_gain
-        values = self._measure(clean, inside, number)
-        given, true = self._mask(inside, kinds)
-        keep = given[inside]
-        voxels = inside.nonzero()[keep]
+        clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
+        log_gain = power * (log_receive + white.log())
+        values = self._measure(clean, flat, number)
+        given, true = self._mask(flat, kinds)
         tissue = torch.stack([kinds[0] + kinds[1], kinds[2] + kinds[3], kinds[4] + kinds[5]])
         return TrainingScan(
-            values[keep],
-            clean[keep],
-            canonical[keep],
-            log_gain[keep],
-            tissue[:, keep],
-            voxels,
-            true[inside][keep],
+            values[given],
+            clean[given],
+            canonical[given],
+            log_gain[given],
+            tissue[:, given],
+            voxels[given],
+            true[given],
         )
 
     # --- Drawing ---
@@ -228,148 +230,126 @@ class ScanSource:
     def _chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device)
+
     def _fields(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw receive fields (logarithms) and transmit fields (differences from 1) of strength 1, on the coarse grid."""
-        shape = tuple(int(n * SIZE_MM / _COARSE_MM) for n in SHAPE)
-        spacing = (_COARSE_MM,) * 3
+        x, y, z = (int(n * SIZE_MM / _COARSE_MM) for n in SHAPE)
+        spacing = (_COARSE_MM, _COARSE_MM, _COARSE_MM)
         generator = torch.Generator().manual_seed(int(self.rng.integers(2**62)))
         receive = [
-            artefacts.receive_field(shape, spacing, coils=int(n), strength=1.0, generator=generator).log()
+            artefacts.receive_field((x, y, z), spacing, coils=int(n), strength=1.0, generator=generator).log()
             for n in self.rng.choice((1, 4, 8, 12, 20, 32, 64), count)
         ]
         transmit = [
-            artefacts.transmit_field(shape, spacing, deviation=0.9, generator=generator).sub(1) / 0.9
+            artefacts.transmit_field((x, y, z), spacing, deviation=0.9, generator=generator).sub(1) / 0.9
             for _ in range(count)
         ]
         return torch.stack(receive).to(self.device), torch.stack(transmit).to(self.device)
 
     def _field(self, bank: Tensor) -> Tensor:
-        """Return one of the fields, flipped and shifted at random, on the grid of the scan."""
+        """Return one of the fields, mirrored at random, on the coarse grid."""
         field = bank[int(self.rng.integers(len(bank)))]
+        return field.flip(0) if self._chance(0.5) else field
+
+    def _noise(self, sigma_mm: float) -> Tensor:
+        """Return smooth noise of a standard deviation near 1 on the coarse grid."""
+        noise = 1.5 * self._normal(1, 1, *(max(3, round(n * SIZE_MM / sigma_mm)) + 2 for n in SHAPE))
+        size = tuple(self.receive.shape[1:])
+        return functional.interpolate(noise, size=size, mode='trilinear', align_corners=False)[0, 0]
+
+    def _place(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Put a brain into the field of view, mirrored or not.
+
+        Returns positions of its voxels, shape (N, 3), and as one index; what contributes to the signal, where sulci hold more or
+        less membranes, and the tissues themselves, shape (7, N); the texture, shape (2, N).
+        """
+        brain = self.brains[number]
+        voxels = torch.from_numpy(np.argwhere(brain.inside)).to(self.device)
         if self._chance(0.5):
-            field = field.flip(0)
-        return functional.interpolate(field[None, None], size=SHAPE, mode='trilinear', align_corners=False)[
-            0, 0
-        ]
-
-    def _transmit(self, number: int) -> Tensor:
-        return 1 + float(self.signals.transmit[number]) * self._field(self.transmit)
-
-    def _place(self, brain: Brain) -> tuple[Tensor, Tensor, Tensor]:
-        """Put a brain into the field of view: the voxels that it fills, its fractions and its texture."""
-        inside = torch.zeros(SHAPE, dtype=torch.bool, device=self.device)
-        small = torch.as_tensor(brain.inside).to(self.device)
-        room = [max(0, n - m) for n, m in zip(SHAPE, small.shape, strict=True)]
-        start = [int(self.rng.integers(max(0, r // 2 - 4), min(r, r // 2 + 4) + 1)) for r in room]
-        fractions = torch.as_tensor(brain.fractions).to(self.device).float() / 255
-        texture = torch.as_tensor(brain.texture).to(self.device).float() * _TEXTURE_STEP
-        order = torch.full(small.shape, -1, dtype=torch.long, device=self.device)
-        order[small] = torch.arange(fractions.shape[1], device=self.device)
-        order = order[tuple(slice(0, n) for n in SHAPE)]
-        if self._chance(0.5):
-            order = order.flip(0)
-        whole = torch.full(SHAPE, -1, dtype=torch.long, device=self.device)
-        whole[tuple(slice(s, s + n) for s, n in zip(start, order.shape, strict=True))] = order
-        inside = whole >= 0
-        return inside, fractions[:, whole[inside]], texture[:, whole[inside]]
-
-    def _mix(self, fractions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what contributes to the signal, and the fractions themselves; sulci hold more or less membranes."""
-        kinds = fractions
-        membranes = self._uniform(0, 0.45)
-        mixture = fractions.clone()
-        mixture[2] += membranes * fractions[1]
-        mixture[1] -= membranes * fractions[1]
-        return mixture, kinds
+            voxels[:, 0] = brain.inside.shape[0] - 1 - voxels[:, 0]
+        room = [n - m for n, m in zip(SHAPE, brain.inside.shape, strict=True)]
+        start = [int(r // 2 + self.rng.integers(-4, 5)) for r in room]
+        voxels += torch.tensor(start, device=self.device)
+        fits = ((voxels >= 0) & (voxels < torch.tensor(SHAPE, device=self.device))).all(dim=1)
+        kinds = torch.from_numpy(brain.fractions).to(self.device).float() / 255
+        texture = torch.from_numpy(brain.texture).to(self.device).float() * _TEXTURE_STEP
+        if not bool(fits.all()):
+            voxels, kinds, texture = voxels[fits], kinds[:, fits], texture[:, fits]
+        flat = (voxels[:, 0] * SHAPE[1] + voxels[:, 1]) * SHAPE[2] + voxels[:, 2]
+        mixture = kinds.clone()
+        membranes = self._uniform(0, 0.45) * kinds[1]
+        mixture[2] += membranes
+        mixture[1] -= membranes
+        myelin = self._uniform(0, 0.5) * kinds[3]  # a thalamus lies between grey and white matter
+        mixture[4] += myelin
+        mixture[3] -= myelin
+        # Myelin and iron differ over the brain.
+        texture[0] += self._uniform(0, 1) * _enlarge(self._noise(30.0), flat)
+        return voxels, flat, mixture, kinds, texture
 
     def _people(self) -> Tensor:
         """Return relative differences of T1 and proton density of each tissue of this person, shape (6, 2)."""
-        spread = torch.tensor(_RELAXATION_SPREAD, device=self.device)
-        return torch.randn(len(_LIKE), 2, generator=self.generator, device=self.device) * spread
+        return self._normal(len(_LIKE), 2) * torch.tensor(_RELAXATION_SPREAD, device=self.device)
 
-    def _combine(
-        self, signal: Tensor, slope: Tensor, mixture: Tensor, texture: Tensor, jitter: Tensor
-    ) -> Tensor:
-        """Add up the tissues; signal and slope are of shape (6,) or (6, N)."""
-        image = torch.zeros_like(mixture[0])
-        for index, name in enumerate(_LIKE):
-            t1, pd = (float(part) for part in jitter[index])
-            spread_t1, spread_pd = TEXTURE.get(_LIKE[name], (0.0, 0.0))
-            local = signal[index] * (1 + pd + spread_pd * texture[1]) + slope[index] * (
-                t1 + spread_t1 * texture[0]
-            )
-            image += mixture[index] * local
-        return image
+    def _canonical(self, mixture: Tensor, texture: Tensor, jitter: Tensor) -> Tensor:
+        table = self.target * (1 + jitter[:, 1]) + self.target_slope * jitter[:, 0]
+        image = table @ mixture[: len(_LIKE)]
+        return (image + self._textured(self.target, self.target_slope, mixture, texture)).abs()
+
+    def _textured(self, signal: Tensor, slope: Tensor, mixture: Tensor, texture: Tensor) -> Tensor:
+        """Return what texture adds; signal and slope of shape (6,)."""
+        spread = torch.tensor([TEXTURE.get(name, (0.0, 0.0)) for name in _LIKE.values()], device=self.device)
+        by_t1 = (slope * spread[:, 0]) @ mixture[: len(_LIKE)]
+        by_pd = (signal * spread[:, 1]) @ mixture[: len(_LIKE)]
+        return by_t1 * texture[0] + by_pd * texture[1]
 
     def _signal(
         self, number: int, mixture: Tensor, texture: Tensor, transmit: Tensor, jitter: Tensor
-    ) -> Tensor:
-        place = ((transmit - _FLIPS[0]) / (_FLIPS[1] - _FLIPS[0])).clamp(0, len(_FLIPS) - 1.001)
-        lower = place.floor()
-        weight, index = place - lower, lower.long()
-
-        def at(table: Tensor) -> Tensor:
-            return table[:, index] * (1 - weight) + table[:, index + 1] * weight
-
-        signal, slope = at(self.signals.signal[number]), at(self.signals.slope[number])
+    ) -> tuple[Tensor, Tensor]:
+        """Return the signal, and how the transmit field changes white matter, relative to a perfect one; shape (N,) each."""
+        signal, slope = self.signals.signal[number], self.signals.slope[number]
         # Beyond the physics: tissues that no equation foresees.
-        odd = 1 + 0.04 * torch.randn(len(_LIKE), 1, generator=self.generator, device=self.device)
+        odd = 1 + 0.04 * self._normal(len(_LIKE), 1)
         odd[3] += self._uniform(-0.05, 0.12)
-        image = self._combine(signal * odd, slope, mixture, texture, jitter)
+        table = odd * (signal * (1 + jitter[:, 1:]) + slope * jitter[:, :1])
         if self._chance(0.4):  # fluid is seldom as dark as it should be: flow, pulsation
-            image = image + self._uniform(0, 0.25) * mixture[:2].sum(dim=0)
-        return image + mixture[len(_LIKE)] * self._uniform(0, 1.2)
+            table[:2] += self._uniform(0, 0.25)
+        fine = functional.interpolate(
+            torch.cat([table, signal[4:5].abs()])[None], size=_LEVELS, mode='linear', align_corners=True
+        )[0]
+        place = (transmit - _FLIPS[0]) / (_FLIPS[-1] - _FLIPS[0]) * (_LEVELS - 1)
+        level = place.round().clamp(0, _LEVELS - 1).long()
+        image = mixture[len(_LIKE)] * self._uniform(0, 1.2)
+        for index in range(len(_LIKE)):
+            image += mixture[index] * fine[index][level]
+        middle = len(_FLIPS) // 2
+        image += self._textured(signal[:, middle], slope[:, middle], mixture, texture)
+        return image, fine[-1][level].clamp_min(0.05)
 
-    def _white(self, number: int, transmit: Tensor) -> Tensor:
-        """Return how the transmit field changes white matter, relative to a perfect one."""
-        table = self.signals.signal[number, 4]
-        place = ((transmit - _FLIPS[0]) / (_FLIPS[1] - _FLIPS[0])).clamp(0, len(_FLIPS) - 1.001)
-        lower = place.floor()
-        index = lower.long()
-        found = table[index] * (1 - (place - lower)) + table[index + 1] * (place - lower)
-        return found.abs().clamp_min(0.05)
-
-    def _gain(self, number: int, inside: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the true logarithm of the gain and the receive field; half of all scans were corrected before."""
-        strength = float(self.signals.receive[number])
-        receive = strength * self._field(self.receive)[inside]
+    def _receive(self, number: int, flat: Tensor, log_white: Tensor) -> Tensor:
+        """Return the logarithm of the receive field; more than half of all scans were corrected before."""
+        receive = float(self.signals.receive[number]) * self._field(self.receive)
+        rough = self._noise(self._uniform(20, 50)) * self._uniform(0, 0.06)
         if self._chance(0.6):  # what a bias correction leaves of all that is smooth
             left = self._uniform(-0.1, 0.35)
-            rough = self._noise(self._uniform(20, 50))[inside] * self._uniform(0, 0.06)
-            receive = left * receive + rough - (1 - left) * white.log()
-        else:
-            receive = receive + self._noise(self._uniform(20, 50))[inside] * self._uniform(0, 0.05)
-        return receive + white.log(), receive.exp()
-
-    def _noise(self, sigma_mm: float) -> Tensor:
-        """Return smooth noise of standard deviation 1 on the grid of the scan."""
-        step = max(sigma_mm, _COARSE_MM)
-        shape = [max(3, round(n * SIZE_MM / step)) + 2 for n in SHAPE]
-        noise = torch.randn(1, 1, *shape, generator=self.generator, device=self.device)
-        return functional.interpolate(noise, size=SHAPE, mode='trilinear', align_corners=False)[0, 0] * 1.5
+            return _enlarge(left * receive + rough, flat) - (1 - left) * log_white
+        return _enlarge(receive + rough, flat)
 
     def _tone(self) -> float:
         """Return the power that intensities are taken to: 1, or what some pipelines make of it."""
         return float(np.exp(self.rng.normal(0, 0.15))) if self._chance(0.3) else 1.0
 
-    def _measure(self, clean: Tensor, inside: Tensor, number: int) -> Tensor:
+    def _measure(self, clean: Tensor, flat: Tensor, number: int) -> Tensor:
         """Blur, add noise and round; noise is that of voxels averaged to 2 mm."""
-        image = torch.zeros(SHAPE, device=self.device)
-        image[inside] = clean
-        weight = inside.float()
         voxel = self.signals.voxel[number].tolist()
-        for axis, size in enumerate(voxel):
-            if size > SIZE_MM * 1.2:
-                image, weight = (_thick(part, size, axis, self._uniform(0, 1)) for part in (image, weight))
-            elif self._chance(0.3):
-                image, weight = (_blur(part, axis) for part in (image, weight))
-        values = (image / weight.clamp_min(0.05))[inside]
+        values = self._blurred(clean, flat, voxel)
         averaged = max(1.0, SIZE_MM**3 / float(np.prod(voxel))) ** 0.5
         sigma = 1 / (float(self.signals.snr[number]) * averaged)
         if self._chance(0.15):
             sigma *= self._uniform(1, 3)
-        real = values + sigma * torch.randn(values.shape, generator=self.generator, device=self.device)
-        imaginary = sigma * torch.randn(values.shape, generator=self.generator, device=self.device)
+        real, imaginary = values + sigma * self._normal(len(values)), sigma * self._normal(len(values))
         values = (real**2 + imaginary**2).sqrt()
         if self._chance(0.15):  # bright ends cut off
             values = values.clamp(max=float(torch.quantile(values[::7], self._uniform(0.97, 0.999))))
@@ -378,29 +358,45 @@ class ScanSource:
             values = torch.round(values / step) * step
         return values
 
-    def _mask(self, inside: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a mask as brain extraction might give it, and the true one."""
-        brain = torch.zeros(SHAPE, device=self.device)
-        brain[inside] = kinds[:6].sum(dim=0)
+    def _blurred(self, clean: Tensor, flat: Tensor, voxel: Sequence[float]) -> Tensor:
+        """Average over thick voxels, and over the point spread of some others."""
+        image, weight = (torch.zeros(SHAPE, device=self.device) for _ in range(2))
+        image.view(-1)[flat], weight.view(-1)[flat] = clean, torch.ones_like(clean)
+        changed = False
+        for axis, size in enumerate(voxel):
+            if size > SIZE_MM * 1.2:
+                phase = self._uniform(0, 1)
+                image, weight = (_thick(part, size, axis, phase) for part in (image, weight))
+            elif self._chance(0.3):
+                image, weight = (_blur(part, axis) for part in (image, weight))
+            else:
+                continue
+            changed = True
+        return image.view(-1)[flat] / weight.view(-1)[flat].clamp_min(0.05) if changed else clean
+
+    def _mask(self, flat: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which voxels a mask as brain extraction might give it holds, and which are brain; shape (N,) each."""
+        brain = kinds[:6].sum(dim=0)
         true = brain >= 0.5
-        kind = self.rng.random()
-        if kind < 0.15:  # fluid at the surface is lost
-            tissue = torch.zeros(SHAPE, device=self.device)
-            tissue[inside] = kinds[2:6].sum(dim=0) + kinds[0]
-            given = _grow(tissue > self._uniform(0.3, 0.6), self._chance(0.5) * 1)
-        elif kind < 0.35:
-            given = _grow(true, 1)
-        elif kind < 0.55:
-            given = ~_grow(~true, 1)
-        else:
-            edge = brain + 0.4 * self._noise(12.0) * self._uniform(0, 0.6)
-            given = edge >= 0.5
-        return given & inside, true
+        draw = self.rng.random()
+        if draw < 0.15:  # fluid at the surface is lost
+            tissue = kinds[2:6].sum(dim=0) + kinds[0] + (0.3 * kinds[1] if self._chance(0.5) else 0)
+            return tissue > self._uniform(0.3, 0.6), true
+        if draw < 0.55:
+            whole = torch.zeros(SHAPE, dtype=torch.bool, device=self.device)
+            whole.view(-1)[flat] = true
+            whole = _grow(whole) if draw < 0.35 else ~_grow(~whole)
+            return whole.view(-1)[flat], true
+        return brain + self._uniform(0, 0.25) * _enlarge(self._noise(12.0), flat) >= 0.5, true
 
 
-def _grow(mask: Tensor, voxels: int) -> Tensor:
-    if voxels == 0:
-        return mask
+def _enlarge(field: Tensor, flat: Tensor) -> Tensor:
+    """Interpolate a coarse field to the field of view and return it at voxels."""
+    whole = functional.interpolate(field[None, None], size=SHAPE, mode='trilinear', align_corners=False)
+    return whole.view(-1)[flat]
+
+
+def _grow(mask: Tensor) -> Tensor:
     grown = mask.clone()
     for axis in range(3):
         for shift in (-1, 1):
