@@ -1,6 +1,7 @@
 """Measures of agreement between scans of the same persons on several scanners, and of what must stay as it is.
 
-The first four need travelling subjects; identity and cycle error need a scan only. Whatever cannot be computed is
+Variation, intraclass correlation, distances and re-identification need travelling subjects, the correlation of persons
+needs the truth; identity and cycle error need a scan only. Whatever cannot be computed is
 NaN in an array and None, with a reason, in a result.
 """
 
@@ -14,7 +15,20 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from bidsharm.errors import UsageError
-from bidsharm.evaluation.statistics import Interval
+from bidsharm.evaluation.intervals import (
+    BATCH,
+    LEAST_TEST,
+    RESAMPLES,
+    Interval,
+    all_equal,
+    bootstrap,
+    check_options,
+    joined,
+    same_length,
+    too_few,
+    vectors,
+)
+from bidsharm.evaluation.statistics import Effect
 
 Floats = NDArray[np.float64]
 
@@ -284,6 +298,77 @@ def reidentification(
     return Reidentification(float(np.mean(list(by_subject.values()))), chance, by_subject, reason)
 
 
+def between_subjects(
+    estimate: ArrayLike,
+    truth: ArrayLike,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Effect:
+    r"""Return how well a measure tells persons apart as they truly differ, whatever scanner each was on.
+
+    Pearson's correlation over all scans, each person weighing the same:
+    :math:`r = S_{et} / \sqrt{S_{ee} S_{tt}}` with :math:`S_{et} = \sum_p \frac{1}{n_p} \sum_{i \in p} (e_i - \bar e)
+    (t_i - \bar t)`. Offsets between scanners add to :math:`S_{ee}` alone and lower it. Averaging the scans of a
+    person first would hide them.
+
+    Parameters
+    ----------
+    estimate
+        Measured volume, or another quantity, of each scan, shape (n,); pairs with a number that is not finite are
+        left out and counted.
+    truth
+        What it should be, or at least be proportional to, shape (n,).
+    groups
+        Person of each scan, length n; one scan a person is fine.
+    seed, resamples, confidence
+        Of the bootstrap, which resamples persons with all their scans.
+
+    Returns
+    -------
+    Effect
+        In [-1, 1], with ``n`` persons; none below 3 of them or where one of both does not vary. p is that of Pearson's
+        correlation, and None where a person has several scans, since those are no independent evidence.
+
+    Raises
+    ------
+    UsageError
+        If lengths differ or an option is out of range.
+    """
+    e, t = vectors(estimate, truth)
+    same_length(e.size, groups)
+    check_options(resamples, confidence)
+    there = np.isfinite(e) & np.isfinite(t)
+    names, person = np.unique(np.asarray(groups, dtype=str)[there], return_inverse=True)
+    e, t = e[there], t[there]
+    base = Effect('pearson r', names.size, int(np.count_nonzero(~there)))
+    if names.size < LEAST_TEST:
+        return replace(base, reason=too_few(names.size, LEAST_TEST, 'a correlation'))
+    if all_equal(e, e) or all_equal(t, t):
+        return replace(base, reason='one of both does not vary')
+    scans = np.bincount(person)
+    # Sums a person are all that a resample needs; centred and scaled, they do not cancel.
+    e, t = (e - e.mean()) / e.std(), (t - t.mean()) / t.std()
+    sums = np.stack([np.bincount(person, part) / scans for part in (e, t, e * e, t * t, e * t)], axis=-1)
+    interval, reason = bootstrap(
+        (np.arange(names.size),),
+        lambda order, axis=-1: _correlation_of_sums(sums[order].mean(axis=-2)),
+        seed,
+        resamples,
+        confidence,
+        batch=BATCH // sums.size,
+    )
+    return replace(
+        base,
+        estimate=float(_correlation_of_sums(sums.mean(axis=0))),
+        interval=interval,
+        p=float(stats.pearsonr(e, t).pvalue) if scans.max() == 1 else None,
+        reason=joined([reason, '' if scans.max() == 1 else 'no p: persons have several scans']),
+    )
+
+
 def identity_error(image: NDArray, harmonized: NDArray, mask: NDArray[np.bool_]) -> float:
     """Return by how much a scan that needs no change was changed: harmonized to the scanner that it is from.
 
@@ -351,6 +436,15 @@ def _error_in_range(reference: NDArray, other: NDArray, mask: NDArray[np.bool_])
     if not high > low:
         return float('nan')
     return float(np.mean(np.abs(other[inside] - truth)) / (high - low))
+
+
+def _correlation_of_sums(sums: Floats) -> Floats:
+    """Return r from the means of x, y, x^2, y^2 and xy along the last axis; 0 without any spread."""
+    x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    scale = np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
+    return np.where(
+        scale > ROUNDING, np.clip((xy - x * y) / np.where(scale > ROUNDING, scale, 1), -1, 1), 0.0
+    )
 
 
 def _mean_squares(table: Floats) -> tuple[float, float, float]:

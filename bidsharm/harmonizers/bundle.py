@@ -145,6 +145,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     return _read(Path(folder))[0]
 
 
+def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a whole bundle by name; errors as :func:`digest`."""
+    return _unpack(_read(Path(folder))[1], Path(folder))
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     """Return the card's content and the bytes of the tensors, verified against each other."""
     try:

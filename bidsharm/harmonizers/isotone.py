@@ -1,206 +1,221 @@
-"""`isotone`: a smooth gain, then one strictly increasing curve; nothing that is not in the scan can come out of it."""
+"""`isotone`: a smooth gain, then one strictly increasing curve; nothing that is not in the scan can come out of it.
+
+A network (:mod:`bidsharm.nn.isotone`) looks at a scan in voxels of 2 mm and says how its scanner shows a brain: a gain over space, and
+a curve that leads from what is left to the contrast of one canonical scanner. Both are applied to the scan at its own
+resolution. Since the curve inverts, any other scanner is reached by the curve of a scan of that scanner, backwards.
+
+Where the network has no ground to stand on, robust scaling is applied instead, and the record says why.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from bidsharm.harmonizers.contract import Scan, Volume
-from bidsharm.imaging.grids import bounding_box, crop_affine, voxel_sizes
+from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Scan, Target
+from bidsharm.harmonizers.linear import Robust
+from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint
+from bidsharm.imaging.lowres import LowResolution, look_at
 
 if TYPE_CHECKING:
-    import torch
+    from bidsharm.nn.isotone_model import Model, Style
 
-    from bidsharm.nn.isotone import IsotoneNet
-
-#: Voxel size that the network sees (mm), and its field of view in such voxels where the brain fits.
-SIZE_MM, SHAPE = 2.0, (96, 112, 96)
-#: The field of view grows by blocks of this many voxels where it does not.
-_BLOCK = 16
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A scan as the network sees it.
-
-    Parameters
-    ----------
-    values
-        Intensities of brain voxels of 2 mm, shape (N,), float32.
-    voxels
-        Their positions in the field of view, shape (N, 3).
-    shape, affine
-        The field of view: voxels, and voxel to world (RAS mm); its axes are those of the world.
-    """
-
-    values: NDArray[np.float32]
-    voxels: NDArray[np.int64]
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-
-
-def look_at(scan: Scan) -> Seen:
-    """Average a scan to voxels of 2 mm along the axes of the world, brain only."""
-    box = bounding_box(scan.mask, 2)
-    mask = np.asarray(scan.mask[box]).astype(np.float32)
-    data = np.where(mask > 0, scan.data[box], 0).astype(np.float32)
-    affine = crop_affine(scan.affine, box)
-    sizes = voxel_sizes(affine)
-    sigma = np.sqrt(np.maximum(SIZE_MM**2 - sizes**2, 0)) / np.sqrt(8 * np.log(2)) / sizes
-    data, mask = (
-        ndimage.gaussian_filter(part, sigma, mode='constant', truncate=3.0) for part in (data, mask)
-    )
-    corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in mask.shape), indexing='ij')).reshape(3, -1)
-    corners = affine[:3, :3] @ corners + affine[:3, 3:]
-    low, high = corners.min(axis=1), corners.max(axis=1)
-    need = np.ceil((high - low) / SIZE_MM)
-    shape = [int(max(usual, _BLOCK * np.ceil(n / _BLOCK))) for usual, n in zip(SHAPE, need, strict=True)]
-    grid = np.diag([SIZE_MM, SIZE_MM, SIZE_MM, 1.0])
-    grid[:3, 3] = (low + high) / 2 - SIZE_MM * (np.array(shape) - 1) / 2
-    start = np.maximum(np.floor((low - grid[:3, 3]) / SIZE_MM), 0).astype(int)
-    stop = np.minimum(np.ceil((high - grid[:3, 3]) / SIZE_MM) + 1, shape).astype(int)
-    points = np.stack(
-        np.meshgrid(*(np.arange(a, b) for a, b in zip(start, stop, strict=True)), indexing='ij')
-    )
-    to_scan = np.linalg.inv(affine) @ grid
-    places = np.tensordot(to_scan[:3, :3], points, axes=1) + to_scan[:3, 3].reshape(3, 1, 1, 1)
-    total, weight = (ndimage.map_coordinates(part, places, order=1, mode='constant') for part in (data, mask))
-    inside = weight > 0.5
-    return Seen(
-        (total[inside] / weight[inside]).astype(np.float32), points[:, inside].T.astype(np.int64),
-        (shape[0], shape[1], shape[2]), grid,
-    )  # fmt: skip
+#: Where the models that ship are, one folder for each contrast.
+WEIGHTS = Path(__file__).parent.parent / 'weights' / 'isotone'
+#: Fewer voxels of 2 mm than this are no brain (50 ml).
+LEAST_VOXELS = 6250
+#: The network is followed if it expects an error below this part of that of robust scaling.
+CLEARLY_BETTER = 0.85
+#: And if the scan is no stranger than this (1: stranger than 99 % of the training).
+STRANGEST = 1.5
+#: Units of two scans that differ by less than this (logarithm) are taken for the same.
+SAME_UNITS = 0.05
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a scanner shows a brain, as the network understands it.
+class _Understood:
+    """A scan and what is made of it; without a style, the reason."""
 
-    The canonical intensity of a voxel is ``curve(exp(-gain) * (x - offset) / scale)``.
+    values: Values
+    bright: float
+    reason: str
+    seen: LowResolution | None = None
+    style: Style | None = None
 
-    Parameters
-    ----------
-    log_gain
-        Control grid, shape (x, y, z), with the extent of the field of view.
-    offset, scale
-        In units of the scan.
-    heights
-        Canonical intensity at the knots of the curve, strictly increasing, shape (20,).
-    embedding
-        What the network knows of the scan as a whole.
-    error
-        Expected absolute error in canonical units on the control grid.
+
+class Isotone(StandardHarmonizer):
+    """Map every voxel by a smooth gain and one increasing curve that a network chooses for the scan.
+
+    The canonical contrast is that of an MPRAGE at 3 T in which white matter is 1. For a site or a reference the mean curve of
+    its scans is inverted. Contrasts without a model, and scans that the network does not understand, are scaled by their 90th percentile.
+    A change that is smaller than its own expected error is not made.
     """
 
-    log_gain: NDArray[np.float32]
-    offset: float
-    scale: float
-    heights: NDArray[np.float64]
-    embedding: NDArray[np.float32]
-    error: NDArray[np.float32]
+    card = Card(
+        name='isotone',
+        title='Smooth gain and one increasing curve, chosen by a network',
+        paper='bidsharm, docs/isotone.md.',
+        family='lookup',
+        uses_device=True,
+        memory_gb=2.0,
+    )
+    #: 90th percentile, whether the network is followed, offset, scale, heights of the curve.
+    standard_size: ClassVar[int] = 24
+
+    def __init__(self, execution: Execution | None = None) -> None:
+        super().__init__(execution)
+        self._models: dict[str, Model | None] = {}
+
+    # --- What is learned ---
+
+    def describe(self, scan: Scan) -> Values:
+        """Return 90th percentile, whether the network is followed, offset, scale and curve, shape (24,)."""
+        found = self._understand(scan)
+        if found.style is None or found.reason:
+            return np.concatenate([[found.bright, 0.0], np.zeros(22)])
+        style = found.style
+        return np.concatenate([[found.bright, 1.0, style.offset, style.scale], style.heights])
+
+    def combine(self, descriptions: Sequence[Values], target: Target) -> Values:
+        """Return the mean style of the scans that the network understands, if those are more than half."""
+        if isinstance(target, Canonical):
+            return self._canonical()
+        table = np.stack(descriptions)
+        followed = table[table[:, 1] > 0]
+        if 2 * len(followed) <= len(table):
+            return np.concatenate([[table[:, 0].mean(), 0.0], np.zeros(22)])
+        return np.concatenate([[table[:, 0].mean()], followed[:, 1:].mean(axis=0)])
+
+    def fixed_standard(self) -> Values | None:
+        """Return the style of the canonical scanner."""
+        return self._canonical()
+
+    @staticmethod
+    def _canonical() -> Values:
+        from bidsharm.nn.isotone_model import CANONICAL_BRIGHT, KNOTS
+
+        return np.concatenate([[CANONICAL_BRIGHT, 1.0, 0.0, 1.0], KNOTS])
+
+    def apply(self, values: Values, description: Values, standard: Values) -> Values:
+        """Map intensities by the curves alone, as if there were no gain."""
+        from bidsharm.nn.isotone_model import KNOTS, increasing
+
+        if not (description[1] and standard[1]):
+            return values * (standard[0] / description[0])
+        canonical = increasing((values - description[2]) / description[3], KNOTS, description[4:])
+        return _from_canonical(canonical, standard)
+
+    # --- One scan ---
+
+    def harmonize(self, scan: Scan, target: Target) -> Harmonized:
+        """Map one scan to the target.
+
+        Returns
+        -------
+        Harmonized
+            The image; where the network is followed also the standard deviation that is expected of its error; ``details`` tell the
+            style, what is expected of it, and which way was taken (``network``, ``robust`` or ``scale``) and why.
+
+        Raises
+        ------
+        ScanError
+            If the scan is unusable.
+        MissingNeed
+            If the target has to be learned and was not.
+        """
+        self._check_target(target)
+        standard = self._standard_for(scan, target)
+        found = self._understand(scan)
+        reason = found.reason or ('' if standard[1] else 'most scans of the target could not be understood')
+        factor = standard[0] / found.bright
+        if not isinstance(target, Canonical) and abs(np.log(factor)) < SAME_UNITS:
+            factor = 1.0
+        if found.style is None or found.seen is None or reason:
+            details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
+            return Harmonized(paint(scan, found.values * factor), details=details)
+        mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
+        span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
+        change = float(np.mean(np.abs(mapped - found.values * factor))) / span
+        details = {'change': change, 'factor': factor, **_summary(found)}
+        if change < found.style.expected_error:
+            why = 'the change would be smaller than its expected error'
+            return Harmonized(
+                paint(scan, found.values * factor), details={'way': 'scale', 'reason': why, **details}
+            )
+        return Harmonized(
+            paint(scan, mapped), paint(scan, deviation), {'way': 'network', 'reason': '', **details}
+        )
+
+    def _understand(self, scan: Scan) -> _Understood:
+        values = check_scan(scan)
+        bright = Robust().measure(scan)[1]
+        model = self._model(scan.contrast)
+        if model is None:
+            return _Understood(values, bright, f'there is no model for {scan.contrast}')
+        seen = look_at(scan.data, np.asarray(scan.mask).astype(bool), scan.affine)
+        if len(seen.values) < LEAST_VOXELS:
+            return _Understood(values, bright, 'there is too little brain')
+        style = model.understand(seen)
+        return _Understood(values, bright, _doubt(style), seen, style)
+
+    # --- Models ---
+
+    def _model(self, contrast: str) -> Model | None:
+        """Return the model of a contrast; None where there is none."""
+        if contrast not in self._models:
+            from bidsharm.harmonizers.bundle import read_arrays
+            from bidsharm.nn.isotone_model import Model
+
+            folder = WEIGHTS / contrast
+            found = None
+            if folder.is_dir():
+                found = Model.from_arrays(read_arrays(folder), self.execution.device)
+            self._models[contrast] = found
+        return self._models[contrast]
 
 
-def understand(net: IsotoneNet, seen: Seen, *, passes: int = 2, mirror: bool = True) -> Style:
-    """Let the network look at a scan, once more after its gain is removed, and at its mirror image."""
-    import torch
-
-    from bidsharm.nn import isotone as parts
-
-    values, voxels = torch.from_numpy(seen.values), torch.from_numpy(seen.voxels)
-    extent = torch.tensor(seen.shape)
-    places = ((voxels + 0.5) / extent * 2 - 1)[None]
-    low, span = parts.scan_units(values)
-    current = (values - low) / span
-    offset = float(low)
-    gain: torch.Tensor | None = None
-    with torch.inference_mode():
-        for _ in range(passes):
-            seen_by = _look(net, current, voxels, seen.shape, mirror)
-            log_gain, zero, embedding, error = seen_by
-            gain = log_gain if gain is None else gain + log_gain
-            field = parts.sample_field(gain, places)
-            if _ == 0:
-                offset -= float(zero) * float(span)
-            plain = torch.exp(-field[0]) * (values - offset)
-            anchor = torch.quantile(plain[:: max(1, len(plain) // 100_000)], parts.HIGH)
-            low2, span2 = parts.scan_units(plain)
-            current = (plain - low2) / span2
-        v = plain / anchor
-        start, slopes = net.slopes(embedding, parts.global_histogram(v[None]))
-        step = parts.TOP / (parts.KNOTS - 1)
-        heights = torch.cat([start, start + torch.cumsum(slopes[0] * step, dim=0)])
-    assert gain is not None
-    return Style(
-        gain[0, 0].numpy(), offset, scale=float(anchor), heights=heights.double().numpy(),
-        embedding=embedding[0].numpy(), error=error[0, 0].exp().numpy(),
-    )  # fmt: skip
+def _doubt(style: Style) -> str:
+    """Return why a style should not be followed; empty when it should."""
+    if style.strangeness > STRANGEST:
+        return 'the scan is unlike all that the network has learnt from'
+    if style.expected_error > CLEARLY_BETTER * style.expected_error_robust:
+        return 'the network expects no clear gain over robust scaling'
+    return ''
 
 
-def _look(
-    net: IsotoneNet, values: torch.Tensor, voxels: torch.Tensor, shape: tuple[int, int, int], mirror: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    import torch
-
-    from bidsharm.nn import isotone as parts
-
-    cells = parts.cell_channels(values, voxels, shape, round(parts.CELL_MM / SIZE_MM))[None]
-    if mirror:
-        other = cells.flip(2)
-        other[:, parts.BINS + 1] *= -1
-        cells = torch.cat([cells, other])
-    found = net(cells)
-    gain, error = found.log_gain, found.log_error
-    if mirror:
-        gain = (gain[:1] + gain[1:].flip(2)) / 2
-        error = (error[:1] + error[1:].flip(2)) / 2
-    return gain, found.zero.mean(), found.embedding.mean(dim=0, keepdim=True), error
+def _summary(found: _Understood) -> dict[str, Any]:
+    """Return what the sidecar should say of a style."""
+    if found.style is None:
+        return {}
+    style = found.style
+    return {
+        'expected_error': style.expected_error, 'expected_error_robust': style.expected_error_robust,
+        'strangeness': style.strangeness, 'offset': style.offset, 'scale': style.scale, 'curve': style.heights.tolist(),
+    }  # fmt: skip
 
 
-def gain_at(style: Style, seen: Seen, scan: Scan) -> NDArray[np.float64]:
-    """Return the logarithm of the gain at the brain voxels of a scan, shape (N,)."""
-    inside = np.stack(np.nonzero(scan.mask)).astype(float)
-    to_control = np.linalg.inv(seen.affine) @ scan.affine
-    per = np.array(seen.shape) / np.array(style.log_gain.shape)
-    places = (to_control[:3, :3] @ inside + to_control[:3, 3:] + 0.5) / per[:, None] - 0.5
-    return ndimage.map_coordinates(style.log_gain.astype(float), places, order=1, mode='nearest')
+def _map(
+    values: Values, style: Style, seen: LowResolution, scan: Scan, standard: Values
+) -> tuple[Values, NDArray[np.float64]]:
+    """Return harmonized intensities, and the standard deviation that is expected of them."""
+    from bidsharm.nn.isotone_model import field_at
+
+    mask = np.asarray(scan.mask).astype(bool)
+    gain = np.exp(field_at(style.log_gain, seen, mask, scan.affine))
+    canonical = style.curve((values - style.offset) / gain / style.scale)
+    error = field_at(style.error, seen, mask, scan.affine)
+    mapped = _from_canonical(canonical, standard)
+    # An absolute error of e on average is a standard deviation of 1.25 e for Gaussian errors.
+    return mapped, 1.2533 * (_from_canonical(canonical + error, standard) - mapped)
 
 
-def canonical_values(
-    values: NDArray[np.float64], log_gain: NDArray[np.float64], style: Style
-) -> NDArray[np.float64]:
-    """Return canonical intensities of a scan's brain voxels."""
-    from bidsharm.nn.isotone import KNOTS, TOP
+def _from_canonical(canonical: Values, standard: Values) -> Values:
+    """Return the intensities that a style has for canonical ones."""
+    from bidsharm.nn.isotone_model import KNOTS, increasing
 
-    v = np.exp(-log_gain) * (values - style.offset) / style.scale
-    return _increasing(v, np.linspace(0, TOP, KNOTS), style.heights)
-
-
-def _increasing(
-    x: NDArray[np.float64], xp: NDArray[np.float64], fp: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Interpolate linearly; beyond the ends go on straight."""
-    y = np.interp(x, xp, fp)
-    below, above = x < xp[0], x > xp[-1]
-    y[below] = fp[0] + (x[below] - xp[0]) * (fp[1] - fp[0]) / (xp[1] - xp[0])
-    y[above] = fp[-1] + (x[above] - xp[-1]) * (fp[-1] - fp[-2]) / (xp[-1] - xp[-2])
-    return y
-
-
-def to_canonical(
-    net: IsotoneNet, scan: Scan, *, passes: int = 1, mirror: bool = True
-) -> tuple[Volume, Style]:
-    """Return a scan in the canonical contrast, and its style."""
-    seen = look_at(scan)
-    style = understand(net, seen, passes=passes, mirror=mirror)
-    inside = np.asarray(scan.mask).astype(bool)
-    image = np.zeros(scan.data.shape, dtype=np.float32)
-    values = np.asarray(scan.data)[inside].astype(np.float64)
-    image[inside] = canonical_values(values, gain_at(style, seen, scan), style)
-    return image, style
-
-
-_Details = dict[str, Any]
+    return standard[2] + standard[3] * increasing(canonical, standard[4:], KNOTS)

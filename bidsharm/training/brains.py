@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bidsharm.imaging.lowres import SIZE_MM
 from bidsharm.simulation.anatomy import BRAIN_TISSUES, TISSUES, Anatomy, to_voxels, world_of
 from bidsharm.simulation.heads import BRAIN_CENTRE, TEMPLATE_SIZE, load_labels, load_template
 from bidsharm.simulation.pathology import add_lesions, widen_sulci
@@ -31,8 +32,6 @@ from bidsharm.simulation.warps import random_warp, ventricle_walls
 
 #: Tissues of a brain, in the order of :attr:`Brain.fractions`; 'sulci' is the fluid outside the ventricles, with its membranes.
 KINDS = ('CSF', 'sulci', 'GM', 'deep GM', 'WM', 'lesion', 'around')
-#: Voxel size in mm.
-SIZE_MM = 2.0
 #: Half the field of view around the middle of the brain (mm).
 _HALF = np.array([84.0, 104.0, 84.0])
 #: How far around the brain voxels are kept, for masks that are too wide (voxels).

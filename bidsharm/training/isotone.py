@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 from bidsharm.nn.isotone import (
     CELL_MM,
     CONTROL_MM,
@@ -28,8 +29,8 @@ from bidsharm.nn.isotone import (
     sample_field,
     scan_units,
 )
-from bidsharm.training.brains import SIZE_MM
-from bidsharm.training.scans import SHAPE, ScanSource, TrainingScan
+from bidsharm.nn.isotone_model import CANONICAL_BRIGHT
+from bidsharm.training.scans import ScanSource, TrainingScan
 
 #: Voxels of a scan at which losses are computed.
 POINTS = 12_000
@@ -220,3 +221,42 @@ __all__ = [
     'scan_units',
     'stream',
 ]
+
+
+@torch.no_grad()
+def calibration_rows(
+    net: IsotoneNet, examples: Iterator[Example], count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a trained network work on scans, and see how well it does.
+
+    Parameters
+    ----------
+    net
+        Trained.
+    examples
+        Batches of scans that it has not seen.
+    count
+        Number of scans.
+
+    Returns
+    -------
+    embedding, own, robust
+        What the network knows of each scan, shape (N, E), and the mean absolute errors of its image and of robust scaling, both
+        without noise and over the range of the canonical image, shape (N,).
+    """
+    net.eval()
+    embeddings, own, robust = [], [], []
+    while sum(len(part) for part in own) < count:
+        batch = next(examples)
+        seen = net(batch.cells)
+        gain = sample_field(seen.log_gain, batch.places)
+        noisy, anchor = corrected(batch.noisy, seen.zero, gain)
+        start, slopes = net.slopes(seen.embedding, global_histogram(noisy))
+        clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
+        low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
+        span = high - low
+        own.append((apply_curve(clean, start, slopes) - batch.canonical).abs().mean(dim=1) / span)
+        scaled = (batch.clean + batch.zero[:, None]) / (1 + batch.zero[:, None]) * CANONICAL_BRIGHT
+        robust.append((scaled - batch.canonical).abs().mean(dim=1) / span)
+        embeddings.append(seen.embedding)
+    return torch.cat(embeddings)[:count], torch.cat(own)[:count], torch.cat(robust)[:count]

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 from bidsharm.simulation import artefacts
 from bidsharm.simulation.acquisition import TEXTURE
 from bidsharm.simulation.physics import PulseSequence
 from bidsharm.simulation.presets import PRESETS
 from bidsharm.simulation.protocols import draw_scanner
 from bidsharm.simulation.relaxation import relaxation
-from bidsharm.training.brains import SIZE_MM, Brain
+from bidsharm.training.brains import Brain
 
-#: Voxels of the field of view, of 2 mm each.
-SHAPE = (96, 112, 96)
 #: Values of the transmit field at which signals are kept.
 _FLIPS = np.linspace(0.4, 1.6, 13)
 #: Grid on which smooth fields are drawn (mm).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,3 +70,19 @@ def head() -> Head:
 @pytest.fixture(scope='session')
 def smooth_head() -> Head:
     return build(noise=0.0)
+
+
+def numbers(thing: Any) -> list[float]:
+    """Return every number in a result, however deep."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return [value for field in fields(thing) for value in numbers(getattr(thing, field.name))]
+    if isinstance(thing, dict):
+        return [value for part in thing.values() for value in numbers(part)]
+    if isinstance(thing, tuple):
+        return [value for part in thing for value in numbers(part)]
+    return [float(thing)] if isinstance(thing, int | float) else []
+
+
+@pytest.fixture(name='numbers', scope='session')
+def numbers_fixture() -> Callable[[Any], list[float]]:
+    return numbers

@@ -259,3 +259,65 @@ def test_range_is_that_of_the_first_image():
     assert T.identity_error(image, 2 * image, mask) == pytest.approx(
         2 * T.identity_error(2 * image, image, mask)
     )
+
+
+# True differences between persons
+
+
+def cohort(people: int, scanners: int, offset: float, seed: int = 0):
+    """Return true volumes of each scan, estimates with an offset a scanner, and persons."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(people), scanners)
+    truth = rng.normal(650, 40, people)[person]
+    estimate = 0.9 * truth + offset * rng.normal(size=scanners)[np.arange(person.size) % scanners]
+    return truth, estimate + rng.normal(0, 10, person.size), [f's{index:02d}' for index in person]
+
+
+def test_one_scan_a_person_is_the_plain_correlation_of_scipy():
+    from bidsharm.evaluation.statistics import correlation
+
+    truth, estimate, persons = cohort(25, 1, 0)
+    found = T.between_subjects(estimate, truth, persons, seed=0, resamples=2000)
+    expected = stats.pearsonr(estimate, truth)
+    assert found.estimate == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+    plain = correlation(estimate, truth, seed=0, resamples=2000)
+    assert found.interval == pytest.approx(plain.interval, abs=0.02)
+    assert (found.n, found.left_out, found.reason) == (25, 0, '')
+
+
+def test_persons_weigh_the_same_and_stay_together():
+    truth, estimate, persons = cohort(12, 3, 0)
+    found = T.between_subjects(estimate, truth, persons, seed=0, resamples=500)
+    assert found.estimate == pytest.approx(stats.pearsonr(estimate, truth).statistic)
+    # A person who is listed more often counts no more, and copies of every scan narrow nothing.
+    doubled = [np.concatenate([part, part[:3]]) for part in (estimate, truth)]
+    more = T.between_subjects(*doubled, persons + persons[:3], seed=0, resamples=500)
+    assert more.estimate == pytest.approx(found.estimate)
+    assert more.interval == pytest.approx(found.interval)
+    copied = T.between_subjects(np.tile(estimate, 9), np.tile(truth, 9), persons * 9, seed=0, resamples=500)
+    assert copied.interval == pytest.approx(found.interval)
+    assert found.p is None
+    assert 'several scans' in found.reason
+
+
+def test_scanner_offsets_hide_persons_and_taking_them_away_shows_them():
+    truth, estimate, persons = cohort(20, 4, 100)
+    _, harmonized, _ = cohort(20, 4, 0)
+    before = T.between_subjects(estimate, truth, persons, seed=0, resamples=500)
+    after = T.between_subjects(harmonized, truth, persons, seed=0, resamples=500)
+    assert before.interval.high < after.interval.low
+    assert after.estimate > 0.9
+
+
+def test_correlation_of_few_or_equal_persons_says_why_not(numbers):
+    for n in range(6):
+        truth, estimate, persons = cohort(n, 2, 10)
+        found = T.between_subjects(estimate, truth, persons, seed=0, resamples=200)
+        assert not np.isnan(numbers(found)).any()
+        assert (found.estimate is None) == (n < 3)
+    assert 'vary' in T.between_subjects([1, 1, 1], [1, 2, 3], list('abc'), seed=0).reason
+    holes = T.between_subjects([1, 2, 3, np.nan], [2, 4, 7, 1], list('abcd'), seed=0)
+    assert (holes.n, holes.left_out) == (3, 1)
+    with pytest.raises(UsageError):
+        T.between_subjects([1, 2], [1, 2], ['a'], seed=0)
