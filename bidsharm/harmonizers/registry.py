@@ -25,6 +25,7 @@ _BUILTIN = {
     'lsq': 'bidsharm.harmonizers.linear:LSQ',
     'nyul': 'bidsharm.harmonizers.histogram:Nyul',
     'histogram': 'bidsharm.harmonizers.histogram:HistogramMatching',
+    'isotone': 'bidsharm.harmonizers.isotone:Isotone',
 }
 
 _log = logging.getLogger(__name__)

@@ -122,10 +122,17 @@ class IsotoneNet(nn.Module):
         self.gain = nn.Conv3d(width, 1, 3, padding=1)
         self.error = nn.Conv3d(width, 1, 1)
         self.tissue = nn.Conv3d(width, 4, 1)
-        self.embed = nn.Sequential(nn.Linear(2 * (width + wide), wide), nn.GELU(), nn.Linear(wide, wide))
+        pooled = 2 * (width + wide)
+        self.embed = nn.Sequential(
+            nn.LayerNorm(pooled),
+            nn.Linear(pooled, wide),
+            nn.GELU(),
+            nn.Linear(wide, wide),
+            nn.LayerNorm(wide),
+        )
         self.zero = nn.Linear(wide, 1)
         self.curve = nn.Sequential(
-            nn.Linear(wide + GLOBAL_BINS, wide),
+            nn.Linear(wide + 4 * GLOBAL_BINS, wide),
             nn.GELU(),
             nn.Linear(wide, wide),
             nn.GELU(),
@@ -166,7 +173,7 @@ class IsotoneNet(nn.Module):
         embedding
             From :meth:`forward`.
         histogram
-            Of the scan after the gain is removed, shape (B, 38).
+            From :func:`global_histograms`, shape (B, 152).
         """
         raw = self.curve(torch.cat([embedding, histogram], dim=1))
         return 0.2 * torch.tanh(raw[:, 0]), torch.exp(
@@ -197,42 +204,58 @@ def _smoother() -> Tensor:
 
 
 def _pool(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and maximum over the brain, shape (B, C) each."""
+    """Return mean and standard deviation over the brain, shape (B, C) each."""
     total = weight.sum(dim=(2, 3, 4)).clamp_min(1e-6)
     mean = (features * weight).sum(dim=(2, 3, 4)) / total
-    largest = torch.where(weight > 0.1, features, features.new_tensor(-1e4)).amax(dim=(2, 3, 4))
-    return mean, largest.clamp_min(-10)
+    square = ((features - mean[:, :, None, None, None]) ** 2 * weight).sum(dim=(2, 3, 4)) / total
+    return mean, (square + 1e-6).sqrt()
 
 
 def sample_field(field: Tensor, places: Tensor) -> Tensor:
-    """Return a field of the control grid at points.
+    """Return fields of the control grid at points.
 
     Parameters
     ----------
     field
-        Shape (B, 1, x, y, z).
+        Shape (B, C, x, y, z).
     places
         Points in units of the extent of the grid, from -1 to 1 between its outer borders, in the order x, y, z, shape (B, N, 3).
 
     Returns
     -------
-    Tensor of shape (B, N)
+    Tensor of shape (B, C, N)
     """
     grid = places.flip(-1)[:, :, None, None, :]
     found = functional.grid_sample(field, grid, mode='bilinear', padding_mode='border', align_corners=False)
-    return found[:, 0, :, 0, 0]
+    return found[:, :, :, 0, 0]
 
 
-def global_histogram(values: Tensor) -> Tensor:
-    """Return the histogram of whole scans over the range of the curve, shape (B, 38) from (B, N)."""
+def global_histograms(values: Tensor, tissue: Tensor) -> Tensor:
+    """Return histograms of whole scans over the range of the curve: of all voxels, and of those in each tissue.
+
+    Parameters
+    ----------
+    values
+        Intensities without the gain, in units of their 90th percentile, shape (B, N).
+    tissue
+        Shares of CSF, GM and WM around each voxel, shape (B, 3, N).
+
+    Returns
+    -------
+    Tensor of shape (B, 152)
+        Each histogram sums to 10. Voxels count for a tissue by the square of its share, so that cells of one tissue count most.
+    """
     step = TOP / (GLOBAL_BINS - 2)
     place = (values / step + 0.5).clamp(0, GLOBAL_BINS - 1.001)
     lower = place.floor()
-    weight = place - lower
-    table = values.new_zeros(values.shape[0], GLOBAL_BINS + 1)
-    table.scatter_add_(1, lower.long(), 1 - weight)
-    table.scatter_add_(1, lower.long() + 1, weight)
-    return table[:, :GLOBAL_BINS] / values.shape[1] * 10
+    part = place - lower
+    weights = torch.cat([torch.ones_like(tissue[:, :1]), tissue.detach() ** 2], dim=1)
+    table = values.new_zeros(*weights.shape[:2], GLOBAL_BINS + 1)
+    index = lower.long()[:, None].expand_as(weights)
+    table.scatter_add_(2, index, weights * (1 - part[:, None]))
+    table.scatter_add_(2, index + 1, weights * part[:, None])
+    shares = table[..., :GLOBAL_BINS] / weights.sum(dim=2, keepdim=True).clamp_min(1e-6)
+    return 10 * shares.flatten(1)
 
 
 def apply_curve(values: Tensor, start: Tensor, slopes: Tensor) -> Tensor:
@@ -274,7 +297,7 @@ def cell_channels(values: Tensor, voxels: Tensor, shape: tuple[int, int, int], p
     channels[:BINS] = soft_histogram(values, cell, total)
     share = torch.bincount(cell, minlength=total).to(values.dtype) / per_cell**3
     channels[BINS] = share
-    centre = voxels.to(values.dtype).mean(dim=0) / per_cell
+    centre = (voxels.to(values.dtype).mean(dim=0) + 0.5) / per_cell
     axes = [torch.arange(n, dtype=values.dtype, device=values.device) + 0.5 for n in counts]
     for axis, grid in enumerate(torch.meshgrid(*axes, indexing='ij')):
         channels[BINS + 1 + axis] = (grid.reshape(-1) - centre[axis]) * (CELL_MM / 80) * (share > 0)

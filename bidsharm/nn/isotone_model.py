@@ -74,6 +74,7 @@ class _Look:
 
     log_gain: Tensor
     log_error: Tensor
+    tissue: Tensor
     zero: float
     embedding: Tensor
 
@@ -161,7 +162,10 @@ class Model:
             total = total + look.log_gain
         plain = self._without_gain(values - offset, total, places)
         anchor = torch.quantile(_some(plain), parts.HIGH).clamp_min(1e-6 * float(span))
-        start, slopes = self.net.slopes(look.embedding, parts.global_histogram((plain / anchor)[None]))
+        around = parts.sample_field(look.tissue, places)
+        start, slopes = self.net.slopes(
+            look.embedding, parts.global_histograms((plain / anchor)[None], around)
+        )
         rise = torch.cumsum(slopes[0].double() * (parts.TOP / (parts.KNOTS - 1)), dim=0)
         heights = torch.cat([start.double(), start.double() + rise])
         own, robust = torch.exp(torch.cat([first.embedding[0].cpu(), torch.ones(1)]) @ self.judge).tolist()
@@ -177,12 +181,14 @@ class Model:
         mirrored = cells.flip(2)
         mirrored[:, parts.BINS + 1] *= -1
         found = self.net(torch.cat([cells, mirrored]))
-        gain, error = ((field[:1] + field[1:].flip(2)) / 2 for field in (found.log_gain, found.log_error))
-        return _Look(gain, error, float(found.zero.mean()), found.embedding.mean(dim=0, keepdim=True))
+        gain, error, tissue = (
+            (field[:1] + field[1:].flip(2)) / 2 for field in (found.log_gain, found.log_error, found.tissue)
+        )
+        return _Look(gain, error, tissue, float(found.zero.mean()), found.embedding.mean(dim=0, keepdim=True))
 
     @staticmethod
     def _without_gain(values: Tensor, log_gain: Tensor, places: Tensor) -> Tensor:
-        return torch.exp(-parts.sample_field(log_gain, places)[0]) * values
+        return torch.exp(-parts.sample_field(log_gain, places)[0, 0]) * values
 
 
 def _some(values: Tensor) -> Tensor:

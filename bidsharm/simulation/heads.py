@@ -135,18 +135,17 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     (tissue, solid, ventricles), low = _cut(tissue, (solid, ventricles), centre, affine)
     affine[:3, 3] = np.array(BRAIN_CENTRE) - affine[:3, :3] @ (centre - low)
     coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
-    rough = _closed(solid[::coarse, ::coarse, ::coarse], spacing * coarse)
+    filled = solid | ventricles  # however wide they are
+    rough = _closed(filled[::coarse, ::coarse, ::coarse], spacing * coarse)
     closed = np.kron(rough, np.ones((coarse, coarse, coarse), dtype=bool))[tuple(map(slice, solid.shape))]
     fluid = np.isin(tissue, [TISSUES.index('CSF'), -1])
-    inner = (closed | solid) & fluid
-    outer = ~closed & (tissue == TISSUES.index('CSF'))
+    inner = (closed | filled) & fluid
+    outer = ~closed & ~filled & (tissue == TISSUES.index('CSF'))
     tissue[inner], tissue[outer] = TISSUES.index('CSF'), TISSUES.index('meninges')
     fractions = np.zeros((len(TISSUES), *tissue.shape), dtype=np.float32)
     for index in np.unique(tissue[tissue >= 0]):
         ndimage.gaussian_filter((tissue == index).astype(np.float32), 0.5, output=fractions[index])
-    found = _mix_membranes(
-        narrow_sulci(Anatomy(fractions, affine), THIN_CORTEX_MM, keep=ventricles), ventricles
-    )
+    found = narrow_sulci(Anatomy(fractions, affine), THIN_CORTEX_MM, keep=ventricles)
     fractions = found.fractions
     around = [index for index, name in enumerate(TISSUES) if name not in BRAIN_TISSUES]
     if not head:
@@ -155,7 +154,7 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
         fractions[around] = 0
         shell = [TISSUES.index(name) for name in SHELL_BORDERS]
         fractions[shell] = _shell(found.brain, spacing)
-    return found
+    return _mix_membranes(found, ventricles)
 
 
 def _closed(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.bool_]:

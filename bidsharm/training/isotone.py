@@ -25,7 +25,7 @@ from bidsharm.nn.isotone import (
     apply_curve,
     cell_channels,
     corrected,
-    global_histogram,
+    global_histograms,
     sample_field,
     scan_units,
 )
@@ -116,9 +116,10 @@ class _Stream(IterableDataset):  # type: ignore[type-arg]
 def losses(net: IsotoneNet, batch: Example) -> tuple[dict[str, Tensor], Tensor]:
     """Return the losses of a batch, and the squared error of the images over their range, shape (B,)."""
     seen: Prediction = net(batch.cells)
-    gain = sample_field(seen.log_gain, batch.places)
+    gain = sample_field(seen.log_gain, batch.places)[:, 0]
     noisy, anchor = corrected(batch.noisy, seen.zero, gain)
-    start, slopes = net.slopes(seen.embedding, global_histogram(noisy))
+    around = sample_field(seen.tissue, batch.places)
+    start, slopes = net.slopes(seen.embedding, global_histograms(noisy, around))
     clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
     result = apply_curve(clean, start, slopes)
     error = (result - batch.canonical).abs()
@@ -127,7 +128,7 @@ def losses(net: IsotoneNet, batch: Example) -> tuple[dict[str, Tensor], Tensor]:
     true_clean, _ = corrected(batch.clean, batch.zero, true_gain, true_anchor)
     curve = apply_curve(true_clean, start, slopes)
     centred = gain - gain.mean(dim=1, keepdim=True)
-    log_error = sample_field(seen.log_error, batch.places)
+    log_error = sample_field(seen.log_error, batch.places)[:, 0]
     weight = batch.tissue[:, 3:]
     tissue = ((seen.tissue - batch.tissue[:, :3]).abs() * weight).sum() / weight.sum()
     found = {
@@ -249,9 +250,10 @@ def calibration_rows(
     while sum(len(part) for part in own) < count:
         batch = next(examples)
         seen = net(batch.cells)
-        gain = sample_field(seen.log_gain, batch.places)
+        gain = sample_field(seen.log_gain, batch.places)[:, 0]
         noisy, anchor = corrected(batch.noisy, seen.zero, gain)
-        start, slopes = net.slopes(seen.embedding, global_histogram(noisy))
+        around = sample_field(seen.tissue, batch.places)
+        start, slopes = net.slopes(seen.embedding, global_histograms(noisy, around))
         clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
         low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
         span = high - low

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from bidsharm.errors import ScanError, UsageError
 from bidsharm.simulation.anatomy import TISSUES, Anatomy
-from bidsharm.simulation.heads import BRAIN_CENTRE, load_labels, load_template
+from bidsharm.simulation.heads import BRAIN_CENTRE, load_labels, load_template, narrow_sulci
 
 
 def centre(head: Anatomy) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_a_label_map_becomes_the_head_it_was_made_of(label_map, small_head):
     assert head.fractions.min() >= 0
     assert head.fractions.sum(axis=0).max() < 1.001
     largest = small_head.fractions.argmax(axis=0)
-    for name in ('GM', 'WM', 'skull', 'scalp'):
+    for name in ('WM', 'skull', 'scalp'):
         true = (
             (largest == TISSUES.index(name)) & (small_head.fractions.sum(axis=0) > 0.5)
         ).sum() * small_head.voxel_volume
@@ -81,10 +81,11 @@ def test_parcels_and_deep_nuclei(label_map, tmp_path):
     head, parcels = load_labels(label_map), load_labels(edited(label_map, tmp_path / 'p.nii.gz', change))
     np.testing.assert_array_equal(head.fractions, parcels.fractions)
     nuclei = load_labels(
-        edited(label_map, tmp_path / 'd.nii.gz', lambda d: np.where(d == 3, np.int16(10), d))
+        edited(label_map, tmp_path / 'd.nii.gz', lambda d: np.where(d == 2, np.int16(10), d))
     )
-    np.testing.assert_allclose(nuclei.part('deep GM'), head.part('GM'))
-    np.testing.assert_allclose(nuclei.tissue, head.tissue, atol=1e-6)
+    np.testing.assert_allclose(nuclei.part('deep GM'), head.part('WM'))
+    np.testing.assert_allclose(nuclei.tissue[1], head.tissue[1] + head.tissue[2], atol=1e-6)
+    np.testing.assert_allclose(nuclei.tissue[0], head.tissue[0], atol=1e-6)
 
 
 def test_unknown_labels_are_named(label_map, tmp_path):
@@ -101,3 +102,41 @@ def test_a_map_without_brain_is_refused(label_map, tmp_path):
     (tmp_path / 'broken.nii.gz').write_bytes(b'')
     with pytest.raises(ScanError):
         load_labels(tmp_path / 'broken.nii.gz')
+
+
+def slabs(spacing: float) -> Anatomy:
+    """Cortex for 8 mm, then fluid for 8 mm, along the first axis."""
+    fractions = np.zeros((len(TISSUES), round(16 / spacing), 4, 4), dtype=np.float32)
+    half = fractions.shape[1] // 2
+    fractions[TISSUES.index('GM'), :half] = 1
+    fractions[TISSUES.index('CSF'), half:] = 1
+    return Anatomy(fractions, np.diag([spacing, spacing, spacing, 1]))
+
+
+@pytest.mark.parametrize('spacing', [0.5, 1.0, 2.0])
+@pytest.mark.parametrize('millimetres', [0.25, 0.5, 1.0])
+def test_cortex_grows_by_what_is_asked_for(spacing, millimetres):
+    head = slabs(spacing)
+    grown = narrow_sulci(head, millimetres, keep=np.zeros(head.fractions.shape[1:], dtype=bool))
+    thicker = (grown.part('GM') - head.part('GM'))[:, 0, 0].sum() * spacing
+    assert thicker == pytest.approx(millimetres, abs=0.13 * spacing)
+    np.testing.assert_allclose(grown.part('GM', 'CSF'), head.part('GM', 'CSF'))
+
+
+def test_ventricles_stay_as_they_are(label_map, tmp_path):
+    path = edited(label_map, tmp_path / 'v.nii.gz', ventricles_in_the_middle)
+    head = load_labels(path)
+    fluid = head.part('CSF')
+    assert fluid.max() > 0.97  # pure in the ventricle
+    sulci = fluid.copy()
+    inner = ndimage.binary_dilation(fluid > 0.9, iterations=3)
+    assert inner.any()
+    assert sulci[~inner].max() <= 0.7 + 1e-6  # three parts of ten are membranes
+    assert head.part('soft tissue')[~inner].max() == pytest.approx(0.3, abs=0.02)
+
+
+def ventricles_in_the_middle(data: np.ndarray) -> np.ndarray:
+    """Make a block of ventricle (4) in the middle of the head."""
+    middle = np.array(ndimage.center_of_mass(data == 2)).astype(int)
+    data[tuple(slice(m - 4, m + 4) for m in middle)] = 4
+    return data
