@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 import bidsharm
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.contract import Execution, Harmonizer
+from bidsharm.harmonizers.contract import Card, Execution, Harmonizer
 
 FORMAT = 1
 TENSORS = 'model.safetensors'
@@ -47,18 +48,33 @@ def save(harmonizer: Harmonizer, folder: Path) -> str:
     ConfigurationError
         If the folder holds something else.
     """
+    arrays, settings = harmonizer.state()
+    return write(harmonizer.card, arrays, settings, folder)
+
+
+def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], folder: Path) -> str:
+    """Write arrays and settings of a method as a bundle; see :func:`save`.
+
+    Parameters
+    ----------
+    card
+        Of the method.
+    arrays, settings
+        What :meth:`~bidsharm.harmonizers.contract.Harmonizer.state` returns; settings hold JSON types only.
+    folder
+        Folder to make.
+    """
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
-    arrays, settings = harmonizer.state()
     tensors = to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     content = {
         'format': FORMAT,
-        'name': harmonizer.card.name,
+        'name': card.name,
         'bidsharm': bidsharm.__version__,
-        'card': harmonizer.card.to_dict(),
+        'card': card.to_dict(),
         'contrasts': list(settings.get('contrasts', [])),
-        'settings': settings,
+        'settings': dict(settings),
         'tensors_sha256': hashlib.sha256(tensors).hexdigest(),
     }
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
@@ -68,7 +84,7 @@ def save(harmonizer: Harmonizer, folder: Path) -> str:
     try:
         (temporary / TENSORS).write_bytes(tensors)
         (temporary / CARD).write_text(text, encoding='utf-8')
-        _take_place(temporary, folder, harmonizer.card.name)
+        _take_place(temporary, folder, card.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return digest(folder)

@@ -31,8 +31,8 @@ WEIGHTS = Path(__file__).parent.parent / 'weights' / 'isotone'
 LEAST_VOXELS = 6250
 #: The network is followed if it expects an error below this part of that of robust scaling.
 CLEARLY_BETTER = 0.85
-#: And if the scan is no stranger than this (1: stranger than 99 % of the training).
-STRANGEST = 1.5
+#: And if the scan is less likely than this to be no scan of the contrast.
+STRANGEST = 0.5
 #: Units of two scans that differ by less than this (logarithm) are taken for the same.
 SAME_UNITS = 0.05
 
@@ -132,7 +132,7 @@ class Isotone(StandardHarmonizer):
         standard = self._standard_for(scan, target)
         found = self._understand(scan)
         reason = found.reason or ('' if standard[1] else 'most scans of the target could not be understood')
-        factor = standard[0] / found.bright
+        factor = float(standard[0] / found.bright)
         if not isinstance(target, Canonical) and abs(np.log(factor)) < SAME_UNITS:
             factor = 1.0
         if found.style is None or found.seen is None or reason:

@@ -75,6 +75,8 @@ class Prediction:
         Shares of CSF, GM and WM in cells of 16 mm, shape (B, 3, x, y, z).
     embedding
         What is known of the scan as a whole, shape (B, E).
+    pooled
+        Means and standard deviations of features over the brain, shape (B, 384).
     """
 
     log_gain: Tensor
@@ -82,6 +84,7 @@ class Prediction:
     log_error: Tensor
     tissue: Tensor
     embedding: Tensor
+    pooled: Tensor
 
 
 class _Residual(nn.Module):
@@ -122,7 +125,7 @@ class IsotoneNet(nn.Module):
         self.gain = nn.Conv3d(width, 1, 3, padding=1)
         self.error = nn.Conv3d(width, 1, 1)
         self.tissue = nn.Conv3d(width, 4, 1)
-        pooled = 2 * (width + wide)
+        self.features = pooled = 2 * (width + wide)
         self.embed = nn.Sequential(
             nn.LayerNorm(pooled),
             nn.Linear(pooled, wide),
@@ -157,12 +160,13 @@ class IsotoneNet(nn.Module):
         up = functional.interpolate(coarse, size=fine.shape[2:], mode='trilinear', align_corners=False)
         merged = self.last(self.merge(torch.cat([fine, up], dim=1)))
         pooled = [*_pool(merged, brain), *_pool(coarse, functional.avg_pool3d(brain, 2))]
-        embedding = self.embed(torch.cat(pooled, dim=1))
+        features = torch.cat(pooled, dim=1)
+        embedding = self.embed(features)
         raw = LARGEST_GAIN * torch.tanh(self.gain(merged) / LARGEST_GAIN)
         tissue = torch.softmax(self.tissue(merged), dim=1)[:, :3]
         return Prediction(
             self._smooth(raw, brain), functional.softplus(self.zero(embedding)[:, 0] - 1.5), self.error(merged),
-            tissue, embedding,
+            tissue, embedding, features,
         )  # fmt: skip
 
     def slopes(self, embedding: Tensor, histogram: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,6 +198,25 @@ class IsotoneNet(nn.Module):
             field, weight = top / bottom, bottom
         mean = (field * brain).sum(dim=(1, 2, 3, 4)) / brain.sum(dim=(1, 2, 3, 4)).clamp_min(1e-6)
         return field - mean.reshape(-1, 1, 1, 1, 1)
+
+
+class Judge(nn.Module):
+    """Say how well the network will do on a scan, and whether it is a scan of the kind that the network knows.
+
+    Parameters
+    ----------
+    features
+        Number of pooled features; histograms come on top.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        size = features + 4 * GLOBAL_BINS
+        self.layers = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 64), nn.GELU(), nn.Linear(64, 3))
+
+    def forward(self, pooled: Tensor, histogram: Tensor) -> Tensor:
+        """Return the logarithms of the expected errors of the network and of robust scaling, and the logit of being strange, (B, 3)."""
+        return self.layers(torch.cat([pooled, histogram], dim=1))
 
 
 def _smoother() -> Tensor:

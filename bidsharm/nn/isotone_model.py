@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Style:
     expected_error, expected_error_robust
         Mean absolute error of the canonical image over its range, as expected of this style and of robust scaling.
     strangeness
-        Distance of the scan from those of the training, over the distance that 99 % of them keep within.
+        Probability that this is no scan of the kind that the network has learnt from, between 0 and 1.
     """
 
     log_gain: NDArray[np.float32]
@@ -77,43 +78,32 @@ class _Look:
     tissue: Tensor
     zero: float
     embedding: Tensor
+    pooled: Tensor
 
 
 class Model:
-    """A trained network with its calibration.
+    """A trained network and its judge.
 
     Parameters
     ----------
-    net
-        The network, in evaluation mode.
-    judge
-        From an embedding (and 1) to the logarithms of the expected errors of the network and of robust scaling, shape (E + 1, 2).
-    centre, whitening, limit
-        Mean embedding of the training, the matrix that makes embeddings white, and the distance that 99 % of them keep within.
+    net, judge
+        Both trained; they are put into evaluation mode.
     device
-        Where the network is.
+        Where they are.
     """
 
-    def __init__(
-        self,
-        net: parts.IsotoneNet,
-        judge: Tensor,
-        centre: Tensor,
-        whitening: Tensor,
-        limit: float,
-        device: str = 'cpu',
-    ) -> None:
+    def __init__(self, net: parts.IsotoneNet, judge: parts.Judge, device: str = 'cpu') -> None:
         self.net = net.eval().requires_grad_(False).to(device)
-        self.judge, self.centre, self.whitening, self.limit = judge, centre, whitening, limit
+        self.judge = judge.eval().requires_grad_(False).to(device)
         self.device = device
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return everything as arrays; the network in half precision."""
-        found = {f'net/{name}': value.cpu().half().numpy() for name, value in self.net.state_dict().items()}
-        return found | {
-            'judge': self.judge.numpy(), 'centre': self.centre.numpy(), 'whitening': self.whitening.numpy(),
-            'limit': np.array([self.limit], dtype=np.float32),
-        }  # fmt: skip
+        """Return all weights by name, in half precision."""
+        return {
+            f'{kind}/{name}': value.cpu().half().numpy()
+            for kind, module in (('net', self.net), ('judge', self.judge))
+            for name, value in module.state_dict().items()
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: str = 'cpu') -> Model:
@@ -121,21 +111,20 @@ class Model:
 
         Raises
         ------
-        KeyError, RuntimeError
+        RuntimeError
             If arrays are missing or of other shapes.
         """
         net = parts.IsotoneNet()
-        state = {
-            name.removeprefix('net/'): torch.from_numpy(np.asarray(array, dtype=np.float32))
-            for name, array in arrays.items()
-            if name.startswith('net/')
-        }
-        net.load_state_dict(state)
-        judge, centre, whitening = (
-            torch.from_numpy(np.asarray(arrays[name], dtype=np.float32))
-            for name in ('judge', 'centre', 'whitening')
-        )
-        return cls(net, judge, centre, whitening, float(arrays['limit'][0]), device)
+        judge = parts.Judge(net.features)
+        for kind, module in (('net', net), ('judge', judge)):
+            module.load_state_dict(
+                {
+                    name.removeprefix(f'{kind}/'): torch.from_numpy(np.asarray(array, dtype=np.float32))
+                    for name, array in arrays.items()
+                    if name.startswith(f'{kind}/')
+                }
+            )
+        return cls(net, judge, device)
 
     @torch.inference_mode()
     def understand(self, seen: LowResolution, *, passes: int = 1) -> Style:
@@ -163,17 +152,15 @@ class Model:
         plain = self._without_gain(values - offset, total, places)
         anchor = torch.quantile(_some(plain), parts.HIGH).clamp_min(1e-6 * float(span))
         around = parts.sample_field(look.tissue, places)
-        start, slopes = self.net.slopes(
-            look.embedding, parts.global_histograms((plain / anchor)[None], around)
-        )
+        histograms = parts.global_histograms((plain / anchor)[None], around)
+        start, slopes = self.net.slopes(look.embedding, histograms)
         rise = torch.cumsum(slopes[0].double() * (parts.TOP / (parts.KNOTS - 1)), dim=0)
         heights = torch.cat([start.double(), start.double() + rise])
-        own, robust = torch.exp(torch.cat([first.embedding[0].cpu(), torch.ones(1)]) @ self.judge).tolist()
-        distance = float(((first.embedding[0].cpu() - self.centre) @ self.whitening).norm())
+        own, robust, strange = self.judge(first.pooled, histograms)[0].tolist()
         return Style(
             log_gain=total[0, 0].cpu().numpy(), offset=offset, scale=float(anchor), heights=heights.cpu().numpy(),
-            error=look.log_error[0, 0].exp().cpu().numpy(), expected_error=own, expected_error_robust=robust,
-            strangeness=distance / self.limit,
+            error=look.log_error[0, 0].exp().cpu().numpy(), expected_error=math.exp(own),
+            expected_error_robust=math.exp(robust), strangeness=1 / (1 + math.exp(-strange)),
         )  # fmt: skip
 
     def _look(self, values: Tensor, voxels: Tensor, shape: tuple[int, int, int]) -> _Look:
@@ -184,7 +171,8 @@ class Model:
         gain, error, tissue = (
             (field[:1] + field[1:].flip(2)) / 2 for field in (found.log_gain, found.log_error, found.tissue)
         )
-        return _Look(gain, error, tissue, float(found.zero.mean()), found.embedding.mean(dim=0, keepdim=True))
+        embedding, pooled = (part.mean(dim=0, keepdim=True) for part in (found.embedding, found.pooled))
+        return _Look(gain, error, tissue, float(found.zero.mean()), embedding, pooled)
 
     @staticmethod
     def _without_gain(values: Tensor, log_gain: Tensor, places: Tensor) -> Tensor:

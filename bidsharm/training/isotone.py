@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from bidsharm.imaging.lowres import SHAPE, SIZE_MM
@@ -21,6 +22,7 @@ from bidsharm.nn.isotone import (
     CELL_MM,
     CONTROL_MM,
     IsotoneNet,
+    Judge,
     Prediction,
     apply_curve,
     cell_channels,
@@ -168,31 +170,35 @@ class Trainer:
     ----------
     net
         The network.
-    steps
-        Number of steps in all.
     rate
         Learning rate after the warm-up.
+    warm_up
+        Steps in which the rate rises to it.
     """
 
-    def __init__(self, net: IsotoneNet, *, steps: int, rate: float = 1e-3, warm_up: int = 50) -> None:
-        self.net, self.steps = net, steps
+    def __init__(self, net: IsotoneNet, *, rate: float = 1e-3, warm_up: int = 50) -> None:
+        self.net, self.rate, self.warm_up = net, rate, warm_up
         self.average = copy.deepcopy(net).requires_grad_(False)
         decay = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{'params': decay, 'weight_decay': 0.01}, {'params': plain, 'weight_decay': 0.0}], lr=rate
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: (
-                min(1.0, (step + 1) / warm_up)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-            ),
-        )
         self.step_number = 0
 
-    def step(self, batch: Example) -> dict[str, float]:
-        """Take one step; return the losses."""
+    def step(self, batch: Example, done: float) -> dict[str, float]:
+        """Take one step; return the losses.
+
+        Parameters
+        ----------
+        batch
+            Scans.
+        done
+            Part of the training that is over, from 0 to 1; the learning rate follows its cosine.
+        """
+        rising = min(1.0, (self.step_number + 1) / self.warm_up)
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.rate * rising * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, done))))
         found, squared = losses(self.net, batch)
         total = sum((WEIGHTS[name] * value for name, value in found.items()), start=torch.zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
@@ -200,7 +206,6 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), 0.5)
         if torch.isfinite(norm):
             self.optimizer.step()
-        self.schedule.step()
         self.step_number += 1
         keep = min(0.999, 1 - 1 / (self.step_number / 10 + 1))
         with torch.no_grad():
@@ -211,54 +216,68 @@ class Trainer:
         }
 
 
-__all__ = [
-    'Example',
-    'Trainer',
-    'cell_channels',
-    'corrected',
-    'losses',
-    'make_example',
-    'psnr_of',
-    'scan_units',
-    'stream',
-]
-
-
-@torch.no_grad()
-def calibration_rows(
-    net: IsotoneNet, examples: Iterator[Example], count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Let a trained network work on scans, and see how well it does.
+@dataclass(frozen=True)
+class Verdicts:
+    """How a trained network did on scans; rows of a training of its judge.
 
     Parameters
     ----------
-    net
-        Trained.
-    examples
-        Batches of scans that it has not seen.
-    count
-        Number of scans.
-
-    Returns
-    -------
-    embedding, own, robust
-        What the network knows of each scan, shape (N, E), and the mean absolute errors of its image and of robust scaling, both
-        without noise and over the range of the canonical image, shape (N,).
+    pooled, histograms
+        What the judge sees, shapes (N, 384) and (N, 152).
+    own, robust
+        Mean absolute errors of the image of the network and of robust scaling, without noise and over the range of the canonical
+        image, shape (N,); they mean nothing for strange scans.
+    strange
+        Whether a scan is no scan of the contrast, shape (N,).
     """
+
+    pooled: Tensor
+    histograms: Tensor
+    own: Tensor
+    robust: Tensor
+    strange: Tensor
+
+
+@torch.no_grad()
+def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Verdicts:
+    """Let a trained network work on scans, every other one strange, and see how well it does."""
     net.eval()
-    embeddings, own, robust = [], [], []
-    while sum(len(part) for part in own) < count:
-        batch = next(examples)
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[tuple[Tensor, ...]] = []
+    for number in range(count):
+        strange = number % 2 == 1
+        example = make_example(source.draw_strange() if strange else source.draw(), generator)
+        batch = Example(**{name: value[None] for name, value in vars(example).items()})
         seen = net(batch.cells)
         gain = sample_field(seen.log_gain, batch.places)[:, 0]
         noisy, anchor = corrected(batch.noisy, seen.zero, gain)
-        around = sample_field(seen.tissue, batch.places)
-        start, slopes = net.slopes(seen.embedding, global_histograms(noisy, around))
+        histograms = global_histograms(noisy, sample_field(seen.tissue, batch.places))
         clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
-        low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
-        span = high - low
-        own.append((apply_curve(clean, start, slopes) - batch.canonical).abs().mean(dim=1) / span)
+        image = apply_curve(clean, *net.slopes(seen.embedding, histograms))
         scaled = (batch.clean + batch.zero[:, None]) / (1 + batch.zero[:, None]) * CANONICAL_BRIGHT
-        robust.append((scaled - batch.canonical).abs().mean(dim=1) / span)
-        embeddings.append(seen.embedding)
-    return torch.cat(embeddings)[:count], torch.cat(own)[:count], torch.cat(robust)[:count]
+        low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
+        span = (high - low).clamp_min(1e-6)
+        errors = ((part - batch.canonical).abs().mean(dim=1) / span for part in (image, scaled))
+        rows.append((seen.pooled, histograms, *errors, torch.tensor([strange])))
+    return Verdicts(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def train_judge(verdicts: Verdicts, features: int, *, seed: int, steps: int = 1500) -> Judge:
+    """Teach a judge what the verdicts say: expected errors (L1 of logarithms) and strangeness (cross-entropy)."""
+    torch.manual_seed(seed)
+    judge = Judge(features)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    usual = ~verdicts.strange
+    errors = torch.log(torch.stack([verdicts.own, verdicts.robust], dim=1).clamp_min(1e-4))
+    for _ in range(steps):
+        chosen = torch.randint(len(usual), (128,))
+        said = judge(verdicts.pooled[chosen], verdicts.histograms[chosen])
+        known = usual[chosen]
+        loss = functional.binary_cross_entropy_with_logits(said[:, 2], verdicts.strange[chosen].float())
+        loss = loss + (said[known, :2] - errors[chosen][known]).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()

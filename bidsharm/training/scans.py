@@ -221,6 +221,77 @@ class ScanSource:
             true[given],
         )
 
+    def draw_strange(self) -> TrainingScan:
+        """Return something that is no scan of this contrast, for a network to learn what it does not know.
+
+        A third are brains whose tissues have any brightness but the right order, a third brains that lie wrongly, hold noise or
+        are inverted, a third no brains at all. The truth of such a scan means nothing.
+        """
+        kind = self.rng.random()
+        if kind < 1 / 3:
+            return self._recoloured()
+        scan = self.draw()
+        if kind < 2 / 3:
+            return self._spoiled(scan)
+        return self._phantom(scan)
+
+    def _recoloured(self) -> TrainingScan:
+        """Return a brain with tissue of any brightness, as in other contrasts, in infants or in a CT."""
+        _, flat, mixture, kinds, texture = self._place(int(self.rng.integers(len(self.brains))))
+        while True:
+            fluid, grey, white = self.rng.uniform(0.05, 1, 3)
+            if not (fluid < 0.95 * grey and grey < 0.99 * white):
+                break
+        levels = torch.tensor(
+            [fluid, fluid, grey, 0.5 * (grey + white), white, grey, 0.3], device=self.device
+        ).float()
+        values = (
+            (levels @ mixture)
+            * (1 + 0.02 * texture[0])
+            * _enlarge(self._uniform(0, 0.3) * self._noise(40.0), flat).exp()
+        )
+        values = values + self._uniform(0.005, 0.06) * self._normal(len(values))
+        given, true = self._mask(flat, kinds)
+        return self._untrue(values[given], flat[given], true[given])
+
+    def _spoiled(self, scan: TrainingScan) -> TrainingScan:
+        """Return a scan upside down, back to front, inverted, or with noise in place of tissue."""
+        kind = int(self.rng.integers(4))
+        values, voxels = scan.values, scan.voxels
+        if kind == 0:
+            values = values.max() - values
+        elif kind == 1:
+            values = 1 + self._uniform(0.02, 0.5) * self._normal(len(values))
+        else:
+            axis = kind - 1
+            voxels = voxels.clone()
+            voxels[:, axis] = SHAPE[axis] - 1 - voxels[:, axis]
+        flat = (voxels[:, 0] * SHAPE[1] + voxels[:, 1]) * SHAPE[2] + voxels[:, 2]
+        return self._untrue(values, flat, scan.true_mask)
+
+    def _phantom(self, scan: TrainingScan) -> TrainingScan:
+        """Return bodies of even brightness, in the shape of the brain or of an ellipsoid."""
+        grids = torch.meshgrid(*(torch.linspace(-1, 1, n, device=self.device) for n in SHAPE), indexing='ij')
+        image = torch.full(SHAPE, self._uniform(0.1, 1), device=self.device)
+        for _ in range(int(self.rng.integers(1, 12))):
+            centre, radii = self.rng.uniform(-0.6, 0.6, 3), self.rng.uniform(0.08, 0.6, 3)
+            away = sum(((g - c) / r) ** 2 for g, c, r in zip(grids, centre, radii, strict=True))
+            image[away < 1] = self._uniform(0.1, 1)
+        image = image + self._uniform(0.01, 0.1) * self._normal(*SHAPE)
+        if self._chance(0.5):
+            flat = (scan.voxels[:, 0] * SHAPE[1] + scan.voxels[:, 1]) * SHAPE[2] + scan.voxels[:, 2]
+        else:
+            radii = self.rng.uniform(0.5, 0.85, 3)
+            flat = (sum((g / r) ** 2 for g, r in zip(grids, radii, strict=True)) < 1).view(-1).nonzero()[:, 0]
+        return self._untrue(image.view(-1)[flat], flat, torch.ones_like(flat, dtype=torch.bool))
+
+    def _untrue(self, values: Tensor, flat: Tensor, true: Tensor) -> TrainingScan:
+        voxels = torch.stack(
+            [flat // (SHAPE[1] * SHAPE[2]), flat // SHAPE[2] % SHAPE[1], flat % SHAPE[2]], dim=1
+        )
+        nothing = torch.zeros_like(values)
+        return TrainingScan(values, values, nothing, nothing, nothing.expand(3, -1), voxels, true)
+
     # --- Drawing ---
 
     def _uniform(self, low: float, high: float) -> float:
@@ -285,7 +356,7 @@ class ScanSource:
         mixture[4] += myelin
         mixture[3] -= myelin
         # Myelin and iron differ over the brain.
-        texture[0] += self._uniform(0, 1) * _enlarge(self._noise(30.0), flat)
+        texture[0] += self._uniform(0, 0.4) * _enlarge(self._noise(30.0), flat)
         return voxels, flat, mixture, kinds, texture
 
     def _people(self) -> Tensor:
@@ -310,7 +381,7 @@ class ScanSource:
         """Return the signal, and how the transmit field changes white matter, relative to a perfect one; shape (N,) each."""
         signal, slope = self.signals.signal[number], self.signals.slope[number]
         # Beyond the physics: tissues that no equation foresees.
-        odd = 1 + 0.04 * self._normal(len(_LIKE), 1)
+        odd = 1 + 0.03 * self._normal(len(_LIKE), 1)
         odd[3] += self._uniform(-0.05, 0.12)
         table = odd * (signal * (1 + jitter[:, 1:]) + slope * jitter[:, :1])
         if self._chance(0.4):  # fluid is seldom as dark as it should be: flow, pulsation

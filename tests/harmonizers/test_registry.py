@@ -104,7 +104,7 @@ def test_could_run_depends_on_what_is_offered():
     def could(*offers):
         return {*registry.could_run(offers)} & {*registry._BUILTIN}
 
-    alone = {'identity', 'robust', 'zscore', 'tscore', 'kde', 'whitestripe'}
+    alone = {'identity', 'robust', 'zscore', 'tscore', 'kde', 'whitestripe', 'isotone'}
     assert could() == alone
     assert could('tissue') == alone | {'fcm'}
     assert could('cohort') == alone | {'nyul', 'histogram'}

@@ -25,8 +25,7 @@ def wild_net(seed: int = 0) -> parts.IsotoneNet:
 
 def model(seed: int = 0) -> Model:
     net = wild_net(seed)
-    size = net.zero.in_features
-    return Model(net, torch.zeros(size + 1, 2), torch.zeros(size), torch.eye(size), 1.0)
+    return Model(net, parts.Judge(net.features))
 
 
 def brain(seed: int = 0, scale: float = 1.0, offset: float = 0.0) -> LowResolution:
@@ -103,7 +102,7 @@ def test_the_curve_of_torch_and_of_numpy_are_one():
     net = wild_net(3)
     start, slopes = net.slopes(torch.randn(1, net.zero.in_features), torch.rand(1, 4 * parts.GLOBAL_BINS))
     values = torch.linspace(-0.5, 2.5, 301)[None]
-    heights = np.concatenate([[0], np.cumsum(slopes.detach().numpy()[0] * KNOTS[1])]) + float(start)
+    heights = np.concatenate([[0], np.cumsum(slopes.detach().numpy()[0] * KNOTS[1])]) + float(start.detach())
     expected = increasing(values.numpy()[0].astype(float), KNOTS, heights)
     np.testing.assert_allclose(
         parts.apply_curve(values, start, slopes).detach().numpy()[0], expected, atol=1e-4
@@ -151,24 +150,28 @@ def test_left_and_right_are_alike():
     np.testing.assert_allclose(second.heights, first.heights, atol=1e-4)
 
 
-def test_a_model_survives_its_arrays():
-    # The size of the network is that of the default; half precision is what is kept.
+def default_model() -> Model:
     torch.manual_seed(0)
     net = parts.IsotoneNet()
-    size = net.zero.in_features
-    first = Model(net, torch.randn(size + 1, 2), torch.randn(size), torch.eye(size), 2.5)
+    return Model(net, parts.Judge(net.features))
+
+
+def test_a_model_survives_its_arrays():
+    first = Model.from_arrays(default_model().arrays())  # half precision is what is kept
     again = Model.from_arrays(first.arrays())
-    assert again.limit == 2.5
-    seen = brain()
-    one, two = Model.from_arrays(again.arrays()).understand(seen), again.understand(seen)
+    one, two = first.understand(brain()), again.understand(brain())
     np.testing.assert_array_equal(one.log_gain, two.log_gain)
     np.testing.assert_array_equal(one.heights, two.heights)
+    assert one.strangeness == two.strangeness
+    assert 0 < one.strangeness < 1
+    assert one.expected_error > 0
 
 
-def test_missing_arrays_are_an_error():
-    arrays = Model.from_arrays(
-        Model(parts.IsotoneNet(), torch.zeros(129, 2), torch.zeros(128), torch.eye(128), 1.0).arrays()
-    ).arrays()
-    del arrays['judge']
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize('name', ['judge/layers.1.weight', 'net/gain.bias'])
+def test_missing_or_misshapen_arrays_are_an_error(name):
+    arrays = default_model().arrays()
+    whole = arrays.pop(name)
+    with pytest.raises(RuntimeError, match='Missing'):
         Model.from_arrays(arrays)
+    with pytest.raises(RuntimeError, match='size mismatch'):
+        Model.from_arrays({**arrays, name: whole[..., :-1] if whole.ndim > 1 else np.zeros(7)})

@@ -1,0 +1,145 @@
+"""Train the model of `isotone` for one contrast and write it as a bundle.
+
+Three stages; each leaves files in WORK and is skipped when they are there:
+
+1. brains: people are drawn from label maps (`--hold-out` names those that are kept for testing) and the MNI152 template;
+2. training: scans are made as they are needed, until the time is up; the learning rate falls as a cosine of the time;
+3. judge: the network tries itself on scans of people that were not trained on, every other one strange, and a judge learns how well it did.
+
+The weights that ship were made by these functions, but not in one run: see `settings.made` in their `card.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+
+#: Every so many steps progress is printed and the average of the weights written.
+INTERVAL = 200
+
+
+def draw(work: Path, labels: Path, hold_out: Sequence[str], people: int, seed: int) -> None:
+    """Draw people from every anatomy that is not held out."""
+    from rich.progress import track
+
+    from bidsharm.training.brains import draw_brains
+
+    folder = work / 'brains'
+    if folder.exists():
+        return
+    maps: list[Path | None] = [
+        path for path in sorted(labels.glob('*.nii.gz')) if path.name.split('.')[0] not in hold_out
+    ]
+    maps.append(None)
+    partial = work / 'brains.part'
+    partial.mkdir(parents=True, exist_ok=True)
+    total = people * len(maps)
+    for number, brain in enumerate(track(draw_brains(maps, total, seed=seed), 'people', total=total)):
+        brain.save(partial / f'{brain.anatomy}_{number % people:03d}.npz')
+    partial.rename(folder)
+
+
+def split(work: Path, kept_back: int = 4) -> tuple[list[Any], list[Any]]:
+    """Return the people to train on, and the first of every anatomy, which are not."""
+    from bidsharm.training.brains import Brain
+
+    files = sorted((work / 'brains').glob('*.npz'))
+    last = {f'{number:03d}' for number in range(kept_back)}
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for file in files:
+        parts[file.stem.rpartition('_')[2] in last].append(Brain.load(file))
+    return parts
+
+
+def train(work: Path, contrast: str, seconds: float, batch: int, rate: float, seed: int, device: str) -> int:
+    """Train until the time is up; return the number of scans seen."""
+    import torch
+
+    from bidsharm.nn.isotone import IsotoneNet
+    from bidsharm.training.isotone import Trainer, psnr_of, stream
+    from bidsharm.training.scans import ScanSource
+
+    torch.manual_seed(seed)
+    some, others = split(work)
+    checks = stream(
+        ScanSource(others, contrast, seed=seed + 1, scanners=300), batch=8, seed=seed + 1, workers=0
+    )
+    validation = [next(checks) for _ in range(6)]
+    batches = stream(
+        ScanSource(some, contrast, seed=seed, scanners=6000, device=device), batch=batch, seed=seed, workers=1
+    )
+    net = IsotoneNet().to(device)
+    trainer = Trainer(net, rate=rate)
+    started, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        said = trainer.step(next(batches), elapsed / seconds)
+        count += batch
+        if trainer.step_number % INTERVAL == 0:
+            print(round(elapsed), count, {name: round(value, 3) for name, value in said.items()},
+                  f'validation {psnr_of(trainer.average, validation):.2f} dB', flush=True)  # fmt: skip
+            torch.save(trainer.average.state_dict(), work / 'net.part')
+    torch.save(trainer.average.state_dict(), work / 'net.part')
+    (work / 'net.part').rename(work / 'net.pt')
+    (work / 'scans').write_text(str(count))
+    return count
+
+
+def main() -> None:
+    arguments = common.parser(__doc__)
+    arguments.add_argument('work', type=Path, help='folder for what lies between')
+    arguments.add_argument('out', type=Path, help='folder of the bundle')
+    arguments.add_argument(
+        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
+    )
+    arguments.add_argument('--hold-out', nargs='*', default=['head-07', 'head-08', 'brain-04', 'brain-05'])
+    arguments.add_argument('--contrast', default='T1w')
+    arguments.add_argument('--people', type=int, default=40, help='from each anatomy')
+    arguments.add_argument('--seconds', type=float, default=10_000)
+    arguments.add_argument('--batch', type=int, default=8)
+    arguments.add_argument('--rate', type=float, default=1e-3)
+    arguments.add_argument('--tries', type=int, default=2000, help='scans that the judge learns from')
+    arguments.add_argument('--seed', type=int, default=1)
+    arguments.add_argument('--device', default='cpu')
+    arguments.add_argument('--made', default='', help='a sentence for the card')
+    args = arguments.parse_args()
+    if args.labels is None:
+        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
+    import torch
+
+    from bidsharm.harmonizers import bundle
+    from bidsharm.harmonizers.isotone import Isotone
+    from bidsharm.nn.isotone import IsotoneNet
+    from bidsharm.nn.isotone_model import Model
+    from bidsharm.training.isotone import train_judge, try_out
+    from bidsharm.training.scans import ScanSource
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    draw(args.work, Path(args.labels), args.hold_out, args.people, args.seed)
+    if not (args.work / 'net.pt').exists():
+        train(args.work, args.contrast, args.seconds, args.batch, args.rate, args.seed, args.device)
+    net = IsotoneNet()
+    net.load_state_dict(torch.load(args.work / 'net.pt', weights_only=True))
+    _, others = split(args.work)
+    verdicts = try_out(
+        net,
+        ScanSource(others, args.contrast, seed=args.seed + 2, scanners=1500),
+        args.tries,
+        seed=args.seed + 2,
+    )
+    model = Model(net, train_judge(verdicts, net.features, seed=args.seed))
+    scans = args.work / 'scans'
+    settings = {
+        'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'held_out': args.hold_out,
+        'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made,
+        'anatomies': sorted({file.stem.rpartition('_')[0] for file in (args.work / 'brains').glob('*.npz')}),
+    }  # fmt: skip
+    print(bundle.write(Isotone.card, model.arrays(), settings, args.out))
+
+
+if __name__ == '__main__':
+    main()

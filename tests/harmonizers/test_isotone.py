@@ -1,0 +1,292 @@
+"""What isotone promises: order, inversion, identity, nothing new, and doubt where doubt is due. With the weights that ship."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidsharm.harmonizers import bundle
+from bidsharm.harmonizers import isotone as room
+from bidsharm.harmonizers.contract import Canonical, Cohort, Reference, Scan, Site
+from bidsharm.harmonizers.isotone import Isotone
+from bidsharm.simulation.acquisition import signal_image
+from bidsharm.simulation.anatomy import Anatomy
+from bidsharm.simulation.heads import load_template
+from bidsharm.simulation.physics import PulseSequence
+
+
+@pytest.fixture(scope='module')
+def anatomy() -> Anatomy:
+    """The brain of the template at 2 mm, as large as people's are."""
+    found = load_template(head=False, step=2)
+    affine = found.affine.copy()
+    affine[:3] *= 0.925
+    return Anatomy(found.fractions, affine)
+
+
+SEQUENCES = {
+    'mprage': (PulseSequence('T1w', 'MPRAGE', 1.9, 0.004, 12, 0.8, echo_spacing=0.009, excitations=128), 1.5),
+    'spgr': (PulseSequence('T1w', 'SPGR', 0.02, 0.005, 25), 1.5),
+    'long': (PulseSequence('T1w', 'MPRAGE', 2.5, 0.0035, 7, 1.1, echo_spacing=0.0075, excitations=192), 3.0),
+}  # fmt: skip
+
+
+def scan_of(
+    anatomy: Anatomy, name: str, *, seed: int = 0, bias: float = 0.2, site: str = '', scale: float = 400
+) -> Scan:
+    """Return the brain as a scanner shows it, with a smooth gain and noise."""
+    import torch
+
+    sequence, field_strength = SEQUENCES[name]
+    image = signal_image(torch.from_numpy(anatomy.fractions), sequence, field_strength).abs().numpy()
+    rng = np.random.default_rng(seed)
+    x, y, z = (
+        np.linspace(-1, 1, n).reshape([-1 if i == k else 1 for i in range(3)])
+        for k, n in enumerate(image.shape)
+    )
+    a, b, c = rng.uniform(-1, 1, 3)
+    image = image / np.quantile(image[anatomy.brain_mask], 0.9) * np.exp(bias * (a * x + b * y + c * z * z))
+    image = np.hypot(image + 0.02 * rng.standard_normal(image.shape), 0.02 * rng.standard_normal(image.shape))
+    return Scan(
+        (scale * image).astype(np.float32),
+        anatomy.brain_mask,
+        anatomy.affine,
+        'T1w',
+        f'sub-{name}{seed}_T1w',
+        site,
+    )
+
+
+@pytest.fixture(scope='module')
+def scan(anatomy) -> Scan:
+    return scan_of(anatomy, 'spgr')
+
+
+@pytest.fixture(scope='module')
+def method() -> Isotone:
+    return Isotone()
+
+
+@pytest.fixture(scope='module')
+def harmonized(method, scan):
+    return method.harmonize(scan, Canonical())
+
+
+def inside(image, scan):
+    return image[scan.mask].astype(float)
+
+
+def test_a_simulated_t1w_is_understood(harmonized):
+    assert harmonized.details['way'] == 'network'
+    assert harmonized.details['strangeness'] < 0.5
+    assert harmonized.details['expected_error'] < harmonized.details['expected_error_robust']
+
+
+@pytest.mark.parametrize('name', SEQUENCES)
+def test_tissues_come_to_the_canonical_contrast(method, anatomy, name):
+    import torch
+
+    from bidsharm.simulation.acquisition import canonical_image
+
+    found = scan_of(anatomy, name, seed=4)
+    image = method.harmonize(found, Canonical()).image
+    truth = canonical_image(anatomy, 'T1w')
+    brain = found.mask
+    scaled = found.data / np.quantile(found.data[brain], 0.9) * np.quantile(truth[brain], 0.9)
+    error, before = (np.abs(part[brain] - truth[brain]).mean() for part in (image, scaled))
+    assert error < 0.09
+    if name != 'long':  # which is close to the canonical one to begin with
+        assert error < 0.8 * before
+    del torch
+
+
+def test_nothing_outside_the_mask(harmonized, scan):
+    assert np.count_nonzero(harmonized.image[~scan.mask]) == 0
+    assert np.isfinite(harmonized.image).all()
+    assert np.count_nonzero(harmonized.uncertainty[~scan.mask]) == 0
+    assert (inside(harmonized.uncertainty, scan) > 0).all()
+
+
+def test_every_voxel_is_mapped_by_an_increasing_function(method, scan):
+    found = method._understand(scan)
+    standard = Isotone._canonical()
+    first, _ = room._map(found.values, found.style, found.seen, scan, standard)
+    for step in (1e-3, 0.1, 0.5):
+        brighter, _ = room._map(found.values + step * found.bright, found.style, found.seen, scan, standard)
+        assert (brighter > first).all()
+
+
+def test_no_edge_that_was_not_there(harmonized, scan):
+    """Where neighbours differ by more than a smooth gain makes, the brighter one stays the brighter one."""
+    before = scan.data / np.quantile(scan.data[scan.mask], 0.9)
+    largest = 0.0
+    for axis in range(3):
+        both = np.take(scan.mask, range(1, scan.mask.shape[axis]), axis) & np.take(
+            scan.mask, range(scan.mask.shape[axis] - 1), axis
+        )
+        old, new = (np.diff(part, axis=axis)[both] for part in (before, harmonized.image))
+        clear = np.abs(old) > 0.03
+        assert (np.sign(old[clear]) == np.sign(new[clear])).mean() > 0.9999
+        largest = max(largest, float(np.abs(new[np.abs(old) < 1e-3]).max()))
+    assert largest < 0.02  # neighbours that were alike are alike
+
+
+def test_scale_and_offset_do_not_matter(method, scan, harmonized):
+    changed = replace(scan, data=0.013 * scan.data)
+    np.testing.assert_allclose(
+        inside(method.harmonize(changed, Canonical()).image, scan), inside(harmonized.image, scan), atol=2e-3
+    )
+    shifted = replace(scan, data=scan.data + 1000)
+    np.testing.assert_allclose(
+        inside(method.harmonize(shifted, Canonical()).image, scan), inside(harmonized.image, scan), atol=0.01
+    )
+
+
+def test_orientation_does_not_matter(method, scan, harmonized):
+    turned = np.ascontiguousarray(scan.data.transpose(1, 2, 0)[:, ::-1])
+    mask = np.ascontiguousarray(scan.mask.transpose(1, 2, 0)[:, ::-1])
+    matrix = np.zeros((4, 4))
+    matrix[1, 0], matrix[2, 1], matrix[0, 2], matrix[3, 3] = 1, -1, 1, 1
+    matrix[2, 3] = scan.data.shape[2] - 1
+    image = method.harmonize(Scan(turned, mask, scan.affine @ matrix, 'T1w', 'turned'), Canonical()).image
+    np.testing.assert_allclose(image, harmonized.image.transpose(1, 2, 0)[:, ::-1], atol=1e-3)
+
+
+def test_voxel_size_hardly_matters(method, anatomy, harmonized, scan):
+    from scipy import ndimage
+
+    fine = ndimage.zoom(scan.data, 1.5, order=1, grid_mode=True, mode='nearest')
+    mask = ndimage.zoom(scan.mask.astype(float), 1.5, order=1, grid_mode=True, mode='nearest') > 0.5
+    affine = scan.affine.copy()
+    affine[:3, :3] /= 1.5
+    affine[:3, 3] -= np.diag(affine)[:3] * 0.25
+    image = method.harmonize(Scan(fine, mask, affine, 'T1w', 'fine'), Canonical()).image
+    quantiles = [
+        np.quantile(part, np.linspace(0.05, 0.95, 19))
+        for part in (image[mask], inside(harmonized.image, scan))
+    ]
+    np.testing.assert_allclose(*quantiles, atol=0.05)
+
+
+def test_a_scan_is_left_alone_by_its_own_style(method, scan):
+    own = Isotone()
+    own.fit(Cohort([scan]), target=Reference('/data/self.nii.gz'))
+    result = own.harmonize(scan, Reference('/data/self.nii.gz'))
+    assert result.details['way'] == 'scale'
+    np.testing.assert_array_equal(result.image[scan.mask], scan.data[scan.mask])
+
+
+def test_scans_of_the_target_site_stay_within_a_percent(anatomy):
+    site = [scan_of(anatomy, 'mprage', seed=seed, bias=0.02, site='A') for seed in range(4)]
+    method = Isotone()
+    method.fit(Cohort(site[:3]), target=Site('A'))
+    result = method.harmonize(site[3], Site('A'))
+    span = np.ptp(np.quantile(site[3].data[site[3].mask], [0.005, 0.995]))
+    assert np.abs(result.image - np.where(site[3].mask, site[3].data, 0)).mean() < 0.01 * span
+
+
+def test_there_and_back_is_where_it_was(anatomy):
+    first, second = scan_of(anatomy, 'spgr', bias=0.02), scan_of(anatomy, 'mprage', bias=0.02, scale=900)
+    there, back = Isotone(), Isotone()
+    there.fit(Cohort([second]), target=Reference('b'))
+    back.fit(Cohort([first]), target=Reference('a'))
+    moved = there.harmonize(first, Reference('b'))
+    assert moved.details['way'] == 'network'
+    returned = back.harmonize(replace(first, data=moved.image), Reference('a')).image
+    span = np.ptp(np.quantile(inside(first.data, first), [0.005, 0.995]))
+    assert np.abs(returned - np.where(first.mask, first.data, 0))[first.mask].mean() < 0.05 * span
+    assert np.abs(moved.image - first.data)[first.mask].mean() > 0.3 * span  # it did go somewhere
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0.02, 0.5), min_size=20, max_size=20), st.floats(-50, 50), st.floats(0.1, 1e4))
+def test_maps_to_a_style_invert(steps, offset, scale):
+    from bidsharm.nn.isotone_model import KNOTS, increasing
+
+    standard = np.concatenate([[1, 1, offset, scale], np.cumsum(steps) - 0.3])
+    canonical = np.linspace(-0.3, 2, 200)
+    target = room._from_canonical(canonical, standard)
+    assert (np.diff(target) > 0).all()
+    np.testing.assert_allclose(
+        increasing((target - offset) / scale, KNOTS, standard[4:]), canonical, atol=1e-6
+    )
+
+
+def phantom(scan: Scan, kind: str) -> Scan:
+    """Return something that is no T1w of an adult brain."""
+    rng = np.random.default_rng(0)
+    data = scan.data.copy()
+    if kind == 'inverted':
+        data = data[scan.mask].max() - data
+    elif kind == 'noise':
+        data = 100 + 10 * rng.standard_normal(data.shape)
+    elif kind == 'ball':
+        points = np.indices(data.shape) - np.reshape(data.shape, (3, 1, 1, 1)) / 2
+        away = np.sqrt((points**2).sum(axis=0)) * 1.85
+        return replace(
+            scan,
+            data=(200 + 300 * (away < 30) + rng.normal(0, 8, data.shape)).astype(np.float32),
+            mask=away < 60,
+        )
+    elif kind == 'upside down':
+        return replace(scan, data=data[:, :, ::-1].copy(), mask=scan.mask[:, :, ::-1].copy())
+    return replace(scan, data=data.astype(np.float32))
+
+
+@pytest.mark.parametrize('kind', ['inverted', 'noise', 'ball', 'upside down'])
+def test_what_is_no_t1w_is_scaled_and_said_so(method, scan, kind):
+    odd = phantom(scan, kind)
+    result = method.harmonize(odd, Canonical())
+    assert result.details['way'] == 'robust'
+    assert 'unlike' in result.details['reason']
+    assert result.uncertainty is None
+    some = odd.mask & (odd.data > 0)
+    ratio = result.image[some] / odd.data[some]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize('contrast', ['T2w', 'FLAIR', 'PDw'])
+def test_contrasts_without_a_model_are_scaled(method, scan, contrast):
+    result = method.harmonize(replace(scan, contrast=contrast), Canonical())
+    assert result.details['way'] == 'robust'
+    assert contrast in result.details['reason']
+    assert np.quantile(inside(result.image, scan), 0.9) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_scan_that_the_network_doubts_is_scaled(method, scan, monkeypatch):
+    monkeypatch.setattr(room, 'CLEARLY_BETTER', 0.0)
+    result = method.harmonize(scan, Canonical())
+    assert result.details['way'] == 'robust'
+    assert 'no clear gain' in result.details['reason']
+
+
+def test_a_target_that_is_not_understood_is_aimed_at_by_scale(scan):
+    method = Isotone()
+    method.fit(Cohort([phantom(scan, 'noise')]), target=Reference('r'))
+    result = method.harmonize(scan, Reference('r'))
+    assert result.details['way'] == 'robust'
+    assert 'target' in result.details['reason']
+
+
+def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
+    method = Isotone()
+    method.fit(Cohort([scan_of(anatomy, 'mprage', scale=900)]), target=Reference('r'))
+    bundle.save(method, tmp_path / 'b')
+    again = bundle.load(tmp_path / 'b')
+    np.testing.assert_array_equal(
+        again.harmonize(scan, Reference('r')).image, method.harmonize(scan, Reference('r')).image
+    )
+
+
+def test_the_weights_that_ship_are_whole():
+    from bidsharm.harmonizers.isotone import WEIGHTS
+
+    card = bundle.read_card(WEIGHTS / 'T1w')
+    assert card['name'] == 'isotone'
+    assert bundle.digest(WEIGHTS / 'T1w')
+    size = (WEIGHTS / 'T1w' / bundle.TENSORS).stat().st_size
+    assert size < 10e6

@@ -1,0 +1,178 @@
+"""Brains and scans to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bidsharm.imaging.lowres import SHAPE, SIZE_MM
+from bidsharm.simulation.relaxation import relaxation
+from bidsharm.training.brains import KINDS, Brain, draw_brains
+from bidsharm.training.isotone import POINTS, Trainer, losses, make_example, stream, train_judge, try_out
+from bidsharm.training.scans import ScanSource, canonical_signals, draw_signals
+
+
+@pytest.fixture(scope='session')
+def label_map(tmp_path_factory) -> Path:
+    """An egg of white matter in cortex in fluid, with a ventricle and a nucleus, as a label map of 2 mm."""
+    shape = (60, 76, 60)
+    points = np.indices(shape) - (np.reshape(shape, (3, 1, 1, 1)) - 1) / 2
+    away = np.sqrt((points[0] / 22) ** 2 + (points[1] / 28) ** 2 + (points[2] / 22) ** 2)
+    labels = np.select([away < 0.8, away < 0.95, away < 1.0], [2, 3, 24], 0)
+    labels[26:34, 30:46, 26:34] = 4
+    labels[20:24, 34:42, 26:34] = 11
+    path = tmp_path_factory.mktemp('maps') / 'egg.nii.gz'
+    nib.Nifti1Image(labels.astype(np.int16), np.diag([2.0, 2, 2, 1])).to_filename(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def brains(label_map) -> list[Brain]:
+    return list(draw_brains([label_map], 3, seed=1))
+
+
+@pytest.fixture
+def source(brains) -> ScanSource:
+    return ScanSource(brains, 'T1w', seed=3, scanners=40)
+
+
+def test_brains_hold_what_the_map_holds(brains, label_map):
+    labels = np.asarray(nib.load(label_map).dataobj)
+    for brain in brains:
+        volume = brain.fractions.sum(axis=1) / 255 * SIZE_MM**3
+        assert volume[KINDS.index('WM')] == pytest.approx(
+            (labels == 2).sum() * 8, rel=0.35
+        )  # people differ in size
+        assert volume[KINDS.index('GM')] > volume[KINDS.index('deep GM')] > 0
+        assert volume[KINDS.index('CSF')] > 0.3 * (labels == 4).sum() * 8
+        assert brain.fractions.shape[1] == np.count_nonzero(brain.inside)
+        assert brain.fractions.sum(axis=0).max() <= 258
+        assert (brain.texture / 32).std() == pytest.approx(1, abs=0.15)
+    assert len({brain.fractions.shape[1] for brain in brains}) == 3
+    assert all(20 <= brain.age <= 80 for brain in brains)
+
+
+def test_brains_come_back_from_files(brains, tmp_path):
+    brains[0].save(tmp_path / 'b.npz')
+    again = Brain.load(tmp_path / 'b.npz')
+    for name in ('inside', 'fractions', 'texture', 'anatomy', 'age'):
+        np.testing.assert_array_equal(getattr(again, name), getattr(brains[0], name))
+
+
+def test_the_same_seed_draws_the_same_brains(label_map, brains):
+    again = next(draw_brains([label_map], 3, seed=1))
+    np.testing.assert_array_equal(again.fractions, brains[0].fractions)
+    other = next(draw_brains([label_map], 3, seed=2))
+    assert other.fractions.shape != again.fractions.shape
+
+
+def test_signals_are_those_of_the_equations():
+    drawn = draw_signals('T1w', 30, seed=0)
+    middle = drawn.signal.shape[2] // 2
+    white = drawn.signal[:, 4, middle].abs()
+    torch.testing.assert_close(white, torch.ones(30))
+    grey = drawn.signal[:, 2, middle].abs()
+    assert ((grey > 0.3) & (grey < 0.97)).all()  # what T1w means
+    # A longer T1 makes grey matter darker in every T1w.
+    assert (drawn.slope[:, 2, middle] < 0).all()
+    signal, _ = canonical_signals('T1w')
+    assert 0.55 < float(signal[2]) < 0.7
+    assert relaxation('GM', 3.0).t1 > relaxation('WM', 3.0).t1
+
+
+def test_a_scan_and_its_truth(source):
+    gains = []
+    for _ in range(12):
+        scan = source.draw()
+        count = len(scan.values)
+        assert count > 10_000
+        assert all(
+            len(part) == count
+            for part in (scan.clean, scan.canonical, scan.log_gain, scan.voxels, scan.true_mask)
+        )
+        assert (scan.voxels >= 0).all()
+        assert (scan.voxels < torch.tensor(SHAPE)).all()
+        assert torch.isfinite(scan.values).all()
+        white = (scan.tissue[2] > 0.99) & scan.true_mask
+        # White matter differs in the clean scan by the gain, by texture and by flip angles, in the canonical one by texture only.
+        assert spread(scan.canonical[white]) < 0.04
+        plain = scan.clean[white] / torch.exp(scan.log_gain[white])
+        assert spread(plain) < 0.06
+        gains.append(spread(torch.exp(scan.log_gain[white])))
+    assert max(gains) > 0.04
+
+
+def spread(values: torch.Tensor) -> float:
+    """Return half the width that two of three values lie in, over their median; lesions do not matter."""
+    low, middle, high = torch.quantile(values, torch.tensor([0.17, 0.5, 0.83]))
+    return float((high - low) / 2 / middle)
+
+
+def test_tissues_order_in_the_canonical_contrast(source):
+    scan = source.draw()
+    fluid, grey, white = (scan.canonical[scan.tissue[k] > 0.98].median() for k in range(3))
+    assert fluid < grey < white
+    assert white == pytest.approx(1, abs=0.1)
+
+
+def test_the_same_seed_gives_the_same_scans(brains):
+    first, second = (ScanSource(brains, 'T1w', seed=5, scanners=10).draw() for _ in range(2))
+    assert torch.equal(first.values, second.values)
+    assert not torch.equal(ScanSource(brains, 'T1w', seed=6, scanners=10).draw().values, first.values)
+
+
+def test_examples(source):
+    generator = torch.Generator().manual_seed(0)
+    scan = source.draw()
+    example = make_example(scan, generator)
+    assert example.places.shape == (POINTS, 3)
+    assert example.places.abs().max() <= 1
+    assert example.cells[:, 0, 0, 0].abs().sum() == 0
+    shares = example.cells[22]
+    assert shares.sum() * 64 == pytest.approx(len(scan.values), rel=1e-5)
+    cell_tissue = example.tissue
+    assert (cell_tissue[:3].sum(dim=0) <= 1.02).all()
+    # Intensities in units of the scan: 0.5 and 90 % lie at 0 and 1.
+    assert torch.quantile(example.noisy, 0.9) == pytest.approx(1, abs=0.1)
+
+
+def test_a_few_steps_teach_something(source):
+    from bidsharm.nn.isotone import IsotoneNet
+
+    torch.manual_seed(0)
+    net = IsotoneNet(width=16, depth=(1, 1))
+    batch = next(stream(source, batch=4, seed=1, workers=0))
+    before = losses(net, batch)[0]
+    trainer = Trainer(net, rate=3e-3, warm_up=5)
+    for number in range(25):
+        said = trainer.step(batch, number / 60)
+    after = losses(net, batch)[0]
+    assert float(after['image']) < 0.8 * float(before['image'])
+    assert float(after['tissue']) < float(before['tissue'])
+    assert said['psnr'] > 15
+    assert any(
+        not torch.equal(a, b) for a, b in zip(trainer.average.parameters(), net.parameters(), strict=True)
+    )
+
+
+def test_strange_scans_are_strange_and_a_judge_learns_it(brains):
+    from bidsharm.nn.isotone import IsotoneNet
+
+    torch.manual_seed(0)
+    net = IsotoneNet(width=16, depth=(1, 1))
+    source = ScanSource(brains, 'T1w', seed=8, scanners=40)
+    verdicts = try_out(net, source, 120, seed=0)
+    assert verdicts.strange.sum() == 60
+    assert torch.isfinite(verdicts.own).all()
+    usual = ~verdicts.strange
+    assert 0.01 < float(verdicts.robust[usual].median()) < 0.4
+    judge = train_judge(verdicts, net.features, seed=0, steps=200)
+    said = judge(verdicts.pooled, verdicts.histograms)
+    right = ((said[:, 2] > 0) == verdicts.strange).float().mean()
+    assert right > 0.85
+    errors = torch.log(verdicts.robust[usual])
+    assert np.corrcoef(said[usual, 1].detach(), errors)[0, 1] > 0.5
