@@ -211,11 +211,14 @@ class Harmonized:
         Standard deviation per voxel in the same units, or None when the method cannot tell.
     details
         Numbers worth recording (the fitted scale, for example), JSON types only.
+    warnings
+        Sentences that a reader of the image must see; they go into the QC record and the report.
     """
 
     image: Volume
     uncertainty: Volume | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Harmonizer(ABC):

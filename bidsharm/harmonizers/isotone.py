@@ -137,7 +137,8 @@ class Isotone(StandardHarmonizer):
             factor = 1.0
         if found.style is None or found.seen is None or reason:
             details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
-            return Harmonized(paint(scan, found.values * factor), details=details)
+            warning = f'Only scaled by the 90th percentile: {reason}.'
+            return Harmonized(paint(scan, found.values * factor), details=details, warnings=(warning,))
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
         change = float(np.mean(np.abs(mapped - found.values * factor))) / span

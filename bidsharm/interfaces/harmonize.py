@@ -86,6 +86,7 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {
         'out_file': write(Path(request['out_file']), image, scan.affine),
         'details': dict(result.details),
+        'warnings': list(result.warnings),
         'execution': {'device': method.execution.device, 'precision': method.execution.precision,
                       'steps': list(method.execution.steps), 'seconds': round(seconds, 3)},
     }  # fmt: skip
@@ -120,7 +121,8 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
     uncertainty = result.uncertainty
     if uncertainty is not None:
         uncertainty = resample(uncertainty, affine, scan.data.shape, scan.affine)
-    return Harmonized(image, uncertainty, {**result.details, 'carried_back_from_mm': 1.0})
+    details = {**result.details, 'carried_back_from_mm': 1.0}
+    return Harmonized(image, uncertainty, details, result.warnings)
 
 
 def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,8 +188,9 @@ class HarmonizeScan(Interface):
             'Device': execution['device'], 'Precision': execution['precision'],
             'Seed': self.given('execution', {}).get('seed', 0), 'MemorySteps': execution['steps'],
             'BidsharmVersion': __version__, 'CanDrawNewStructure': card.changes_anatomy,
+            'Details': answer['details'],
         }  # fmt: skip
-        return {key: value for key, value in fields.items() if value not in ('', [])}
+        return {key: value for key, value in fields.items() if value not in ('', [], {})}
 
 
 class _FitIn(BaseInterfaceInputSpec):

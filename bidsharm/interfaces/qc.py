@@ -67,6 +67,7 @@ class AssessScan(Interface):
         )
         identity['harmonizer'].update(record.get('execution', {}))
         warnings = [text for group in self.given('warnings', []) for text in group]
+        warnings += record.get('warnings', [])
         notes = {
             **self.given('notes', {}),
             'brain_mask': inputs.mask_method,

@@ -82,6 +82,7 @@ def inside(image, scan):
 
 def test_a_simulated_t1w_is_understood(harmonized):
     assert harmonized.details['way'] == 'network'
+    assert not harmonized.warnings
     assert harmonized.details['strangeness'] < 0.5
     assert harmonized.details['expected_error'] < harmonized.details['expected_error_robust']
 
@@ -254,6 +255,7 @@ def test_contrasts_without_a_model_are_scaled(method, scan, contrast):
     result = method.harmonize(replace(scan, contrast=contrast), Canonical())
     assert result.details['way'] == 'robust'
     assert contrast in result.details['reason']
+    assert contrast in result.warnings[0]
     assert np.quantile(inside(result.image, scan), 0.9) == pytest.approx(1, rel=1e-3)
 
 
