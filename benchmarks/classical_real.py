@@ -26,7 +26,19 @@ from typing import Any
 import common
 import numpy as np
 
-METHODS = ('identity', 'robust', 'zscore', 'tscore', 'kde', 'fcm', 'whitestripe', 'lsq', 'nyul', 'histogram', 'isotone')
+METHODS = (
+    'identity',
+    'robust',
+    'zscore',
+    'tscore',
+    'kde',
+    'fcm',
+    'whitestripe',
+    'lsq',
+    'nyul',
+    'histogram',
+    'isotone',
+)
 VISITS, CONTROL = ('sub-ms01', 'sub-ms03'), ('sub-ms12',)
 os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '2'
 

@@ -142,8 +142,9 @@ class IsotoneNet(nn.Module):
             nn.Linear(wide, KNOTS),
         )
         for head in (self.gain, self.error, self.zero, self.curve[-1]):
-            nn.init.normal_(head.weight, std=1e-3)
-            nn.init.zeros_(head.bias)
+            for parameter in head.parameters():
+                nn.init.normal_(parameter, std=1e-3)
+        self.kernel: Tensor
         self.register_buffer('kernel', _smoother())
 
     def forward(self, cells: Tensor) -> Prediction:

@@ -99,7 +99,7 @@ def _tissue_cells(scan: TrainingScan) -> Tensor:
     return table.reshape(4, *counts)
 
 
-class _Stream(IterableDataset):  # type: ignore[type-arg]
+class _Stream(IterableDataset[dict[str, Tensor]]):
     """Examples without end, different ones in every worker."""
 
     def __init__(self, source: ScanSource, seed: int) -> None:
