@@ -215,8 +215,9 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('derivatives', type=Path)
     args = arguments.parse_args()
-    scans = [load_scan(file) for file in sorted(args.derivatives.rglob('*_qc.json'))]
-    priors = warped_priors(args.derivatives, [scan for scan in scans if scan.contrast == 'T1w'])
+    root = args.derivatives.absolute()
+    scans = [load_scan(file) for file in sorted(root.rglob('*_qc.json'))]
+    priors = warped_priors(root, [scan for scan in scans if scan.contrast == 'T1w'])
     rows = [evaluate(name, scans, priors) for name in METHODS]
     about = (__doc__ or '').split('Measures, per method:')[1]
     text = (
