@@ -2,21 +2,17 @@
 
 HELD is a data set of `bidsharm-simulate` (the Makefile has the command): anatomies that are not in the training of `isotone`, in
 built-in scanners, none of which is either. Every method gets the raw scan in the true brain mask, or the same after N4. Methods that
-learn a target learn it from the canonical images of the other people. Measures, means over people and scanners:
-
-- PSNR, SSIM, MAE: harmonized scan against the same head in the canonical scanner without noise, in units of the latter's range.
-- WD: 1-Wasserstein distance of both distributions, in the same units.
-- transfer: Dice (mean of CSF, GM, WM) of a classifier of intensity, learnt from the other people's scans in one scanner, on a person's
-  scan in another.
-- GM r: correlation over all scans of the GM fraction that a classifier of canonical images finds with the true one.
-- lesion: contrast of lesions to white matter around them, after over before; 1 is kept.
-- p: paired t test of the person's mean PSNR against `isotone`, Holm-corrected.
+learn a target learn it from the canonical images of the other people. What they make of it is written as data sets into WORK and judged by
+`bidsharm-evaluate`, which also makes the page; its documentation defines the measures. `oracle` is a smooth gain on 16 mm and one
+curve, fitted to the truth: as good as a map of this kind can be. p: paired t test of each person's PSNR against `isotone`,
+Holm-corrected over all methods and measures of the page. The scans of the canonical scanner itself take part only where scanners are
+compared with each other.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +24,15 @@ import numpy as np
 
 METHODS = ('robust', 'zscore', 'whitestripe', 'nyul', 'histogram', 'isotone')
 #: Those that are also tried after N4.
-AFTER_N4 = ('robust', 'histogram', 'isotone')
+AFTER_N4 = ('robust', 'nyul', 'histogram', 'isotone')
+#: Which of the scanners is the canonical one.
 TARGET = 'northA'
+#: Columns of the table.
+SHOWN = {
+    'psnr': 'PSNR', 'ssim': 'SSIM', 'mae': 'MAE', 'wasserstein': 'WD', 'gradient_ncc': 'gradients', 'transfer_dice': 'transfer',
+    'transfer_gm_r': 'GM r', 'volume_r_gm': 'volume r', 'ravd_gm': 'rAVD GM', 'lesion_kept': 'lesion', 'site_linear': 'site',
+    'age_r': 'age r', 'seconds': 's a scan',
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,8 @@ class Travelled:
     scan: Any
     corrected: Any
     canonical: Any
-    labels: Any
-    gm_fraction: float
-    lesions: Any
-    spacing: tuple[float, float, float]
+    box: tuple[slice, slice, slice]
+    image: Any
 
 
 def load(held: Path, person: str, session: str) -> Travelled:
@@ -52,7 +53,7 @@ def load(held: Path, person: str, session: str) -> Travelled:
     import nibabel as nib
 
     from bidsharm.harmonizers.contract import Scan
-    from bidsharm.imaging.grids import bounding_box, crop_affine, voxel_sizes
+    from bidsharm.imaging.grids import bounding_box, crop_affine
 
     stem = f'{person}_{session}'
     truth = held / 'derivatives' / 'truth' / person / session / 'anat'
@@ -64,18 +65,9 @@ def load(held: Path, person: str, session: str) -> Travelled:
     mask = read(truth / f'{stem}_desc-brain_mask.nii.gz') > 0
     box = bounding_box(mask, 6)
     affine = crop_affine(image.affine, box)
-    inside, data = mask[box], np.asarray(image.dataobj, dtype=np.float32)[box]
-    labels = read(truth / f'{stem}_dseg.nii.gz')[box]
-    fractions = [
-        read(truth / f'{stem}_label-{name}_probseg.nii.gz')[box][inside].sum() for name in ('CSF', 'GM', 'WM')
-    ]
-    x, y, z = voxel_sizes(affine)
-    scan = Scan(data, inside, affine, 'T1w', f'{stem}_T1w')
-    return Travelled(
-        person, session.removeprefix('ses-'), scan, correct(scan),
-        read(truth / f'{stem}_desc-canonical_T1w.nii.gz')[box].astype(np.float32), np.where(labels > 3, 0, labels),
-        float(fractions[1] / sum(fractions)), read(truth / f'{stem}_label-lesion_mask.nii.gz')[box] > 0, (x, y, z),
-    )  # fmt: skip
+    scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, 'T1w', f'{stem}_T1w')
+    canonical = read(truth / f'{stem}_desc-canonical_T1w.nii.gz').astype(np.float32)[box]
+    return Travelled(person, session.removeprefix('ses-'), scan, correct(scan), canonical, box, image)
 
 
 def correct(scan: Any) -> Any:
@@ -98,14 +90,11 @@ def correct(scan: Any) -> Any:
     return replace(scan, data=corrected)
 
 
-def harmonize_all(
-    name: str, scans: Sequence[Travelled], n4: bool
-) -> tuple[dict[tuple[str, str], Any], float]:
-    """Return every harmonized image by person and scanner, and the median seconds of a scan."""
+def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path) -> None:
+    """Write what a method makes of every scan."""
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.contract import Canonical, Cohort, Site
 
-    images, seconds = {}, []
     for person in sorted({item.person for item in scans}):
         method = registry.get(name)()
         target: Any = Canonical()
@@ -114,128 +103,106 @@ def harmonize_all(
             examples = [replace(item.scan, data=item.canonical, site='canonical') for item in others]
             target = Site('canonical')
             method.fit(Cohort(examples), target=target, seed=0)
-        for item in scans:
-            if item.person == person:
-                started = time.perf_counter()
-                found = method.harmonize(item.corrected if n4 else item.scan, target)
-                seconds.append(time.perf_counter() - started)
-                images[item.person, item.scanner] = found.image
-                if name == 'isotone':
-                    print(
-                        item.person,
-                        item.scanner,
-                        {k: v for k, v in found.details.items() if k != 'curve'},
-                        flush=True,
-                    )
-    return images, statistics.median(seconds)
+        for item in (item for item in scans if item.person == person):
+            started = time.perf_counter()
+            found = method.harmonize(item.corrected if n4 else item.scan, target)
+            write(item, found.image, folder, time.perf_counter() - started)
 
 
-def judge(scans: Sequence[Travelled], images: dict[tuple[str, str], Any]) -> list[dict[str, Any]]:
-    """Return the measures of every scan but those of the canonical scanner."""
-    from bidsharm.evaluation import overlap, similarity
-    from bidsharm.evaluation.transfer import Head, IntensityClassifier, transfer
+def oracle(item: Travelled) -> Any:
+    """Return a scan under the gain and the curve that bring it nearest to the truth."""
+    import torch
 
+    from bidsharm.imaging.lowres import SIZE_MM, look_at
+    from bidsharm.nn import isotone as parts
+    from bidsharm.nn.isotone_model import KNOTS, field_at, increasing
+
+    seen, aim = (look_at(data, item.scan.mask, item.scan.affine) for data in (item.scan.data, item.canonical))
+    places = ((torch.from_numpy(seen.voxels) + 0.5) / torch.tensor(seen.shape) * 2 - 1)[None].float()
+    bright = float(np.quantile(seen.values, parts.HIGH))
+    values, wanted = (torch.from_numpy(part)[None].float() for part in (seen.values / bright, aim.values))
+    cells = [round(n * SIZE_MM / parts.CONTROL_MM) for n in seen.shape]
+    gain = torch.zeros([1, 1, *cells], requires_grad=True)
+    slopes, start = torch.zeros(1, parts.KNOTS - 1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([gain, slopes, start], lr=0.02)
+    for _ in range(400):
+        plain = torch.exp(-parts.sample_field(gain, places)[:, 0]) * values
+        loss = (parts.apply_curve(plain, start, torch.exp(slopes)) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    steps = torch.exp(slopes.detach())[0].double().numpy() * (parts.TOP / (parts.KNOTS - 1))
+    heights = float(start.detach()) + np.concatenate([[0.0], np.cumsum(steps)])
+    field = field_at(gain.detach()[0, 0].numpy(), seen, item.scan.mask, item.scan.affine)
+    image = np.zeros(item.scan.mask.shape, dtype=np.float32)
+    image[item.scan.mask] = increasing(
+        np.exp(-field) * item.scan.data[item.scan.mask] / bright, KNOTS, heights
+    )
+    return image
+
+
+def write(item: Travelled, image: Any, folder: Path, seconds: float | None) -> None:
+    """Write a harmonized image, and a record of what it took, as bidsharm does."""
+    import nibabel as nib
+
+    whole = np.zeros(item.image.shape, dtype=np.float32)
+    whole[item.box] = image
+    stem = f'{item.person}_ses-{item.scanner}'
+    place = folder / item.person / f'ses-{item.scanner}' / 'anat'
+    place.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(whole, item.image.affine), place / f'{stem}_desc-harmonized_T1w.nii.gz')
+    (place / f'{stem}_desc-T1w_qc.json').write_text(json.dumps({'harmonizer': {'seconds': seconds}}))
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """Return the table: some measures of `bidsharm-evaluate`."""
+    record = json.loads((out / 'evaluation.json').read_text())
+    values = {(row['method'], row['metric']): row['estimate'] for row in record['summary']}
+    p = {row['method']: row.get('p_t_holm') for row in record['comparisons'] if row['metric'] == 'psnr'}
     rows = []
-    for item in scans:
-        image, mask = images[item.person, item.scanner], item.scan.mask
-        others = [
-            Head(o.person, o.canonical[o.scan.mask], o.labels[o.scan.mask])
-            for o in scans
-            if o.person != item.person and o.scanner == TARGET
-        ]
-        found = transfer(IntensityClassifier.fit(others), Head(item.person, image[mask], item.labels[mask]))
-        scale = similarity.reference_scale(item.canonical, mask)
-        quantiles = [
-            np.quantile(scale(part[mask]), np.linspace(0, 1, 501)) for part in (item.canonical, image)
-        ]
-        white = (item.labels == 2) & ~item.lesions
-        lesion = overlap.lesion_contrast(item.scan.data, image, item.lesions, white, item.spacing)
-        rows.append({
-            'person': item.person, 'scanner': item.scanner,
-            'PSNR': similarity.psnr(item.canonical, image, mask), 'SSIM': similarity.ssim(item.canonical, image, mask),
-            'MAE': similarity.mae(item.canonical, image, mask), 'WD': float(np.abs(quantiles[0] - quantiles[1]).mean()),
-            'gm_fraction': found.gm_fraction, 'true_gm_fraction': item.gm_fraction, 'lesion': lesion.kept,
-        })  # fmt: skip
+    for method in record['methods']:
+        if method == 'original':
+            continue
+        row: dict[str, Any] = {'method': method}
+        row |= {label: values.get((method, name)) for name, label in SHOWN.items()}
+        rows.append(row | {'p': p.get(method)})
     return rows
 
 
-def transfers(scans: Sequence[Travelled], images: dict[tuple[str, str], Any]) -> float:
-    """Return the mean Dice of classifiers carried from scanner to scanner."""
-    from bidsharm.evaluation.transfer import Head, cross_site_transfer
-
-    sites: dict[str, list[Head]] = {}
-    for item in scans:
-        mask = item.scan.mask
-        sites.setdefault(item.scanner, []).append(
-            Head(item.person, images[item.person, item.scanner][mask], item.labels[mask])
-        )
-    return statistics.mean(one.mean_dice for found in cross_site_transfer(sites).values() for one in found)
-
-
-def evaluate(name: str, scans: Sequence[Travelled], n4: bool) -> dict[str, Any]:
-    """Return the row of a method, with the rows of its scans."""
-    images, seconds = harmonize_all(name, scans, n4)
-    rows = judge(scans, images)
-    travelled = [row for row in rows if row['scanner'] != TARGET]
-    row: dict[str, Any] = {'method': f'N4 + {name}' if n4 else name}
-    for measure in ('PSNR', 'SSIM', 'MAE', 'WD'):
-        row[measure] = statistics.mean(one[measure] for one in travelled)
-    row['transfer'] = transfers(scans, images)
-    row['GM r'] = float(
-        np.corrcoef([[one[key] for one in travelled] for key in ('gm_fraction', 'true_gm_fraction')])[0, 1]
-    )
-    row['lesion'] = statistics.mean(one['lesion'] for one in travelled)
-    row['s a scan'] = seconds
-    print(
-        {key: value if isinstance(value, str) else round(value, 4) for key, value in row.items()}, flush=True
-    )
-    return row | {'scans': rows}
-
-
-def compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Add the p values of a paired t test of each person's PSNR against `isotone`, Holm-corrected."""
-    from scipy import stats
-
-    from bidsharm.evaluation.statistics import holm
-
-    def people(row: dict[str, Any]) -> list[float]:
-        found: dict[str, list[float]] = {}
-        for one in row['scans']:
-            if one['scanner'] != TARGET:
-                found.setdefault(one['person'], []).append(one['PSNR'])
-        return [statistics.mean(found[person]) for person in sorted(found)]
-
-    for prefix in ('', 'N4 + '):
-        ours = next(row for row in rows if row['method'] == f'{prefix}isotone')
-        rest = [row for row in rows if row is not ours and row['method'].startswith('N4 + ') == bool(prefix)]
-        values = [float(stats.ttest_rel(people(ours), people(row)).pvalue) for row in rest]
-        for row, p in zip(rest, holm(values), strict=True):
-            row['p'] = p
-
-
 def main() -> None:
+    from bidsharm.cli import evaluate
+
     arguments = common.parser(__doc__)
     arguments.add_argument('held', type=Path, help='data set of bidsharm-simulate')
+    arguments.add_argument('work', type=Path, help='folder for data sets and tables')
+    arguments.add_argument('--name', default='travelling', help='of the result')
     arguments.add_argument('--people', type=int, help='only the first so many')
     arguments.add_argument('--methods', nargs='+', default=METHODS)
     args = arguments.parse_args()
     people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
     sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
     scans = [load(args.held, person, session) for person, session in itertools.product(people, sessions)]
-    rows = [evaluate(name, scans, False) for name in args.methods]
-    rows += [evaluate(name, scans, True) for name in args.methods if name in AFTER_N4]
-    compare(rows)
-    shown = [{key: value for key, value in row.items() if key != 'scans'} for row in rows]
-    about = (__doc__ or '').split('\n', 1)[1]
-    text = (
-        f'{len(people)} people, {len(sessions) - 1} scanners and the canonical one.\n{about}\n'
-        + common.table(shown)
-    )
+    chosen = [(name, False) for name in args.methods] + [(n, True) for n in args.methods if n in AFTER_N4]
+    labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen] + ['oracle']
+    for label, (name, n4) in zip(labels, chosen, strict=False):
+        print(label, flush=True)
+        harmonize(name, scans, n4, args.work / label)
+    for item in scans:
+        write(item, oracle(item), args.work / 'oracle', None)
+    out = args.work / 'evaluation'
+    code = evaluate.main([
+        str(out), *(f'{label}={args.work / label}' for label in labels), '--original', str(args.held),
+        '--truth', str(args.held / 'derivatives' / 'truth'), '--site', 'session', '--against', 'isotone', '--seed', '2026',
+    ])  # fmt: skip
+    if code:
+        raise SystemExit(code)
+    rows = rows_of(out)
+    text = f'{len(people)} people, {len(sessions)} scanners.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     if args.people is None:
-        common.save(
-            'travelling', title='Methods on travelling heads', text=text, data={'rows': rows}, seed=2026
-        )
-    print(common.table(shown))
+        common.save(args.name, title='Methods on travelling heads', text=text, data={'rows': rows}, seed=2026)
+        page = Path(__file__).parent / 'results' / f'{args.name}.html'
+        page.write_text((out / 'evaluation.html').read_text())
+    print(common.table(rows))
 
 
 if __name__ == '__main__':

@@ -527,6 +527,64 @@ def strip_svg(
     return _svg(body, title, message, size)
 
 
+def forest_svg(
+    rows: Mapping[str, tuple[float | None, tuple[float, float] | None, Sequence[float]]],
+    *,
+    title: str,
+    label: str,
+    message: str,
+    lines: Mapping[str, Sequence[float]] | None = None,
+) -> Markup:
+    """Draw one measure of several methods: a row each, small dots for people, a marker and a bar for the mean and its interval.
+
+    Parameters
+    ----------
+    rows
+        By method: the estimate, its interval, and the numbers of people; None and empty where there are none.
+    title, label, message
+        What the plot is, its axis, and what it shows in numbers.
+    lines
+        By method, values that are marked by a vertical stroke, such as chance.
+    """
+    marks = {name: list(values) for name, values in (lines or {}).items()}
+    flat = [
+        value
+        for name, (estimate, interval, people) in rows.items()
+        for value in (estimate, *(interval or ()), *people, *marks.get(name, ()))
+        if value is not None and math.isfinite(value)
+    ]
+    if not flat:
+        return Markup('')
+    step, left = 30, 12 + 7.4 * min(max(len(name) for name in rows), 22)
+    size = (_WIDTH, round(step * len(rows) + 56))
+    border = 0.05 * (max(flat) - min(flat))
+    limits = (min(flat) - border, max(flat) + border)
+    frame = _Frame(limits, (0, len(rows)), (8, 16, 44, round(left)), size)
+    body = [frame.x_axis(label)]
+    for index, (name, (estimate, interval, people)) in enumerate(rows.items()):
+        y = frame.top + step * (index + 0.5)
+        body.append(_text(left - 10, y + 4, _short(name, 22), 'end', 'fill="currentColor"'))
+        body.append(
+            f'<path d="M{frame.left} {y:.1f}H{frame.right}" stroke="{_LINE}" stroke-dasharray="2 4"/>'
+        )
+        for value in marks.get(name, ()):
+            body.append(
+                f'<path d="M{frame.x(value):.1f} {y - 9:.1f}v18" stroke="{_BEFORE}" stroke-width="2"/>'
+            )
+        for place, value in enumerate(v for v in people if math.isfinite(v)):
+            shift = ((place * 0.618 + 0.5) % 1 - 0.5) * 12  # a fixed sequence; nothing here is random
+            body.append(
+                f'<circle cx="{frame.x(value):.1f}" cy="{y + shift:.1f}" r="2.6" fill="{_BEFORE}" fill-opacity="0.55"/>'
+            )
+        if interval is not None and all(math.isfinite(v) for v in interval):
+            low, high = (frame.x(v) for v in interval)
+            body.append(f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{_AFTER}" stroke-width="3"/>')
+        if estimate is not None and math.isfinite(estimate):
+            tip = f'<title>{escape(f"{name}: {number(estimate)}")}</title>'
+            body.append(f'<g>{tip}{marker("circle", frame.x(estimate), y, _AFTER, 5.5)}</g>')
+    return _svg(body, title, message, size)
+
+
 def bullet_svg(check: Mapping[str, Any]) -> Markup:
     """Draw where a value lies between the limits of its check; empty when there is no value.
 

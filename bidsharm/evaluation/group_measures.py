@@ -1,0 +1,358 @@
+"""Measure a method over all its scans: what only a group can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsharm.errors import UsageError
+from bidsharm.evaluation import features, probe, statistics, travelling
+from bidsharm.evaluation.intervals import Interval
+from bidsharm.evaluation.overlap import jaccard
+from bidsharm.evaluation.scan_measures import TISSUE_LABELS, Trace
+from bidsharm.evaluation.scores import classification_scores
+from bidsharm.evaluation.study import Options, Study
+from bidsharm.evaluation.transfer import Head, cross_site_transfer
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measure of one method.
+
+    Parameters
+    ----------
+    estimate
+        The number, NaN where there is none.
+    interval
+        Its 95 % interval, if there is one.
+    n
+        People that it rests on.
+    chance, chance_high
+        What guessing gives, and the 95 % quantile of guessing, of measures that have such a line.
+    p
+        Of a permutation test against guessing.
+    reason
+        Why something is missing.
+    """
+
+    estimate: float
+    interval: Interval | None = None
+    n: int = 0
+    chance: float | None = None
+    chance_high: float | None = None
+    p: float | None = None
+    reason: str = ''
+
+
+def add_transfer(traces: Sequence[Trace]) -> dict[str, float]:
+    """Carry classifiers between scanners, write what they find into the rows, and return the true GM fraction by scan.
+
+    Parameters
+    ----------
+    traces
+        All scans of one method; ``transfer_dice`` and ``transfer_gm`` are added to their rows.
+    """
+    sites: dict[str, list[Head]] = {}
+    where: dict[str, list[Trace]] = {}
+    for trace in traces:
+        if trace.scanner and trace.labels.any():
+            sites.setdefault(trace.scanner, []).append(Head(trace.person, trace.values, trace.labels))
+            where.setdefault(trace.scanner, []).append(trace)
+    if len(sites) < 2:
+        return {}
+    found = cross_site_transfer(sites)
+    truth: dict[str, float] = {}
+    for scanner, tested in where.items():
+        several: dict[str, list[Any]] = {}
+        for (_, test), carried in found.items():
+            if test == scanner:
+                for one in carried:
+                    several.setdefault(one.subject, []).append(one)
+        for trace in tested:
+            ours = several.get(trace.person, [])
+            if ours:
+                trace.row['transfer_dice'] = float(np.mean([one.mean_dice for one in ours]))
+                trace.row['transfer_gm'] = float(np.mean([one.gm_fraction for one in ours]))
+                truth[trace.scan] = ours[0].true_gm_fraction
+    return truth
+
+
+def correlations(
+    traces: Sequence[Trace],
+    truth: Mapping[str, float],
+    volumes: Mapping[str, Mapping[str, float]],
+    options: Options,
+) -> dict[str, Value]:
+    """Return how well the method tells people apart: grey-matter fraction and volumes against the truth."""
+    found: dict[str, Value] = {}
+    if truth:
+        found['transfer_gm_r'] = _correlated(
+            [(t.row.get('transfer_gm', math.nan), truth.get(t.scan, math.nan), t.person) for t in traces],
+            options,
+        )
+    for name in TISSUE_LABELS:
+        rows = [
+            (t.row[f'volume_{name}'], volumes[t.scan][name], t.person)
+            for t in traces
+            if f'volume_{name}' in t.row and t.scan in volumes
+        ]
+        if rows:
+            found[f'volume_r_{name}'] = _correlated(rows, options)
+    return found
+
+
+def _correlated(rows: Sequence[tuple[float, float, str]], options: Options) -> Value:
+    estimate, truth, people = zip(*rows, strict=True)
+    effect = travelling.between_subjects(
+        estimate, truth, people, seed=options.seed, resamples=options.resamples
+    )
+    return _of_effect(effect)
+
+
+def _of_effect(effect: statistics.Effect) -> Value:
+    estimate = math.nan if effect.estimate is None else effect.estimate
+    return Value(estimate, effect.interval, effect.n, p=effect.p, reason=effect.reason)
+
+
+def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
+    """Return agreement of volumes of travelling people, and whether their scans find each other."""
+    found: dict[str, Value] = {}
+    for name in TISSUE_LABELS:
+        table = _table(traces, study, f'volume_{name}')
+        if table is None:
+            continue
+        each = travelling.cov(table)
+        known = each[np.isfinite(each)]
+        if known.size:
+            found[f'cov_{name}'] = Value(float(known.mean()), n=int(known.size))
+        icc = travelling.icc(table)
+        for kind in ('agreement', 'consistency'):
+            value = getattr(icc, kind)
+            found[f'icc_{kind}_{name}'] = Value(
+                math.nan if value is None else value,
+                getattr(icc, f'{kind}_interval'),
+                icc.n,
+                reason=icc.reason,
+            )
+    known_scanners = [trace for trace in traces if trace.scanner]
+    people, scanners = ([getattr(t, name) for t in known_scanners] for name in ('person', 'scanner'))
+    if len(set(zip(people, scanners, strict=True))) > len(set(people)):
+        distances = _distances(known_scanners)
+        ratio = travelling.within_between_ratio(distances, people, scanners)
+        again = travelling.reidentification(distances, people, scanners)
+        found['within_between'] = Value(
+            math.nan if ratio.ratio is None else ratio.ratio, n=len(ratio.by_subject), reason=ratio.reason
+        )
+        found['reidentification'] = Value(
+            math.nan if again.rate is None else again.rate, n=len(again.by_subject), chance=again.chance,
+            reason=again.reason,
+        )  # fmt: skip
+    return found
+
+
+def _table(traces: Sequence[Trace], study: Study, name: str) -> NDArray[np.float64] | None:
+    """Return a measure by person (rows) and scanner (columns), None where nobody travelled."""
+    people = sorted({trace.person for trace in traces})
+    table = np.full((len(people), len(study.scanners)), np.nan)
+    for trace in traces:
+        if trace.scanner and name in trace.row:
+            table[people.index(trace.person), study.scanners.index(trace.scanner)] = trace.row[name]
+    return table if (np.isfinite(table).sum(axis=1) > 1).any() else None
+
+
+def _distances(traces: Sequence[Trace]) -> NDArray[np.float64]:
+    """Return root mean square differences of coarse volumes."""
+    rows = np.stack([trace.coarse.ravel().astype(float) for trace in traces])
+    square = (rows**2).sum(axis=1)
+    # Rounding may leave a little below 0, and a little on the diagonal.
+    distances = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * rows @ rows.T, 0) / rows.shape[1])
+    distances = (distances + distances.T) / 2
+    np.fill_diagonal(distances, 0)
+    return np.asarray(distances)
+
+
+def label_agreement(volumes: Sequence[NDArray[np.uint8]]) -> dict[str, list[float]]:
+    """Return the Dice of each tissue for every pair of segmentations of one person on the common grid."""
+    found: dict[str, list[float]] = {name: [] for name in TISSUE_LABELS}
+    for first, second in combinations(volumes, 2):
+        for name, label in TISSUE_LABELS.items():
+            shared = jaccard(first == label, second == label)
+            found[name].append(2 * shared / (1 + shared))
+    return found
+
+
+def distribution(
+    traces: Sequence[Trace], target: Sequence[NDArray[np.float64]], study: Study
+) -> dict[str, Value]:
+    """Return the distances of the set of slices to those of the target."""
+    ours = [trace for trace in traces if not study.target or trace.scanner != study.target]
+    if not ours or not target:
+        return {}
+    found = features.filter_distances(
+        np.concatenate([trace.filters for trace in ours]), np.concatenate(list(target))
+    )
+    people = len({trace.person for trace in ours})
+    return {
+        'ffd': Value(found.ffd, n=people, reason=found.reason),
+        'kfd': Value(found.kfd, n=people, reason=found.reason),
+    }
+
+
+def sites(traces: Sequence[Trace], options: Options) -> dict[str, Value]:
+    """Return how well classifiers guess the scanner."""
+    known = [trace for trace in traces if trace.scanner]
+    scanners, people = ([getattr(t, name) for t in known] for name in ('scanner', 'person'))
+    if len(set(scanners)) < 2:
+        return {}
+    table = np.stack(
+        [np.concatenate([t.quantiles, t.filters.mean(axis=0), t.filters.std(axis=0)]) for t in known]
+    )
+    found = {
+        'site_linear': probe.site_probe(
+            table, scanners, people, seed=options.seed, permutations=options.permutations,
+            resamples=options.resamples,
+        )
+    }  # fmt: skip
+    if options.network:
+        found['site_cnn'] = probe.volume_probe(
+            np.stack([t.coarse for t in known]), scanners, people, seed=options.seed,
+            permutations=5 * options.permutations, resamples=options.resamples,
+        )  # fmt: skip
+    return {
+        name: Value(
+            math.nan if one.accuracy is None else one.accuracy, one.interval, len(set(people)), one.chance,
+            one.chance_high, one.p, one.reason,
+        )
+        for name, one in found.items()
+    }  # fmt: skip
+
+
+def biology(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
+    """Return whether the grey-matter fraction still shows age and groups."""
+    fractions = [_gm_fraction(trace) for trace in traces]
+    found: dict[str, Value] = {}
+    if study.ages:
+        rows = [
+            (fraction, study.ages[trace.person], trace.person)
+            for trace, fraction in zip(traces, fractions, strict=True)
+            if trace.person in study.ages
+        ]
+        if rows:
+            found['age_r'] = _correlated(rows, options)
+    groups = study.groups
+    if groups:
+        by_person = statistics.average_by_subject(fractions, [trace.person for trace in traces])
+        known = [person for person in by_person if person in groups]
+        if len({groups[person] for person in known}) == 2:
+            effect = statistics.cohens_d(
+                [by_person[p] for p in known],
+                [groups[p] for p in known],
+                seed=options.seed,
+                resamples=options.resamples,
+            )
+            found['group_d'] = _of_effect(effect)
+    return found
+
+
+def _gm_fraction(trace: Trace) -> float:
+    """Return the share of grey matter as carried classifiers find it, else as segmentations do."""
+    if 'transfer_gm' in trace.row:
+        return trace.row['transfer_gm']
+    parts = [trace.row.get(f'volume_{name}', math.nan) for name in TISSUE_LABELS]
+    total = sum(parts)
+    return trace.row.get('volume_gm', math.nan) / total if total > 0 else math.nan
+
+
+def task(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
+    """Return how well people's classes are told from their scans, in cross-validation by person and by scanner."""
+    known = [trace for trace in traces if trace.person in study.classes]
+    if len({study.classes[trace.person] for trace in known}) < 2:
+        return {}
+    table = np.stack(
+        [
+            np.concatenate([t.quantiles, t.filters.mean(axis=0), [np.nan_to_num(_gm_fraction(t))]])
+            for t in known
+        ]
+    )
+    people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
+    ways: tuple[tuple[str, Literal['subject', 'scanner']], ...] = (('', 'subject'), ('_scanner', 'scanner'))
+    found: dict[str, Value] = {}
+    for suffix, way in ways:
+        if way == 'scanner' and len(set(scanners)) < 2:
+            continue
+        try:
+            parts = probe.folds(people, scanners, by=way, seed=options.seed)
+        except UsageError as error:
+            found[f'task_accuracy{suffix}'] = Value(math.nan, reason=error.what)
+            continue
+        found |= _scores(table, [study.classes[p] for p in people], people, parts, suffix)
+    return found
+
+
+def _scores(
+    table: NDArray[np.float64],
+    classes: Sequence[str],
+    people: Sequence[str],
+    parts: Sequence[probe.Fold],
+    suffix: str,
+) -> dict[str, Value]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names = sorted(set(classes))
+    labels = np.array(classes)
+    scores = np.full((len(labels), len(names)), np.nan)
+    for fold in parts:
+        train, test = fold
+        if len(set(labels[train])) < 2:
+            continue
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
+        model.fit(table[train], labels[train])
+        columns = [names.index(name) for name in model.classes_]
+        scores[np.ix_(test, columns)] = model.predict_proba(table[test])
+    owners = sorted(set(people))
+    of = {person: [i for i, p in enumerate(people) if p == person] for person in owners}
+    averaged = np.stack([np.nanmean(np.nan_to_num(scores[of[p]]), axis=0) for p in owners])
+    truth = [str(labels[of[p][0]]) for p in owners]
+    found = classification_scores(truth, averaged[:, 1] if len(names) == 2 else averaged, classes=names)
+    return {
+        f'task_{name}{suffix}': Value(getattr(found, name), n=found.n, reason=found.reason)
+        for name in ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'auc')
+    }
+
+
+def add_lpips(traces: Sequence[Trace], weights: Path) -> None:
+    """Write the learned perceptual distance of slices to those of the reference into the rows."""
+    from bidsharm.evaluation.perceptual import load_weights, lpips
+
+    loaded = load_weights(weights)
+    for trace in traces:
+        if len(trace.reference_slices):
+            trace.row['lpips'] = float(lpips(trace.slices, trace.reference_slices, loaded).mean())
+
+
+def perceptual(traces: Sequence[Trace], weights: Path) -> dict[str, Value]:
+    """Return FID, KID and Inception score of slices."""
+    from bidsharm.evaluation.perceptual import inception_distances, load_weights
+
+    ours = [trace for trace in traces if len(trace.reference_slices)]
+    if not ours:
+        return {}
+    found = inception_distances(
+        np.concatenate([trace.slices for trace in ours]),
+        np.concatenate([trace.reference_slices for trace in ours]),
+        load_weights(weights),
+    )
+    people = len({trace.person for trace in ours})
+    return {
+        name: Value(getattr(found, name), n=people, reason=found.reason)
+        for name in ('fid', 'kid', 'inception_score')
+    }
