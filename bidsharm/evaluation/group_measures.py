@@ -316,11 +316,11 @@ def _scores(
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
         model.fit(table[train], labels[train])
-        columns = [names.index(name) for name in model.classes_]
-        scores[np.ix_(test, columns)] = model.predict_proba(table[test])
+        columns = np.array([names.index(name) for name in model.classes_])
+        scores[test[:, None], columns] = model.predict_proba(table[test])
     owners = sorted(set(people))
     of = {person: [i for i, p in enumerate(people) if p == person] for person in owners}
-    averaged = np.stack([np.nanmean(np.nan_to_num(scores[of[p]]), axis=0) for p in owners])
+    averaged = np.stack([np.nan_to_num(scores[of[p]]).mean(axis=0) for p in owners])
     truth = [str(labels[of[p][0]]) for p in owners]
     found = classification_scores(truth, averaged[:, 1] if len(names) == 2 else averaged, classes=names)
     return {

@@ -93,7 +93,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         methods = self.study.methods
-        self.results = Results(methods, self.options.against or methods[0])
+        self.results = Results(methods, self.options.against or _usual_rival(self.study))
         self.traces: dict[str, list[Trace]] = {name: [] for name in methods}
         self.targets: dict[str, list[NDArray[np.float64]]] = {name: [] for name in methods}
         self.agreement: dict[str, dict[str, dict[str, float]]] = {name: {} for name in methods}
@@ -104,8 +104,7 @@ class _Run:
         try:
             yield
         except _OF_A_SCAN as error:
-            known = isinstance(error, BidsharmError)
-            said = (error.what, error.where, error.fix) if known else (str(error) or type(error).__name__,)
+            said = _said(error)
             self.results.problems.append(Problem(scan, method, *said))
 
     # --- Where scans lie ---
@@ -247,6 +246,19 @@ class _Run:
         return values
 
 
+def _usual_rival(study: Study) -> str:
+    """Return the method that others are compared with: the first; the scans before only where their units can be compared."""
+    rivals = [name for name in study.methods if name != ORIGINAL or not study.has_truth]
+    return rivals[0] if rivals and len(study.methods) > 1 else study.methods[0]
+
+
+def _said(error: Exception) -> tuple[str, str, str]:
+    """Return what an error says: what, where, what to do."""
+    if isinstance(error, BidsharmError):
+        return error.what, error.where, error.fix
+    return str(error) or type(error).__name__, '', ''
+
+
 def _world(loaded: Loaded, firsts: dict[str, tuple[Brain, Affine]]) -> Affine:
     """Return where a scan lies in the space of the template."""
     brain, scan = as_brain(loaded), loaded.scan
@@ -281,9 +293,10 @@ def _agreement(by_person: Mapping[str, Mapping[str, float]], options: Options) -
 
 def _mean(by_person: Mapping[str, float], options: Options) -> Value:
     """Return the mean over people with its bootstrap interval."""
-    numbers = np.array([value for value in by_person.values() if math.isfinite(value)])
-    if not numbers.size:
-        return Value(math.nan, reason='no finite number')
+    numbers = np.array([value for value in by_person.values() if not math.isnan(value)])
+    if not np.isfinite(numbers).all() or not numbers.size:
+        estimate = float(numbers.mean()) if numbers.size else math.nan
+        return Value(estimate, n=int(numbers.size), reason='no finite number')
     interval, reason = bootstrap((numbers,), _average, options.seed, options.resamples, 0.95, batch=1000)
     return Value(float(numbers.mean()), interval, int(numbers.size), reason=reason)
 

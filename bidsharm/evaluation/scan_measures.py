@@ -298,7 +298,7 @@ def measure(
     values, labels = _sample(loaded, image)
     trace = Trace(
         loaded.scan.name, loaded.scan.person, loaded.scan.scanner, method, row, values, labels,
-        np.quantile(image[loaded.mask], LEVELS), features.filter_features(common, place.mask, place.grid.spacing),
+        np.asarray(np.quantile(image[loaded.mask], LEVELS), dtype=np.float64), features.filter_features(common, place.mask, place.grid.spacing),
         coarse(common, place),
     )  # fmt: skip
     return _with_slices(trace, loaded, common, place, travelled) if pictures else trace
@@ -373,7 +373,7 @@ def _priors() -> tuple[Volume, Affine]:
 
 
 def _overlaps(after: NDArray[np.uint8], before: NDArray[np.uint8], spacing: Spacing) -> dict[str, float]:
-    row = {}
+    row: dict[str, float] = {}
     for name, found in overlap.overlap_by_label(after, before, spacing, TISSUE_LABELS).items():
         row |= {
             f'ravd_{name}': found.ravd, f'dice_{name}': found.dice, f'jaccard_{name}': found.jaccard,

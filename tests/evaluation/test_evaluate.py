@@ -1,0 +1,464 @@
+"""The protocol and its command, on people and scanners whose truth is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bidsharm.bids.evaluation_input import Sources, find_study
+from bidsharm.cli import evaluate as command
+from bidsharm.errors import UsageError
+from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
+from bidsharm.evaluation.protocol import evaluate
+from bidsharm.evaluation.study import ORIGINAL, Options
+
+PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
+SPACING = 2.9
+QUICK = [
+    '--aligned',
+    '--given-segmentations',
+    '--resamples',
+    '200',
+    '--permutations',
+    '20',
+    '--site',
+    'session',
+]
+Image = NDArray[np.float32]
+
+
+class Person:
+    """A ball of white matter in grey matter in fluid; older people have thinner grey matter."""
+
+    def __init__(self, number: int) -> None:
+        axes = [(np.arange(48) - 23.5) * SPACING] * 3
+        grid = np.meshgrid(*axes, indexing='ij')
+        # The ball lies off the middle, elsewhere in every person.
+        shift = np.random.default_rng(number).uniform(-4, 4, 3)
+        radius = np.sqrt(sum((axis - s) ** 2 for axis, s in zip(grid, shift, strict=True)))
+        self.age = 20.0 + 10 * number
+        self.mask = radius < 64
+        grey = 58 - 0.15 * self.age
+        self.labels = np.where(radius < 42, 2, np.where(radius < grey, 1, 3)) * self.mask
+        lesion = (np.abs(grid[0] - 12) < 9) & (np.abs(grid[1]) < 9) & (np.abs(grid[2]) < 9)
+        self.lesions = lesion & self.mask
+        grain = np.random.default_rng(100 + number).standard_normal(radius.shape)
+        tissue = np.choose(self.labels, [0.0, 0.6, 1.0, 0.2]) - 0.25 * self.lesions
+        self.canonical = ((tissue + 0.02 * grain) * self.mask).astype(np.float32)
+
+    def seen_by(self, scanner: str, number: int) -> Image:
+        """Return the scan: each scanner has a curve, a scale, and noise."""
+        curve = {'east': 0.7, 'north': 1.0, 'west': 1.5}[scanner]
+        scale = {'east': 300.0, 'north': 1000.0, 'west': 2500.0}[scanner]
+        rng = np.random.default_rng((number, len(scanner), ord(scanner[0])))
+        noisy = np.clip(self.canonical, 0.01, None) ** curve + 0.01 * rng.standard_normal(self.mask.shape)
+        return (scale * noisy * self.mask).astype(np.float32)
+
+
+def save(path: Path, data: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = np.uint8 if data.dtype in (bool, np.int64) else np.float32
+    nib.save(nib.Nifti1Image(data.astype(kind), np.diag([SPACING] * 3 + [1.0])), path)
+
+
+def perfect(person: Person, scan: Image, rng: np.random.Generator) -> Image:
+    return (person.canonical + 0.005 * rng.standard_normal(scan.shape)).astype(np.float32) * person.mask
+
+
+def scaled(person: Person, scan: Image, rng: np.random.Generator) -> Image:
+    return scan / np.quantile(scan[person.mask], 0.9).astype(np.float32)
+
+
+def levelled(person: Person, scan: Image, rng: np.random.Generator) -> Image:
+    """Give everybody the same distribution, which erases who has how much grey matter."""
+    order = np.argsort(np.argsort(scan[person.mask], kind='stable'), kind='stable')
+    image = np.zeros_like(scan)
+    parts = np.repeat([0.2, 0.6, 1.0], [30, 35, 35])
+    image[person.mask] = parts[(order * 100 // len(order)).astype(int)]
+    return image
+
+
+METHODS: dict[str, Callable[[Person, Image, np.random.Generator], Image]] = {
+    'perfect': perfect,
+    'scaled': scaled,
+    'levelled': levelled,
+}
+
+
+def named(folder: Path, subject: str, session: str, rest: str) -> Path:
+    return (
+        folder / f'sub-{subject}' / f'ses-{session}' / 'anat' / f'sub-{subject}_ses-{session}_{rest}.nii.gz'
+    )
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six people in three scanners, three methods, and the truth."""
+    root = tmp_path_factory.mktemp('world')
+    rows = ['participant_id\tage\tsex\tdiagnosis']
+    for number in range(PEOPLE):
+        person, subject = Person(number), f'{number:02d}'
+        rows.append(f'sub-{subject}\t{person.age}\t{"FM"[number % 2]}\t{"old" if number > 2 else "young"}')
+        for scanner in SCANNERS:
+            scan = person.seen_by(scanner, number)
+            save(named(root / 'before', subject, scanner, 'desc-preproc_T1w'), scan)
+            save(named(root / 'before', subject, scanner, 'dseg'), person.labels)
+            for name, kind in (('dseg', person.labels), ('desc-brain_mask', person.mask),
+                               ('label-lesion_mask', person.lesions), ('desc-canonical_T1w', person.canonical)):  # fmt: skip
+                save(named(root / 'truth', subject, scanner, name), kind)
+            for method, make in METHODS.items():
+                rng = np.random.default_rng((number, ord(scanner[0]), 7))
+                image = make(person, scan, rng)
+                save(named(root / method, subject, scanner, 'desc-harmonized_T1w'), image)
+                save(named(root / method, subject, scanner, 'desc-harmonized_dseg'), person.labels)
+            error = rng.standard_normal(scan.shape) * 0.1
+            save(named(root / 'unsure', subject, scanner, 'desc-harmonized_T1w'), person.canonical + error)
+            save(named(root / 'unsure', subject, scanner, 'desc-uncertainty_T1w'), np.full(scan.shape, 0.1))
+    (root / 'participants.tsv').write_text('\n'.join(rows) + '\n')
+    return root
+
+
+def sources(world: Path, *methods: str, truth: bool = True, **more: Any) -> Sources:
+    base = Sources(
+        {name: world / name for name in methods}, original=world / 'before', truth=world / 'truth' if truth else None,
+        participants=world / 'participants.tsv', site='session',
+    )  # fmt: skip
+    return replace(base, **more)
+
+
+OPTIONS = Options(resamples=200, permutations=20, network=False, aligned=True, given_labels=True)
+
+
+@pytest.fixture(scope='module')
+def found(world: Path) -> Any:
+    return evaluate(find_study(sources(world, *METHODS, task='diagnosis')), OPTIONS)
+
+
+def test_the_right_image_wins_against_the_truth(found):
+    table = {method: found.values[method] for method in METHODS}
+    assert table['perfect']['psnr'].estimate == pytest.approx(-20 * np.log10(0.005 / 0.86), abs=0.7)
+    for name in ('psnr', 'ssim', 'mae', 'wasserstein', 'pcc', 'gradient_ncc', 'js', 'ffd'):
+        costs = {method: METRICS[name].cost(row[name].estimate) for method, row in table.items()}
+        assert min(costs, key=lambda method: costs[method]) == 'perfect', name
+
+
+def test_units_of_the_scanner_are_not_compared_with_the_truth(found):
+    before = found.values[ORIGINAL]
+    assert 'pcc' in before
+    assert not {'psnr', 'ssim', 'mae', 'wasserstein', 'ffd'} & set(before)
+
+
+def test_sites_show_before_and_not_after(found):
+    assert found.values[ORIGINAL]['site_linear'].estimate > 0.9
+    after = found.values['perfect']['site_linear']
+    assert after.estimate <= after.chance_high
+    assert after.chance == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_classifiers_carry_where_tissue_looks_the_same(found):
+    carried = {method: row['transfer_dice'].estimate for method, row in found.values.items()}
+    assert carried['perfect'] > 0.95
+    assert carried['perfect'] > carried['scaled'] > carried[ORIGINAL]
+
+
+def test_erasing_people_is_seen(found):
+    assert found.values['perfect']['transfer_gm_r'].estimate > 0.9
+    assert found.values['perfect']['age_r'].estimate < -0.9
+    spread = {
+        method: np.std([row['transfer_gm'] for row in found.scans if row['method'] == method])
+        for method in ('perfect', 'levelled')
+    }
+    assert spread['levelled'] < 0.05 * spread['perfect']
+    assert abs(found.values['levelled']['age_r'].estimate) < 0.9
+
+
+def test_volumes_of_the_same_segmentation_agree(found):
+    row = found.values['perfect']
+    assert row['ravd_gm'].estimate == 0
+    assert row['dice_wm'].estimate == 1
+    assert row['volume_r_gm'].estimate == pytest.approx(1)
+    assert row['cov_gm'].estimate == pytest.approx(0)
+    assert row['icc_agreement_gm'].estimate == pytest.approx(1)
+    assert row['scanner_dice_gm'].estimate == 1
+
+
+def test_scans_find_their_person(found):
+    assert found.values['perfect']['reidentification'].estimate == 1
+    assert (
+        found.values['perfect']['within_between'].estimate < found.values['scaled']['within_between'].estimate
+    )
+
+
+def test_linear_maps_keep_lesions_and_edges(found):
+    row = found.values['scaled']
+    assert row['lesion_kept'].estimate == pytest.approx(1, abs=1e-4)
+    assert row['new_edges'].estimate == 0
+    assert row['edges_kept'].estimate == 1
+
+
+def test_a_task_is_scored_by_person_and_by_scanner(found):
+    row = found.values['perfect']
+    assert row['task_auc'].n == PEOPLE
+    assert row['task_auc'].estimate > 0.8
+    assert 'task_accuracy_scanner' in row
+
+
+def test_the_person_is_the_unit(found):
+    table = found.tables['psnr']
+    assert table.against['scaled'].n == PEOPLE
+    rows = [r for r in found.scans if r['method'] == 'perfect']
+    assert len(rows) == PEOPLE * len(SCANNERS)
+    means = found.by_person('psnr', 'perfect')
+    assert found.values['perfect']['psnr'].estimate == pytest.approx(np.mean(list(means.values())))
+
+
+def test_holm_covers_all_methods_and_measures(found):
+    raw = [c.p_t for t in found.tables.values() for c in t.against.values() if c.p_t is not None]
+    smallest = min(raw)
+    adjusted = min(p for t in found.tables.values() for p in t.holm_t.values() if p is not None)
+    assert adjusted == pytest.approx(min(1, smallest * len(raw)))
+
+
+def test_no_harm_is_tested_against_the_scans_before(found):
+    assert found.harmless['ravd_gm']['perfect'].equivalent == 'equivalent'
+    assert found.harmless['lesion_kept']['scaled'].equivalent == 'equivalent'
+    assert set(found.harmless) <= set(MARGINS)
+
+
+def test_everything_named_is_in_the_catalogue(found):
+    assert set(COMPARED) | set(MARGINS) <= set(METRICS)
+    assert {name for row in found.values.values() for name in row} <= set(METRICS)
+
+
+def test_without_a_network_nothing_is_trained(found):
+    assert 'site_cnn' not in found.values['perfect']
+
+
+def test_two_runs_agree(world, found):
+    again = evaluate(find_study(sources(world, 'scaled', task='diagnosis')), OPTIONS)
+    assert again.scans == [row for row in found.scans if row['method'] in (ORIGINAL, 'scaled')]
+    for method, row in again.values.items():
+        assert row == found.values[method]
+
+
+def test_uncertainty_is_calibrated(world):
+    found = evaluate(find_study(sources(world, 'unsure')), OPTIONS)
+    row = found.values['unsure']
+    assert row['coverage95'].estimate == pytest.approx(0.95, abs=0.01)
+    assert row['ece'].estimate < 0.01
+
+
+def test_travellers_instead_of_truth(world):
+    study = find_study(sources(world, 'perfect', 'scaled', truth=False, target='north'))
+    found = evaluate(study, OPTIONS)
+    assert found.values['perfect']['psnr'].estimate > found.values['scaled']['psnr'].estimate + 10
+    at_target = [r for r in found.scans if r['scanner'] == 'north']
+    assert all('psnr' not in row for row in at_target)
+    assert all('identity_error' in row for row in at_target if row['method'] != ORIGINAL)
+    # Before harmonization units can be compared here: the reference is a scan, too.
+    assert 'psnr' in found.values[ORIGINAL]
+
+
+def test_scans_that_came_back(world, tmp_path):
+    for number in range(2):
+        for scanner in SCANNERS:
+            scan, mask = Person(number).seen_by(scanner, number), Person(number).mask
+            low, high = np.quantile(scan[mask], [0.005, 0.995])
+            returned = scan + 0.01 * (high - low) * mask
+            save(named(tmp_path, f'{number:02d}', scanner, 'desc-harmonized_T1w'), returned)
+    found = evaluate(find_study(sources(world, 'perfect', returned={'perfect': tmp_path})), OPTIONS)
+    assert found.values['perfect']['cycle_error'].estimate == pytest.approx(0.01, rel=0.01)
+    assert found.values['perfect']['cycle_error'].n == 2
+
+
+def test_lesions_that_were_found(world, tmp_path):
+    person = Person(0)
+    save(named(tmp_path, '00', 'east', 'desc-harmonized_T1w'), person.canonical)
+    save(named(tmp_path, '00', 'east', 'label-lesion_mask'), person.lesions)
+    found = evaluate(find_study(sources(world, datasets={'x': tmp_path})), OPTIONS)
+    assert found.values['x']['lesion_dice'].estimate == 1
+    assert found.values['x']['lesion_f1'].estimate == 1
+
+
+# --- Who was where ---
+
+
+def test_a_table_says_who_was_where(world, tmp_path):
+    table = tmp_path / 'scans.tsv'
+    rows = ['participant_id\tsession_id\tperson\tscanner']
+    rows += [f'sub-{n:02d}\tses-{s}\tp{n // 2}\tmagnet{s[0]}' for n in range(PEOPLE) for s in SCANNERS]
+    table.write_text('\n'.join(rows) + '\n')
+    study = find_study(sources(world, 'perfect', scans=table))
+    assert study.scanners == ('magnete', 'magnetn', 'magnetw')
+    assert {scan.person for scan in study.scans} == {'p0', 'p1', 'p2'}
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('participant_id\tplace\nsub-00\tx\n', 'scanner'),
+        ('participant_id\tscanner\nsub-99\tx\n', 'no row for sub-00'),
+        ('', 'participant_id'),
+    ],
+)
+def test_tables_that_do_not_tell(world, tmp_path, text, said):
+    (tmp_path / 'scans.tsv').write_text(text)
+    with pytest.raises(UsageError, match=said):
+        find_study(sources(world, 'perfect', scans=tmp_path / 'scans.tsv'))
+
+
+def test_a_target_that_nobody_was_at(world):
+    with pytest.raises(UsageError, match='east, north, west'):
+        find_study(sources(world, 'perfect', target='south'))
+
+
+def test_a_column_that_is_not_there(world):
+    with pytest.raises(UsageError, match='handedness'):
+        find_study(sources(world, 'perfect', task='handedness'))
+
+
+# --- The command ---
+
+
+@pytest.fixture(scope='module')
+def page(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the command once; one image of one method is broken, and one lies on another grid."""
+    root = tmp_path_factory.mktemp('run')
+    broken = root / 'broken'
+    for path in sorted((world / 'scaled').rglob('*_T1w.nii.gz')):
+        copy = broken / path.relative_to(world / 'scaled')
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    named(broken, '00', 'east', 'desc-harmonized_T1w').write_bytes(b'no image')
+    save(named(broken, '01', 'east', 'desc-harmonized_T1w'), np.zeros((9, 9, 9)))
+    code = command.main([
+        str(root / 'out'), f'perfect={world / "perfect"}', f'<b>broken</b>={broken}', '--original', str(world / 'before'),
+        '--truth', str(world / 'truth'), '--participants', str(world / 'participants.tsv'), '--no-cnn', *QUICK,
+    ])  # fmt: skip
+    assert code == 1
+    return root / 'out'
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file, delimiter='\t'))
+
+
+def test_tables_are_bids_tables(page):
+    for name in ('scans', 'summary', 'comparisons'):
+        rows = rows_of(page / f'{name}.tsv')
+        assert rows
+        described = json.loads((page / f'{name}.json').read_text())
+        assert list(rows[0]) == list(described)
+        assert not any(value in ('', 'nan', 'None') for row in rows for value in row.values())
+
+
+def test_bad_scans_cost_themselves_only(page):
+    rows = rows_of(page / 'scans.tsv')
+    measured = [row for row in rows if row['method'] == '<b>broken</b>']
+    assert len(measured) == PEOPLE * len(SCANNERS) - 2
+    problems = json.loads((page / 'evaluation.json').read_text())['problems']
+    assert {(p['scan'], p['method']) for p in problems} == {
+        ('sub-00_ses-east_T1w', '<b>broken</b>'),
+        ('sub-01_ses-east_T1w', '<b>broken</b>'),
+    }
+    assert any('grid' in p['what'] and p['fix'] for p in problems)
+
+
+def test_the_page_stands_alone_and_escapes(page):
+    html = (page / 'evaluation.html').read_text()
+    assert '<b>broken</b>' not in html
+    assert '&lt;b&gt;broken&lt;/b&gt;' in html
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', html)
+    assert html.count('<svg class="plot"') >= 5
+    assert '2 errors' in html
+
+
+def test_the_page_says_what_measures_would_need(page):
+    html = (page / 'evaluation.html').read_text()
+    for words in ('--inception', '--lpips', '--returned', '--task'):
+        assert words in html
+
+
+def test_the_record_holds_strict_json(page):
+    record = json.loads((page / 'evaluation.json').read_text(), parse_constant=pytest.fail)
+    assert record['methods'] == [ORIGINAL, 'perfect', '<b>broken</b>']
+    assert record['provenance']['Seed'] == 0
+
+
+def test_a_second_run_replaces_the_first(page, world):
+    code = command.main([str(page), f'p={world / "perfect"}', '--no-cnn', *QUICK])
+    assert code == 0
+    assert json.loads((page / 'evaluation.json').read_text())['methods'] == ['p']
+    html = (page / 'evaluation.html').read_text()
+    assert 'needs a reference' in html
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'said'),
+    [
+        (['{out}', '{world}/nowhere'], 2, 'no such folder'),
+        (['{world}/perfect/out', '{world}/perfect'], 2, 'lies in a data set'),
+        (['{full}', '{world}/perfect'], 2, 'something else'),
+        (['{out}', 'a={world}/perfect', 'a={world}/scaled'], 2, 'taken'),
+        (['{out}', 'original={world}/perfect'], 2, 'taken'),
+        (['{out}', '{world}/perfect', '--suffix', 'FLAIR'], 3, 'FLAIR'),
+        (['{out}', '{world}/perfect', '--against', 'best'], 2, 'no method'),
+        (['{out}', '{world}/perfect', '--returned', 'other={world}/scaled'], 2, 'no data set'),
+        (['{out}', '{world}/perfect', '{world}/truth'], 2, 'no desc-harmonized'),
+        (['{out}', '{world}/perfect', '--scans', '{world}/none.tsv'], 2, 'cannot be read'),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_explained(world, tmp_path, capsys, arguments, code, said):
+    full = tmp_path / 'full'
+    full.mkdir()
+    (full / 'thesis.doc').write_text('.')
+    places = {'out': tmp_path / 'out', 'world': world, 'full': full}
+    assert command.main([part.format(**places) for part in arguments]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_nothing_to_measure_ends_with_its_code(tmp_path, capsys):
+    path = named(tmp_path / 'bad', '01', 'a', 'desc-harmonized_T1w')
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'no image')
+    assert command.main([str(tmp_path / 'out'), str(tmp_path / 'bad'), *QUICK]) == 3
+    assert 'No scan could be measured' in capsys.readouterr().err
+
+
+# --- Heads that lie anywhere ---
+
+
+def test_turned_heads_are_aligned_and_segmented(tmp_path):
+    from bidsharm.cli import simulate
+
+    held = tmp_path / 'held'
+    assert simulate.main([str(held), '--subjects', '2', '--scanners', 'northA', 'southB', '--resolution', '3',
+                          '--brain-only', '--seed', '5']) == 0  # fmt: skip
+    truth = held / 'derivatives' / 'truth'
+    for source in sorted(truth.rglob('*_desc-canonical_T1w.nii.gz')):
+        copy = tmp_path / 'perfect' / source.relative_to(truth)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.with_name(copy.name.replace('canonical', 'harmonized')).write_bytes(source.read_bytes())
+    study = find_study(Sources({'perfect': tmp_path / 'perfect'}, original=held, truth=truth, site='session'))
+    assert study.ages  # of the data set that the truth belongs to
+    found = evaluate(study, Options(resamples=100, permutations=10, network=False))
+    assert not found.problems
+    row = found.values['perfect']
+    assert row['psnr'].estimate == np.inf
+    assert row['mae'].estimate == 0
+    assert row['scanner_dice_wm'].estimate > 0.8
+    assert row['reidentification'].estimate == 1
+    assert row['transfer_dice'].estimate > found.values[ORIGINAL]['transfer_dice'].estimate
+    for scan in found.scans:
+        assert 300 < scan['volume_wm'] < 800
