@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsharm.cli import simulate
+from bidsharm.cli import evaluate, simulate
 from bidsharm.cli.parser import build_parser
+from bidsharm.evaluation.catalogue import METRICS
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Canonical, Scan
 from bidsharm.harmonizers.linear import Identity, LinearHarmonizer
@@ -54,14 +55,24 @@ def _options(parser: argparse.ArgumentParser) -> list[list[str]]:
 def test_every_option_is_explained() -> None:
     text = (ROOT / 'docs' / 'usage.md').read_text()
     named = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', text))
-    silent = [names for names in _options(build_parser()) if names and not named & set(names)]
+    parsers = (build_parser(), simulate.build_parser(), evaluate.build_parser())
+    options = [names for parser in parsers for names in _options(parser)]
+    silent = [names for names in options if names and not named & set(names)]
     assert not silent
+
+
+def test_every_measure_is_defined() -> None:
+    text = (ROOT / 'docs' / 'evaluation.md').read_text()
+    defined = set(re.findall(r'`([a-z][a-z0-9_]*\*?)`', text))
+    for name in METRICS:
+        families = {name, re.sub('_(csf|gm|wm)$', '_*', name), re.sub('^task_.*', 'task_*', name)}
+        assert families & defined, name
 
 
 def test_tables_of_options_hold_only_options() -> None:
     known = {
         name
-        for parser in (build_parser(), simulate.build_parser())
+        for parser in (build_parser(), simulate.build_parser(), evaluate.build_parser())
         for names in _options(parser)
         for name in names
     }
