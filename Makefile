@@ -49,10 +49,13 @@ lint: $(VENV)/.lint
 	cd build/check && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p bidsharm
 	cd build/check && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
 
-# An hour on two cores. BIDSHARM_REAL_DATA names the real scans.
+# Some hours on two cores. BIDSHARM_REAL_DATA names the real scans.
 REAL_OUT ?= build/real
 SIMULATED ?= build/simulated
 HELD ?= build/held
+HELD_SCANNERS = northA southB meadowJ deltaQ ultraX
+HELD_PEOPLE = --subjects 8 --brain-only --seed 2026 --force \
+  --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
@@ -64,9 +67,11 @@ benchmark: $(VENV)/.test
 	  --labels $(BIDSHARM_LABELS)/head-01.nii.gz $(BIDSHARM_LABELS)/head-05.nii.gz --resolution 1.2 --seed 3 --force
 	$(BIN)/bidsharm $(SIMULATED) $(SIMULATED)-out participant --skip-bids-validation --site session
 	$(BIN)/python benchmarks/simulated_real.py $(REAL_OUT) $(SIMULATED)-out
-	$(BIN)/bidsharm-simulate $(HELD) --subjects 4 --scanners northA southB meadowJ clinicL deltaQ ultraX --resolution 1 --lesions 6 \
-	  --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz) --brain-only --seed 2026 --force
-	$(BIN)/python benchmarks/travelling.py $(HELD)
+	$(BIN)/bidsharm-simulate $(HELD) --scanners $(HELD_SCANNERS) clinicL --resolution 1 --lesions 6 $(HELD_PEOPLE)
+	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work
+	$(BIN)/python benchmarks/noise_free.py build/noise-free.json $(HELD_SCANNERS)
+	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
+	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/figures.py
 
