@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,6 +180,7 @@ def main() -> None:
     arguments.add_argument('--people', type=int, help='only the first so many')
     arguments.add_argument('--methods', nargs='+', default=METHODS)
     args = arguments.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
     people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
     sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
     scans = [load(args.held, person, session) for person, session in itertools.product(people, sessions)]
@@ -189,10 +191,15 @@ def main() -> None:
         harmonize(name, scans, n4, args.work / label)
     for item in scans:
         write(item, oracle(item), args.work / 'oracle', None)
-    out = args.work / 'evaluation'
+    # Names without a place: the page goes with the results.
+    link = args.work / 'held'
+    link.unlink(missing_ok=True)
+    link.symlink_to(args.held.resolve())
+    os.chdir(args.work)
+    out = Path('evaluation')
     code = evaluate.main([
-        str(out), *(f'{label}={args.work / label}' for label in labels), '--original', str(args.held),
-        '--truth', str(args.held / 'derivatives' / 'truth'), '--site', 'session', '--against', 'isotone', '--seed', '2026',
+        str(out), *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
+        '--site', 'session', '--against', 'isotone', '--seed', '2026',
     ])  # fmt: skip
     if code:
         raise SystemExit(code)

@@ -226,21 +226,27 @@ class _Run:
     # --- Methods ---
 
     def method(self, method: str) -> dict[str, Value]:
-        """Return all measures of a method."""
-        traces, options = self.traces[method], self.options
+        """Return all measures of a method; what cannot be computed costs itself only."""
+        traces, options, study = self.traces[method], self.options, self.study
         if not traces:
             return {}
-        truth = group_measures.add_transfer(traces)
+        truth: dict[str, float] = {}
+        with self.tolerant('all scans', method):
+            truth = group_measures.add_transfer(traces)
         if options.lpips is not None:
             group_measures.add_lpips(traces, options.lpips)
-        values = _means(traces, options)
-        values |= group_measures.correlations(traces, truth, self.true_volumes, options)
-        values |= group_measures.across_scanners(traces, self.study)
-        values |= _agreement(self.agreement[method], options)
-        values |= group_measures.distribution(traces, self.targets[method], self.study)
-        values |= group_measures.sites(traces, options)
-        values |= group_measures.biology(traces, self.study, options)
-        values |= group_measures.task(traces, self.study, options)
+        values = _means(traces, options) | _agreement(self.agreement[method], options)
+        parts: tuple[Callable[[], dict[str, Value]], ...] = (
+            lambda: group_measures.correlations(traces, truth, self.true_volumes, options),
+            lambda: group_measures.across_scanners(traces, study),
+            lambda: group_measures.distribution(traces, self.targets[method], study),
+            lambda: group_measures.sites(traces, options),
+            lambda: group_measures.biology(traces, study, options),
+            lambda: group_measures.task(traces, study, options),
+        )
+        for part in parts:
+            with self.tolerant('all scans', method):
+                values |= part()
         if options.inception is not None:
             values |= group_measures.perceptual(traces, options.inception)
         return values
