@@ -2,7 +2,9 @@
 
 HELD is a data set of `bidsharm-simulate` (the Makefile has the command): anatomies that are not in the training of `isotone`, in
 built-in scanners, none of which is either. Every method gets the raw scan in the true brain mask, or the same after N4. Methods that
-learn a target learn it from the canonical images of the other people. What they make of it is written as data sets into WORK and judged by
+learn a target learn it from the canonical images of the other people, which no study has, so this flatters them; with --target from
+the other people's scans in that scanner, as all methods then do, and every image is compared with what the same method made of the same
+person's scan there. What they make of it is written as data sets into WORK and judged by
 `bidsharm-evaluate`, which also makes the page; its documentation defines the measures. `oracle` is a smooth gain on 16 mm and one
 curve, fitted to the truth: as good as a map of this kind can be. p: paired t test of each person's PSNR against `isotone`,
 Holm-corrected over all methods and measures of the page. The scans of the canonical scanner itself take part only where scanners are
@@ -91,23 +93,30 @@ def correct(scan: Any) -> Any:
     return replace(scan, data=corrected)
 
 
-def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path) -> None:
-    """Write what a method makes of every scan."""
+def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim: str) -> None:
+    """Write what a method makes of every scan; it aims at a scanner, or at the canonical contrast."""
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.contract import Canonical, Cohort, Site
 
     for person in sorted({item.person for item in scans}):
         method = registry.get(name)()
         target: Any = Canonical()
-        if name != 'isotone':
-            others = [item for item in scans if item.person != person and item.scanner == TARGET]
-            examples = [replace(item.scan, data=item.canonical, site='canonical') for item in others]
-            target = Site('canonical')
+        if name != 'isotone' or aim:
+            others = [item for item in scans if item.person != person and item.scanner == (aim or TARGET)]
+            examples = [replace(example(item, aim, n4), site='target') for item in others]
+            target = Site('target')
             method.fit(Cohort(examples), target=target, seed=0)
         for item in (item for item in scans if item.person == person):
             started = time.perf_counter()
             found = method.harmonize(item.corrected if n4 else item.scan, target)
             write(item, found.image, folder, time.perf_counter() - started)
+
+
+def example(item: Travelled, aim: str, n4: bool) -> Any:
+    """Return what methods learn their target from."""
+    if not aim:
+        return replace(item.scan, data=item.canonical)
+    return item.corrected if n4 else item.scan
 
 
 def oracle(item: Travelled) -> Any:
@@ -176,6 +185,7 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('held', type=Path, help='data set of bidsharm-simulate')
     arguments.add_argument('work', type=Path, help='folder for data sets and tables')
+    arguments.add_argument('--target', default='', help='scanner to aim at (default: the canonical contrast)')
     arguments.add_argument('--name', default='travelling', help='of the result')
     arguments.add_argument('--people', type=int, help='only the first so many')
     arguments.add_argument('--methods', nargs='+', default=METHODS)
@@ -185,12 +195,14 @@ def main() -> None:
     sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
     scans = [load(args.held, person, session) for person, session in itertools.product(people, sessions)]
     chosen = [(name, False) for name in args.methods] + [(n, True) for n in args.methods if n in AFTER_N4]
-    labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen] + ['oracle']
+    labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen]
     for label, (name, n4) in zip(labels, chosen, strict=False):
         print(label, flush=True)
-        harmonize(name, scans, n4, args.work / label)
-    for item in scans:
-        write(item, oracle(item), args.work / 'oracle', None)
+        harmonize(name, scans, n4, args.work / label, args.target)
+    if not args.target:
+        labels.append('oracle')
+        for item in scans:
+            write(item, oracle(item), args.work / 'oracle', None)
     # Names without a place: the page goes with the results.
     link = args.work / 'held'
     link.unlink(missing_ok=True)
@@ -199,7 +211,7 @@ def main() -> None:
     out = Path('evaluation')
     code = evaluate.main([
         str(out), *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
-        '--site', 'session', '--against', 'isotone', '--seed', '2026',
+        '--site', 'session', '--against', 'isotone', '--seed', '2026', *(['--target', args.target] if args.target else []),
     ])  # fmt: skip
     if code:
         raise SystemExit(code)

@@ -218,7 +218,8 @@ def _scan(
         original_labels=_beside(before, sources.suffix if other else '', 'dseg', **space) if before else None,
         mask=next(filter(None, masks), None),
         labels=known.get('labels'),
-        reference=known.get('reference'),
+        # Methods that aim at a scanner do not aim at the canonical contrast.
+        reference=None if sources.target else known.get('reference'),
         lesions=known.get('lesions'),
     )
 

@@ -259,7 +259,7 @@ def test_uncertainty_is_calibrated(world):
 
 
 def test_travellers_instead_of_truth(world):
-    study = find_study(sources(world, 'perfect', 'scaled', truth=False, target='north'))
+    study = find_study(sources(world, 'perfect', 'scaled', target='north'))
     found = evaluate(study, OPTIONS)
     assert found.values['perfect']['psnr'].estimate > found.values['scaled']['psnr'].estimate + 10
     at_target = [r for r in found.scans if r['scanner'] == 'north']
