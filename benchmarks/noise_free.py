@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: Of white matter; noise is then far below a grey level.
-SNR = 100_000.0
+SNR = 10_000.0
 
 
 def quiet(scanner: Any) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def main() -> None:
     out = Path('evaluation')
     code = evaluate.main([
         str(out), *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
-        '--site', 'session', '--against', 'isotone', '--seed', '2026', *(['--target', args.target] if args.target else []),
+        '--site', 'session', '--against', 'isotone', '--seed', '2026', '--nprocs', '2', *(['--target', args.target] if args.target else []),
     ])  # fmt: skip
     if code:
         raise SystemExit(code)

@@ -88,6 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         '--permutations', type=_count, default=200, metavar='N', help='for chance lines (default: 200)'
     )
+    how.add_argument(
+        '--nprocs',
+        type=_count,
+        default=1,
+        metavar='N',
+        help='processes that people are shared out to (default: 1)',
+    )
     how.add_argument('--no-cnn', action='store_true', help='train no network to guess the scanner')
     how.add_argument(
         '--inception', type=Path, metavar='FILE', help='safetensors of Inception v3, for FID, KID and IS'
@@ -160,7 +167,7 @@ def _evaluate(study: Study, options: Options, console: Any) -> Results:
     from bidsharm.evaluation.protocol import evaluate
 
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    total = len(study.scans) * (1 + len(study.methods)) + len(study.methods)
+    total = 2 * len(study.people) + len(study.methods)
     with Progress(*columns, console=console) as bar:
         task = bar.add_task('evaluating', total=total)
         return evaluate(
@@ -194,7 +201,7 @@ def _options(args: argparse.Namespace) -> Options:
 
     return Options(
         seed=args.seed, resamples=max(args.resamples, 1), permutations=max(args.permutations, 1), network=not args.no_cnn,
-        against=args.against, aligned=args.aligned, given_labels=args.given_segmentations, inception=args.inception, lpips=args.lpips,
+        against=args.against, processes=max(args.nprocs, 1), aligned=args.aligned, given_labels=args.given_segmentations, inception=args.inception, lpips=args.lpips,
     )  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from bidsharm.errors import BidsharmError
 from bidsharm.evaluation import models, statistics
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
 from bidsharm.evaluation.group_measures import Value
@@ -32,6 +34,25 @@ class Problem:
     what: str
     where: str = ''
     fix: str = ''
+
+
+@contextmanager
+def tolerant(problems: list[Problem], scan: str, method: str = '') -> Iterator[None]:
+    """Let a bad scan cost that scan only: write down what is wrong, and go on after the block.
+
+    Parameters
+    ----------
+    problems
+        Where to.
+    scan, method
+        What is worked on.
+    """
+    try:
+        yield
+    except BidsharmError as error:
+        problems.append(Problem(scan, method, error.what, error.where, error.fix))
+    except (OSError, EOFError, ValueError) as error:
+        problems.append(Problem(scan, method, str(error) or type(error).__name__))
 
 
 @dataclass

@@ -8,43 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import BidsharmError, NothingToDo, ScanError
-from bidsharm.evaluation import features, group_measures, statistics
+from bidsharm.errors import NothingToDo
+from bidsharm.evaluation import group_measures, statistics
 from bidsharm.evaluation.catalogue import METRICS, SCAN_METRICS
-from bidsharm.evaluation.comparisons import Problem, Results, compare
+from bidsharm.evaluation.comparisons import Problem, Results, compare, tolerant
 from bidsharm.evaluation.group_measures import Value
 from bidsharm.evaluation.intervals import bootstrap
-from bidsharm.evaluation.metrics import Mask
-from bidsharm.evaluation.scan_measures import (
-    Loaded,
-    Place,
-    Trace,
-    Travelled,
-    as_brain,
-    labels_of,
-    load_scan,
-    measure,
-    method_image,
-    segmented,
-    volumes_of,
-)
+from bidsharm.evaluation.person import Measured, Progress, measure_person
+from bidsharm.evaluation.placement import grid_of, place_person, places_of
+from bidsharm.evaluation.scan_measures import Place, Trace
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
-from bidsharm.imaging.alignment import Brain, Grid, common_grid, rigid, stretched, template_brain
-from bidsharm.imaging.grids import Affine, bounding_box, crop_affine
+from bidsharm.imaging.alignment import Grid
 
-Progress = Callable[[str], None]
-Labels = NDArray[np.uint8]
-#: A brain that shares less of the usual brain than this lies elsewhere.
-LEAST_SHARED = 0.3
-#: What reading and measuring a scan may raise because of the scan.
-_OF_A_SCAN = (BidsharmError, OSError, EOFError, ValueError)
+T = TypeVar('T')
+People = Mapping[str, Sequence[StudyScan]]
 
 
 def evaluate(study: Study, options: Options, *, progress: Progress = lambda name: None) -> Results:
@@ -57,223 +41,107 @@ def evaluate(study: Study, options: Options, *, progress: Progress = lambda name
     options
         How.
     progress
-        Called with the name of what is worked on: once a scan, once a scan and method, once a method.
+        Called with the name of what is worked on: twice a person, and once a method.
 
     Raises
     ------
     NothingToDo
         If no scan can be measured.
     """
-    run = _Run(study, options, progress)
-    run.place()
-    if not run.places:
-        raise NothingToDo(
-            'No scan could be measured.',
-            fix='; '.join(f'{p.scan}: {p.what}' for p in run.results.problems[:3]),
-        )
-    for person in dict.fromkeys(scan.person for scan in study.scans):
-        run.person([s for s in study.scans if s.person == person and s.name in run.places])
+    results = Results(study.methods, options.against or _usual_rival(study))
+    places = _places(study, options, results, progress)
+    people = {
+        person: [s for s in study.scans if s.person == person and s.name in places] for person in study.people
+    }
+    tasks = {p: (scans, study, options, _places_of(scans, places)) for p, scans in people.items() if scans}
+    measured = _each(_measured, tasks, options.processes, lambda name: progress(f'{name}: measures'))
+    for one in measured:
+        results.problems += one.problems
     for method in study.methods:
-        progress(f'{method}, all scans')
-        run.results.values[method] = run.method(method)
-    run.results.scans = [_row(trace) for method in study.methods for trace in run.traces[method]]
-    compare(run.results, options)
-    return run.results
+        progress(f'{method}: all scans')
+        results.values[method] = _method(method, measured, study, options, results.problems)
+    results.scans = [_row(t) for m in study.methods for one in measured for t in one.traces if t.method == m]
+    compare(results, options)
+    return results
 
 
-@dataclass
-class _Run:
-    """One evaluation while it is made."""
+def _places(study: Study, options: Options, results: Results, progress: Progress) -> dict[str, Place]:
+    """Return where scans lie."""
+    grid = grid_of(study.scans, aligned=options.aligned)
+    tasks = {p: ([s for s in study.scans if s.person == p], grid, options.aligned) for p in study.people}
+    placed = _each(_placed, tasks, options.processes, lambda name: progress(f'{name}: alignment'))
+    places, elsewhere = places_of(placed, grid)
+    results.problems += [problem for one in placed for problem in one.problems] + elsewhere
+    if not places:
+        raise NothingToDo(
+            'No scan could be measured.', fix='; '.join(f'{p.scan}: {p.what}' for p in results.problems[:3])
+        )
+    return places
 
-    study: Study
-    options: Options
-    progress: Progress
-    places: dict[str, Place] = field(default_factory=dict)
-    true_volumes: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        methods = self.study.methods
-        self.results = Results(methods, self.options.against or _usual_rival(self.study))
-        self.traces: dict[str, list[Trace]] = {name: [] for name in methods}
-        self.targets: dict[str, list[NDArray[np.float64]]] = {name: [] for name in methods}
-        self.agreement: dict[str, dict[str, dict[str, float]]] = {name: {} for name in methods}
+def _places_of(scans: Sequence[StudyScan], places: Mapping[str, Place]) -> dict[str, Place]:
+    return {scan.name: places[scan.name] for scan in scans}
 
-    @contextmanager
-    def tolerant(self, scan: str, method: str = '') -> Any:
-        """Let a bad scan cost that scan only."""
-        try:
-            yield
-        except _OF_A_SCAN as error:
-            said = _said(error)
-            self.results.problems.append(Problem(scan, method, *said))
 
-    # --- Where scans lie ---
-
-    def place(self) -> None:
-        """Align all scans: a person's with that person's first, and that one with the template."""
-        grid = self._own_grid() if self.options.aligned else common_grid()
-        firsts: dict[str, tuple[Brain, Affine]] = {}
-        worlds: dict[str, Affine] = {}
-        masks: dict[str, Mask] = {}
-        for scan in self.study.scans:
-            self.progress(f'{scan.name}, alignment')
-            with self.tolerant(scan.name):
-                loaded = load_scan(scan)
-                world = np.eye(4) if self.options.aligned else _world(loaded, firsts)
-                mask = grid.sample(loaded.mask.astype(np.float32), loaded.affine, world) > 0.5
-                if not mask.any():
-                    raise ScanError('It lies outside the common grid.', where=scan.name)
-                worlds[scan.name], masks[scan.name] = world, mask
-        if not masks:
-            return
-        usual = np.mean(list(masks.values()), axis=0) >= 0.5
-        for name, mask in list(masks.items()):
-            if (mask & usual).sum() < LEAST_SHARED * usual.sum():
-                what = 'Its brain hardly overlaps with the others after alignment.'
-                self.results.problems.append(Problem(name, '', what, fix='Look at its brain mask.'))
-                del masks[name]
-        shared = np.asarray(np.logical_and.reduce(list(masks.values())))
-        self.places = {
-            name: Place(grid, worlds[name], mask, shared, stretched(mask, grid))
-            for name, mask in masks.items()
-        }
-
-    def _own_grid(self) -> Grid:
-        """Return the grid of the first scan that can be read, for scans that lie in one space already."""
-        for scan in self.study.scans:
-            try:
-                loaded = load_scan(scan)
-            except _OF_A_SCAN:
-                continue
-            box = bounding_box(loaded.mask, 5)
-            x, y, z = loaded.mask[box].shape
-            return Grid((x, y, z), crop_affine(loaded.affine, box))
-        return common_grid()
-
-    # --- Scans ---
-
-    def person(self, scans: Sequence[StudyScan]) -> None:
-        """Measure all scans of one person."""
-        if not scans:
-            return
-        target = None if self.study.has_truth else self.study.target_scan(scans[0].person)
-        travelled = self._travelled(target) if target is not None and target.name in self.places else {}
-        labels: dict[str, list[Labels]] = {method: [] for method in self.study.methods}
-        for number, scan in enumerate(scans):
-            given = self.options.given_labels
-            loaded = segmented(load_scan(scan), self.places[scan.name], given=given)
-            if scan.labels is not None and loaded.labels is not None:
-                self.true_volumes[scan.name] = volumes_of(loaded.labels, loaded.mask, loaded.spacing)
-            if loaded.reference is not None and number == 0:
-                self._keep_target(loaded)
-            for method in self.study.methods:
-                self.progress(f'{scan.name}, {method}')
-                with self.tolerant(scan.name, method):
-                    own = travelled.get(method) if target is None or scan.name != target.name else None
-                    self._one(loaded, method, own, labels)
-        for method, volumes in labels.items():
-            if len(volumes) > 1:
-                found = group_measures.label_agreement(volumes)
-                self.agreement[method][scans[0].person] = {
-                    name: float(np.nanmean(each)) for name, each in found.items() if np.isfinite(each).any()
-                }
-
-    def _travelled(self, target: StudyScan) -> dict[str, Travelled]:
-        """Return what each method made of a person's scan in the target scanner."""
-        place, loaded = self.places[target.name], load_scan(target)
-        found = {}
-        for method in self.study.methods:
-            try:
-                image = method_image(loaded, method)
-            except _OF_A_SCAN:
-                continue  # said when the scan itself is measured
-            if image is not None:
-                found[method] = Travelled(place.grid.sample(image, loaded.affine, place.world), place.mask)
+def _each(
+    function: Callable[[Any], T], tasks: Mapping[str, Any], processes: int, progress: Progress
+) -> list[T]:
+    """Run a function for every person, in processes of their own where more than one is asked for."""
+    found = []
+    if processes < 2 or len(tasks) < 2:
+        for name, task in tasks.items():
+            progress(name)
+            found.append(function(task))
         return found
-
-    def _one(
-        self, loaded: Loaded, method: str, travelled: Travelled | None, labels: dict[str, list[Labels]]
-    ) -> None:
-        """Measure what one method made of one scan."""
-        image = method_image(loaded, method)
-        if image is None:
-            return
-        scan, place = loaded.scan, self.places[loaded.scan.name]
-        pictures = self.options.inception is not None or self.options.lpips is not None
-        after = loaded.original_labels
-        if method != ORIGINAL:
-            after = labels_of(loaded, method, image)
-        trace = measure(
-            loaded, method, image, after, place, travelled, target=self.study.target, pictures=pictures
-        )
-        self.traces[method].append(trace)
-        if not self.study.has_truth and self.study.target and scan.scanner == self.study.target:
-            self.targets[method].append(trace.filters)
-        if after is not None:
-            common = place.grid.sample(after, loaded.affine, place.world, order=0)
-            labels[method].append(np.rint(common).astype(np.uint8))
-
-    def _keep_target(self, loaded: Loaded) -> None:
-        """Keep what the target's image of a person looks like, where simulation tells."""
-        assert loaded.reference is not None
-        place = self.places[loaded.scan.name]
-        common = place.grid.sample(loaded.reference, loaded.affine, place.world)
-        filters = features.filter_features(common, place.mask, place.grid.spacing)
-        for method in self.study.methods:
-            if method != ORIGINAL:
-                self.targets[method].append(filters)
-
-    # --- Methods ---
-
-    def method(self, method: str) -> dict[str, Value]:
-        """Return all measures of a method; what cannot be computed costs itself only."""
-        traces, options, study = self.traces[method], self.options, self.study
-        if not traces:
-            return {}
-        truth: dict[str, float] = {}
-        with self.tolerant('all scans', method):
-            truth = group_measures.add_transfer(traces)
-        if options.lpips is not None:
-            group_measures.add_lpips(traces, options.lpips)
-        values = _means(traces, options) | _agreement(self.agreement[method], options)
-        parts: tuple[Callable[[], dict[str, Value]], ...] = (
-            lambda: group_measures.correlations(traces, truth, self.true_volumes, options),
-            lambda: group_measures.across_scanners(traces, study),
-            lambda: group_measures.distribution(traces, self.targets[method], study),
-            lambda: group_measures.sites(traces, options),
-            lambda: group_measures.biology(traces, study, options),
-            lambda: group_measures.task(traces, study, options),
-        )
-        for part in parts:
-            with self.tolerant('all scans', method):
-                values |= part()
-        if options.inception is not None:
-            values |= group_measures.perceptual(traces, options.inception)
-        return values
+    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context('spawn')) as pool:
+        for name, result in zip(tasks, pool.map(function, tasks.values()), strict=True):
+            progress(name)
+            found.append(result)
+    return found
 
 
-def _usual_rival(study: Study) -> str:
-    """Return the method that others are compared with: the first; the scans before only where their units can be compared."""
-    rivals = [name for name in study.methods if name != ORIGINAL or not study.has_truth]
-    return rivals[0] if rivals and len(study.methods) > 1 else study.methods[0]
+def _placed(task: tuple[Sequence[StudyScan], Grid, bool]) -> Any:
+    scans, grid, aligned = task
+    return place_person(scans, grid, aligned=aligned)
 
 
-def _said(error: Exception) -> tuple[str, str, str]:
-    """Return what an error says: what, where, what to do."""
-    if isinstance(error, BidsharmError):
-        return error.what, error.where, error.fix
-    return str(error) or type(error).__name__, '', ''
+def _measured(task: tuple[Sequence[StudyScan], Study, Options, dict[str, Place]]) -> Measured:
+    scans, study, options, places = task
+    return measure_person(scans, study, options, places)
 
 
-def _world(loaded: Loaded, firsts: dict[str, tuple[Brain, Affine]]) -> Affine:
-    """Return where a scan lies in the space of the template."""
-    brain, scan = as_brain(loaded), loaded.scan
-    if scan.person in firsts:
-        first, onwards = firsts[scan.person]
-        return np.asarray(onwards @ rigid(brain, first, name=scan.name))
-    world = rigid(brain, template_brain(), name=scan.name)
-    firsts[scan.person] = brain, world
-    return world
+# --- Methods ---
+
+
+def _method(
+    method: str, measured: Sequence[Measured], study: Study, options: Options, problems: list[Problem]
+) -> dict[str, Value]:
+    """Return all measures of a method; what cannot be computed costs itself only."""
+    traces = [trace for one in measured for trace in one.traces if trace.method == method]
+    if not traces:
+        return {}
+    volumes = {name: row for one in measured for name, row in one.true_volumes.items()}
+    targets = [one.targets[method] for one in measured if method in one.targets]
+    truth: dict[str, float] = {}
+    with tolerant(problems, 'all scans', method):
+        truth = group_measures.add_transfer(traces)
+    if options.lpips is not None:
+        group_measures.add_lpips(traces, options.lpips)
+    values = _means(traces, options) | _agreement(method, measured, options)
+    parts: tuple[Callable[[], dict[str, Value]], ...] = (
+        lambda: group_measures.correlations(traces, truth, volumes, options),
+        lambda: group_measures.across_scanners(traces, study),
+        lambda: group_measures.distribution(traces, targets, study),
+        lambda: group_measures.sites(traces, options),
+        lambda: group_measures.biology(traces, study, options),
+        lambda: group_measures.task(traces, study, options),
+    )
+    for part in parts:
+        with tolerant(problems, 'all scans', method):
+            values |= part()
+    if options.inception is not None:
+        values |= group_measures.perceptual(traces, options.inception)
+    return values
 
 
 def _means(traces: Sequence[Trace], options: Options) -> dict[str, Value]:
@@ -287,11 +155,12 @@ def _means(traces: Sequence[Trace], options: Options) -> dict[str, Value]:
     return values
 
 
-def _agreement(by_person: Mapping[str, Mapping[str, float]], options: Options) -> dict[str, Value]:
-    names = sorted({name for row in by_person.values() for name in row})
+def _agreement(method: str, measured: Sequence[Measured], options: Options) -> dict[str, Value]:
+    rows = [one.agreement[method] for one in measured if method in one.agreement]
+    names = sorted({name for row in rows for name in row})
     return {
         f'scanner_dice_{name}': _mean(
-            {person: row[name] for person, row in by_person.items() if name in row}, options
+            {str(i): row[name] for i, row in enumerate(rows) if name in row}, options
         )
         for name in names
     }
@@ -316,3 +185,9 @@ def _row(trace: Trace) -> dict[str, Any]:
         'method': trace.method, 'scan': trace.scan, 'person': trace.person, 'scanner': trace.scanner,
     }  # fmt: skip
     return where | {name: value for name, value in trace.row.items() if name in METRICS}
+
+
+def _usual_rival(study: Study) -> str:
+    """Return the method that others are compared with: the first; the scans before only where their units can be compared."""
+    rivals = [name for name in study.methods if name != ORIGINAL or not study.has_truth]
+    return rivals[0] if rivals and len(study.methods) > 1 else study.methods[0]

@@ -105,6 +105,11 @@ class Study:
         return tuple(sorted({scan.scanner for scan in self.scans if scan.scanner}))
 
     @property
+    def people(self) -> tuple[str, ...]:
+        """People, in the order of their scans."""
+        return tuple(dict.fromkeys(scan.person for scan in self.scans))
+
+    @property
     def has_truth(self) -> bool:
         """Whether references of scans are known without anybody having travelled."""
         return any(scan.reference for scan in self.scans)
@@ -136,6 +141,8 @@ class Options:
         Whether all images lie in one space already.
     given_labels
         Take segmentations from the data sets; otherwise every image is segmented here, all in the same way.
+    processes
+        Processes that people are shared out to.
     inception, lpips
         Files of weights (safetensors) of these networks, if any.
     """
@@ -147,5 +154,6 @@ class Options:
     against: str = ''
     aligned: bool = False
     given_labels: bool = False
+    processes: int = 1
     inception: Path | None = None
     lpips: Path | None = None
