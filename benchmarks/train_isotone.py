@@ -3,10 +3,11 @@
 Three stages; each leaves files in WORK and is skipped when they are there:
 
 1. brains: people are drawn from label maps (`--hold-out` names those that are kept for testing) and the MNI152 template;
-2. training: scans are made as they are needed, until the time is up; the learning rate falls as a cosine of the time;
+2. training: scans are made as they are needed, until the time is up; the learning rate falls as a cosine of the time.
+   A training that was interrupted goes on from the last multiple of 200 steps when the command is given again;
 3. judge: the network tries itself on scans of people that were not trained on, every other one strange, and a judge learns how well it did.
 
-The weights that ship were made by these functions, but not in one run: see `settings.made` in their `card.json`.
+How the weights that ship were made is in `settings` of their `card.json`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ from typing import Any
 
 import common
 
-#: Every so many steps progress is printed and the average of the weights written.
+#: Every so many steps progress is printed and the state written.
 INTERVAL = 200
 
 
 def draw(work: Path, labels: Path, hold_out: Sequence[str], people: int, seed: int) -> None:
-    """Draw people from every anatomy that is not held out."""
-    from rich.progress import track
-
-    from bidsharm.training.brains import draw_brains
+    """Draw people from every anatomy that is not held out, two anatomies at a time."""
+    from concurrent.futures import ProcessPoolExecutor
 
     folder = work / 'brains'
     if folder.exists():
@@ -38,10 +37,18 @@ def draw(work: Path, labels: Path, hold_out: Sequence[str], people: int, seed: i
     maps.append(None)
     partial = work / 'brains.part'
     partial.mkdir(parents=True, exist_ok=True)
-    total = people * len(maps)
-    for number, brain in enumerate(track(draw_brains(maps, total, seed=seed), 'people', total=total)):
-        brain.save(partial / f'{brain.anatomy}_{number % people:03d}.npz')
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(draw_from, maps, *([value] * len(maps) for value in (people, seed, partial))))
     partial.rename(folder)
+
+
+def draw_from(anatomy: Path | None, people: int, seed: int, folder: Path) -> None:
+    """Draw people from one anatomy and save them."""
+    from bidsharm.training.brains import draw_brains
+
+    for number, brain in enumerate(draw_brains([anatomy], people, seed=seed)):
+        brain.save(folder / f'{brain.anatomy}_{number:03d}.npz')
+    print(anatomy.name if anatomy else 'MNI152', people, 'people', flush=True)
 
 
 def split(work: Path, kept_back: int = 4) -> tuple[list[Any], list[Any]]:
@@ -70,23 +77,41 @@ def train(work: Path, contrast: str, seconds: float, batch: int, rate: float, se
         ScanSource(others, contrast, seed=seed + 1, scanners=300), batch=8, seed=seed + 1, workers=0
     )
     validation = [next(checks) for _ in range(6)]
-    batches = stream(
-        ScanSource(some, contrast, seed=seed, scanners=6000, device=device), batch=batch, seed=seed, workers=1
-    )
-    net = IsotoneNet().to(device)
-    trainer = Trainer(net, rate=rate)
-    started, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < seconds:
+    trainer = Trainer(IsotoneNet().to(device), rate=rate)
+    before, count = resumed(trainer, work / 'train.part')
+    source = ScanSource(some, contrast, seed=seed + 10 * count, scanners=6000, device=device)
+    batches = stream(source, batch=batch, seed=seed + 10 * count, workers=1)
+    started = time.perf_counter()
+    while (elapsed := before + time.perf_counter() - started) < seconds:
         said = trainer.step(next(batches), elapsed / seconds)
         count += batch
         if trainer.step_number % INTERVAL == 0:
             print(round(elapsed), count, {name: round(value, 3) for name, value in said.items()},
                   f'validation {psnr_of(trainer.average, validation):.2f} dB', flush=True)  # fmt: skip
-            torch.save(trainer.average.state_dict(), work / 'net.part')
-    torch.save(trainer.average.state_dict(), work / 'net.part')
-    (work / 'net.part').rename(work / 'net.pt')
+            keep(trainer.state() | {'seconds': elapsed, 'scans': count}, work / 'train.part')
+    keep(trainer.average.state_dict(), work / 'net.pt')
     (work / 'scans').write_text(str(count))
     return count
+
+
+def resumed(trainer: Any, file: Path) -> tuple[float, int]:
+    """Go on from a file if there is one; return the seconds and scans that went before."""
+    import torch
+
+    if not file.exists():
+        return 0.0, 0
+    state = torch.load(file, weights_only=True)
+    trainer.resume(state)
+    return float(state['seconds']), int(state['scans'])
+
+
+def keep(state: dict[str, Any], file: Path) -> None:
+    """Write a state, whole or not at all."""
+    import torch
+
+    partial = file.with_suffix('.writing')
+    torch.save(state, partial)
+    partial.rename(file)
 
 
 def main() -> None:

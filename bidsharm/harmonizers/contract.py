@@ -233,6 +233,11 @@ class Harmonizer(ABC):
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Execution()
 
+    @classmethod
+    def weights_digest(cls) -> str:
+        """Return a digest of the weights that ship with the method; empty for a method without."""
+        return ''
+
     def fit(
         self,
         cohort: Cohort,

@@ -9,6 +9,7 @@ Where the network has no ground to stand on, robust scaling is applied instead, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsharm.errors import ConfigurationError
 from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Scan, Target
 from bidsharm.harmonizers.linear import Robust
 from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint
@@ -53,7 +55,7 @@ class Isotone(StandardHarmonizer):
 
     The canonical contrast is that of an MPRAGE at 3 T in which white matter is 1. For a site or a reference the mean curve of
     its scans is inverted. Contrasts without a model, and scans that the network does not understand, are scaled by their 90th percentile.
-    A change that is smaller than its own expected error is not made.
+    A change that is smaller than its own expected error is not made; against a site or a reference only the curves count.
     """
 
     card = Card(
@@ -70,16 +72,51 @@ class Isotone(StandardHarmonizer):
     def __init__(self, execution: Execution | None = None) -> None:
         super().__init__(execution)
         self._models: dict[str, Model | None] = {}
+        self._trained: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
+
+    @classmethod
+    def weights_digest(cls) -> str:
+        """Return a digest over the models of all contrasts."""
+        from bidsharm.harmonizers.bundle import digest
+
+        folders = sorted(folder for folder in WEIGHTS.iterdir() if folder.is_dir())
+        return hashlib.sha256(''.join(digest(folder) for folder in folders).encode()).hexdigest()
+
+    # --- Networks of others ---
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return the standards, or the network that was given in place of the one that ships."""
+        return super().state() if self._trained is None else self._trained
+
+    def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
+        """Take back standards, or take the network of ``benchmarks/train_isotone.py`` for the contrast in its settings.
+
+        Raises
+        ------
+        ConfigurationError
+            If the numbers are neither.
+        """
+        if not any(name.startswith('net/') for name in arrays):
+            super().restore(arrays, settings)
+            return
+        from bidsharm.nn.isotone_model import Model
+
+        try:
+            model = Model.from_arrays(arrays, self.execution.device)
+        except RuntimeError as error:
+            what = str(error).splitlines()[-1].strip()
+            raise ConfigurationError(
+                f'The weights are of another network than this version of isotone has ({what}).',
+                fix='Train it again with benchmarks/train_isotone.py.',
+            ) from None
+        self._trained = (dict(arrays), dict(settings))
+        self._models = dict.fromkeys(settings['contrasts'], model)
 
     # --- What is learned ---
 
     def describe(self, scan: Scan) -> Values:
         """Return 90th percentile, whether the network is followed, offset, scale and curve, shape (24,)."""
-        found = self._understand(scan)
-        if found.style is None or found.reason:
-            return np.concatenate([[found.bright, 0.0], np.zeros(22)])
-        style = found.style
-        return np.concatenate([[found.bright, 1.0, style.offset, style.scale], style.heights])
+        return _described(self._understand(scan))
 
     def combine(self, descriptions: Sequence[Values], target: Target) -> Values:
         """Return the mean style of the scans that the network understands, if those are more than half."""
@@ -141,7 +178,11 @@ class Isotone(StandardHarmonizer):
             return Harmonized(paint(scan, found.values * factor), details=details, warnings=(warning,))
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
-        change = float(np.mean(np.abs(mapped - found.values * factor))) / span
+        # Scans of the target have gains of their own, so against a site or a reference only the curves count.
+        curves = (
+            mapped if isinstance(target, Canonical) else self.apply(found.values, _described(found), standard)
+        )
+        change = float(np.mean(np.abs(curves - found.values * factor))) / span
         details = {'change': change, 'factor': factor, **_summary(found)}
         if change < found.style.expected_error:
             why = 'the change would be smaller than its expected error'
@@ -178,6 +219,14 @@ class Isotone(StandardHarmonizer):
                 found = Model.from_arrays(read_arrays(folder), self.execution.device)
             self._models[contrast] = found
         return self._models[contrast]
+
+
+def _described(found: _Understood) -> Values:
+    """Return what :meth:`Isotone.describe` tells of a scan."""
+    if found.style is None or found.reason:
+        return np.concatenate([[found.bright, 0.0], np.zeros(22)])
+    style = found.style
+    return np.concatenate([[found.bright, 1.0, style.offset, style.scale], style.heights])
 
 
 def _doubt(style: Style) -> str:

@@ -27,6 +27,10 @@ STEEPEST = 6.0
 LARGEST_GAIN = 1.5
 #: Bins of the histogram of the whole scan after the gain is removed, over the range of the curve.
 GLOBAL_BINS = 38
+#: Powers of the share of a tissue around a voxel by which the voxel counts in the histograms of tissues.
+PURITY = (2, 6)
+#: Histograms of the whole scan: one of all voxels, and one for each tissue and power.
+HISTOGRAMS = 1 + 3 * len(PURITY)
 #: Channels of a cell: histogram, share of the cell that is brain, place in the brain.
 CHANNELS = BINS + 1 + 3
 
@@ -72,7 +76,7 @@ class Prediction:
     log_error
         Logarithm of the expected absolute error of the result on the control grid, shape (B, 1, x, y, z).
     tissue
-        Shares of CSF, GM and WM in cells of 16 mm, shape (B, 3, x, y, z).
+        Shares of CSF, GM and WM in cells of 8 mm, shape (B, 3, X, Y, Z).
     embedding
         What is known of the scan as a whole, shape (B, E).
     pooled
@@ -114,9 +118,8 @@ class IsotoneNet(nn.Module):
     def __init__(self, width: int = 64, depth: tuple[int, int] = (2, 3)) -> None:
         super().__init__()
         wide = 2 * width
-        self.stem = nn.Sequential(
-            nn.Conv3d(CHANNELS, width, 1), nn.GELU(), nn.Conv3d(width, width, 2, stride=2)
-        )
+        self.stem = nn.Sequential(nn.Conv3d(CHANNELS, width, 1), nn.GELU())
+        self.halve = nn.Conv3d(width, width, 2, stride=2)
         self.fine = nn.Sequential(*(_Residual(width) for _ in range(depth[0])))
         self.down = nn.Conv3d(width, wide, 2, stride=2)
         self.coarse = nn.Sequential(*(_Residual(wide) for _ in range(depth[1])))
@@ -124,7 +127,8 @@ class IsotoneNet(nn.Module):
         self.last = nn.Sequential(_Residual(width), nn.GroupNorm(8, width), nn.GELU())
         self.gain = nn.Conv3d(width, 1, 3, padding=1)
         self.error = nn.Conv3d(width, 1, 1)
-        self.tissue = nn.Conv3d(width, 4, 1)
+        self.tissue_near, self.tissue_around = (nn.Conv3d(width, width // 2, 1) for _ in range(2))
+        self.tissue = nn.Conv3d(width // 2, 4, 1)
         self.features = pooled = 2 * (width + wide)
         self.embed = nn.Sequential(
             nn.LayerNorm(pooled),
@@ -135,11 +139,11 @@ class IsotoneNet(nn.Module):
         )
         self.zero = nn.Linear(wide, 1)
         self.curve = nn.Sequential(
-            nn.Linear(wide + 4 * GLOBAL_BINS, wide),
+            nn.Linear(wide + HISTOGRAMS * GLOBAL_BINS, 2 * wide),
             nn.GELU(),
-            nn.Linear(wide, wide),
+            nn.Linear(2 * wide, 2 * wide),
             nn.GELU(),
-            nn.Linear(wide, KNOTS),
+            nn.Linear(2 * wide, KNOTS),
         )
         for head in (self.gain, self.error, self.zero, self.curve[-1]):
             for parameter in head.parameters():
@@ -156,19 +160,23 @@ class IsotoneNet(nn.Module):
             Histograms, share of brain and place, shape (B, 26, X, Y, Z); X, Y and Z are multiples of 4.
         """
         brain = functional.avg_pool3d(cells[:, BINS : BINS + 1], 2)
-        fine = self.fine(self.stem(cells))
+        finest = self.stem(cells)
+        fine = self.fine(self.halve(finest))
         coarse = self.coarse(self.down(fine))
-        up = functional.interpolate(coarse, size=fine.shape[2:], mode='trilinear', align_corners=False)
-        merged = self.last(self.merge(torch.cat([fine, up], dim=1)))
-        pooled = [*_pool(merged, brain), *_pool(coarse, functional.avg_pool3d(brain, 2))]
-        features = torch.cat(pooled, dim=1)
-        embedding = self.embed(features)
-        raw = LARGEST_GAIN * torch.tanh(self.gain(merged) / LARGEST_GAIN)
-        tissue = torch.softmax(self.tissue(merged), dim=1)[:, :3]
-        return Prediction(
-            self._smooth(raw, brain), functional.softplus(self.zero(embedding)[:, 0] - 1.5), self.error(merged),
-            tissue, embedding, features,
-        )  # fmt: skip
+        merged = self.last(self.merge(torch.cat([fine, _twice(coarse)], dim=1)))
+        tissue = self.tissue(functional.gelu(self.tissue_near(finest) + _twice(self.tissue_around(merged))))
+        gain, error = self.gain(merged), self.error(merged)
+        # What is left is cheap, and half precision would show in it.
+        with torch.autocast(cells.device.type, enabled=False):
+            merged, coarse = merged.float(), coarse.float()
+            pooled = [*_pool(merged, brain), *_pool(coarse, functional.avg_pool3d(brain, 2))]
+            features = torch.cat(pooled, dim=1)
+            embedding = self.embed(features)
+            raw = LARGEST_GAIN * torch.tanh(gain.float() / LARGEST_GAIN)
+            return Prediction(
+                self._smooth(raw, brain), functional.softplus(self.zero(embedding)[:, 0] - 1.5), error.float(),
+                torch.softmax(tissue.float(), dim=1)[:, :3], embedding, features,
+            )  # fmt: skip
 
     def slopes(self, embedding: Tensor, histogram: Tensor) -> tuple[Tensor, Tensor]:
         """Return the curve: its value at 0, shape (B,), and the slopes between the knots, shape (B, 19).
@@ -178,7 +186,7 @@ class IsotoneNet(nn.Module):
         embedding
             From :meth:`forward`.
         histogram
-            From :func:`global_histograms`, shape (B, 152).
+            From :func:`global_histograms`, shape (B, 266).
         """
         raw = self.curve(torch.cat([embedding, histogram], dim=1))
         return 0.2 * torch.tanh(raw[:, 0]), torch.exp(
@@ -212,12 +220,17 @@ class Judge(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        size = features + 4 * GLOBAL_BINS
+        size = features + HISTOGRAMS * GLOBAL_BINS
         self.layers = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 64), nn.GELU(), nn.Linear(64, 3))
 
     def forward(self, pooled: Tensor, histogram: Tensor) -> Tensor:
         """Return the logarithms of the expected errors of the network and of robust scaling, and the logit of being strange, (B, 3)."""
         return self.layers(torch.cat([pooled, histogram], dim=1))
+
+
+def _twice(field: Tensor) -> Tensor:
+    """Return features on a grid of twice as many points along each axis."""
+    return functional.interpolate(field, scale_factor=2, mode='trilinear', align_corners=False)
 
 
 def _smoother() -> Tensor:
@@ -266,20 +279,21 @@ def global_histograms(values: Tensor, tissue: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (B, 152)
-        Each histogram sums to 10. Voxels count for a tissue by the square of its share, so that cells of one tissue count most.
+    Tensor of shape (B, 266)
+        Each histogram sums to 10. Voxels count for a tissue by powers of its share, so that cells of one tissue count most.
     """
     step = TOP / (GLOBAL_BINS - 2)
     place = (values / step + 0.5).clamp(0, GLOBAL_BINS - 1.001)
     lower = place.floor()
     part = place - lower
-    weights = torch.cat([torch.ones_like(tissue[:, :1]), tissue.detach() ** 2], dim=1)
+    shares = [tissue.detach() ** power for power in PURITY]
+    weights = torch.cat([torch.ones_like(tissue[:, :1]), *shares], dim=1)
     table = values.new_zeros(*weights.shape[:2], GLOBAL_BINS + 1)
     index = lower.long()[:, None].expand_as(weights)
     table.scatter_add_(2, index, weights * (1 - part[:, None]))
     table.scatter_add_(2, index + 1, weights * part[:, None])
-    shares = table[..., :GLOBAL_BINS] / weights.sum(dim=2, keepdim=True).clamp_min(1e-6)
-    return 10 * shares.flatten(1)
+    table = table[..., :GLOBAL_BINS] / weights.sum(dim=2, keepdim=True).clamp_min(1e-6)
+    return 10 * table.flatten(1)
 
 
 def apply_curve(values: Tensor, start: Tensor, slopes: Tensor) -> Tensor:
@@ -330,7 +344,7 @@ def cell_channels(values: Tensor, voxels: Tensor, shape: tuple[int, int, int], p
 
 def scan_units(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the low quantile of a scan, and the distance to the high one."""
-    some = values[:: max(1, len(values) // 100_000)]
+    some = values[:: max(1, len(values) // 50_000)]
     low, high = torch.quantile(some, torch.tensor([LOW, HIGH], device=values.device, dtype=values.dtype))
     return low, (high - low).clamp_min(1e-6)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 from bidsharm.nn.isotone import (
     CELL_MM,
-    CONTROL_MM,
     IsotoneNet,
     Judge,
     Prediction,
@@ -35,7 +35,7 @@ from bidsharm.nn.isotone_model import CANONICAL_BRIGHT
 from bidsharm.training.scans import ScanSource, TrainingScan
 
 #: Voxels of a scan at which losses are computed.
-POINTS = 12_000
+POINTS = 16_000
 #: Weights of the losses: image, gain, curve under the true gain, zero, tissue, expected error.
 WEIGHTS = {'image': 1.0, 'gain': 1.0, 'curve': 0.5, 'zero': 0.2, 'tissue': 0.2, 'error': 0.02}
 
@@ -57,7 +57,7 @@ class Example:
     zero
         Where nothing lies, in units of the scan, below the low quantile.
     tissue
-        Shares of CSF, GM and WM in cells of 16 mm, and the share of brain, shape (4, 12, 14, 12).
+        Shares of CSF, GM and WM in cells of 8 mm, and the share of brain, shape (4, 24, 28, 24).
     """
 
     cells: Tensor
@@ -87,7 +87,7 @@ def make_example(scan: TrainingScan, generator: torch.Generator) -> Example:
 
 
 def _tissue_cells(scan: TrainingScan) -> Tensor:
-    per_cell = round(CONTROL_MM / SIZE_MM)
+    per_cell = round(CELL_MM / SIZE_MM)
     counts = [n // per_cell for n in SHAPE]
     index = torch.div(scan.voxels, per_cell, rounding_mode='floor')
     cell = (index[:, 0] * counts[1] + index[:, 1]) * counts[2] + index[:, 2]
@@ -117,7 +117,8 @@ class _Stream(IterableDataset[dict[str, Tensor]]):
 
 def losses(net: IsotoneNet, batch: Example) -> tuple[dict[str, Tensor], Tensor]:
     """Return the losses of a batch, and the squared error of the images over their range, shape (B,)."""
-    seen: Prediction = net(batch.cells)
+    with torch.autocast(batch.cells.device.type, torch.bfloat16, enabled=net.training):
+        seen: Prediction = net(batch.cells)
     gain = sample_field(seen.log_gain, batch.places)[:, 0]
     noisy, anchor = corrected(batch.noisy, seen.zero, gain)
     around = sample_field(seen.tissue, batch.places)
@@ -184,7 +185,22 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{'params': decay, 'weight_decay': 0.01}, {'params': plain, 'weight_decay': 0.0}], lr=rate
         )
-        self.step_number = 0
+        self.step_number = self._resumed = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what `resume` needs to go on from here."""
+        return {
+            'net': self.net.state_dict(), 'average': self.average.state_dict(),
+            'optimizer': self.optimizer.state_dict(), 'step_number': self.step_number,
+        }  # fmt: skip
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the rate rises once more. Without an optimizer in it, moments start at 0."""
+        self.net.load_state_dict(state['net'])
+        self.average.load_state_dict(state['average'])
+        if 'optimizer' in state:
+            self.optimizer.load_state_dict(state['optimizer'])
+        self.step_number = self._resumed = int(state['step_number'])
 
     def step(self, batch: Example, done: float) -> dict[str, float]:
         """Take one step; return the losses.
@@ -196,7 +212,7 @@ class Trainer:
         done
             Part of the training that is over, from 0 to 1; the learning rate follows its cosine.
         """
-        rising = min(1.0, (self.step_number + 1) / self.warm_up)
+        rising = min(1.0, (self.step_number - self._resumed + 1) / self.warm_up)
         for group in self.optimizer.param_groups:
             group['lr'] = self.rate * rising * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, done))))
         found, squared = losses(self.net, batch)
@@ -223,7 +239,7 @@ class Verdicts:
     Parameters
     ----------
     pooled, histograms
-        What the judge sees, shapes (N, 384) and (N, 152).
+        What the judge sees, shapes (N, 384) and (N, 266).
     own, robust
         Mean absolute errors of the image of the network and of robust scaling, without noise and over the range of the canonical
         image, shape (N,); they mean nothing for strange scans.

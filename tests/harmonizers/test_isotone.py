@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidsharm.harmonizers import bundle
+from bidsharm.errors import ConfigurationError
+from bidsharm.harmonizers import bundle, registry
 from bidsharm.harmonizers import isotone as room
 from bidsharm.harmonizers.contract import Canonical, Cohort, Reference, Scan, Site
 from bidsharm.harmonizers.isotone import Isotone
@@ -282,6 +284,33 @@ def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     np.testing.assert_array_equal(
         again.harmonize(scan, Reference('r')).image, method.harmonize(scan, Reference('r')).image
     )
+
+
+def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, scan, harmonized, tmp_path):
+    arrays, made = (
+        bundle.read_arrays(room.WEIGHTS / 'T1w'),
+        bundle.read_card(room.WEIGHTS / 'T1w')['settings'],
+    )
+    same = bundle.load(room.WEIGHTS / 'T1w', name='isotone')
+    np.testing.assert_array_equal(same.harmonize(scan, Canonical()).image, harmonized.image)
+    darker = {**arrays, 'net/curve.4.bias': arrays['net/curve.4.bias'] - 1}
+    bundle.write(Isotone.card, darker, made, tmp_path / 'darker')
+    other = bundle.load(tmp_path / 'darker').harmonize(scan, Canonical())
+    assert np.abs(other.image - harmonized.image).max() > 0.05
+    bundle.write(Isotone.card, {'net/curve.4.bias': arrays['net/curve.4.bias']}, made, tmp_path / 'part')
+    with pytest.raises(ConfigurationError, match='another network'):
+        bundle.load(tmp_path / 'part')
+
+
+def test_other_weights_have_another_digest(monkeypatch, tmp_path):
+    shutil.copytree(room.WEIGHTS, tmp_path / 'weights')
+    ours = Isotone.weights_digest()
+    monkeypatch.setattr(room, 'WEIGHTS', tmp_path / 'weights')
+    assert Isotone.weights_digest() == ours
+    card = tmp_path / 'weights' / 'T1w' / 'card.json'
+    card.write_text(card.read_text().replace('"seed": 1', '"seed": 2'))
+    assert Isotone.weights_digest() != ours
+    assert registry.get('robust').weights_digest() == ''
 
 
 def test_the_weights_that_ship_are_whole():

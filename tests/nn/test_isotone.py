@@ -70,7 +70,7 @@ def test_cells_know_their_share_and_place():
 def test_global_histograms_part_by_tissue():
     values = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     tissue = torch.tensor([[[1.0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]])
-    whole, csf, gm, wm = parts.global_histograms(values, tissue).reshape(4, -1)
+    whole, csf, gm, wm = parts.global_histograms(values, tissue).reshape(parts.HISTOGRAMS, -1)[:4]
     assert whole.sum() == pytest.approx(10, rel=1e-5)
     assert int(csf.argmax()) < int(gm.argmax())
     torch.testing.assert_close(whole, (csf + gm) / 2)
@@ -89,7 +89,7 @@ def test_curves_increase_whatever_the_weights_are(seed):
     net = wild_net(seed)
     generator = torch.Generator().manual_seed(seed)
     embedding = 5 * torch.randn(3, net.zero.in_features, generator=generator)
-    histogram = 5 * torch.rand(3, 4 * parts.GLOBAL_BINS, generator=generator)
+    histogram = 5 * torch.rand(3, parts.HISTOGRAMS * parts.GLOBAL_BINS, generator=generator)
     start, slopes = net.slopes(embedding, histogram)
     assert (slopes >= 1 / parts.STEEPEST - 1e-6).all()
     assert (slopes <= parts.STEEPEST + 1e-6).all()
@@ -100,7 +100,9 @@ def test_curves_increase_whatever_the_weights_are(seed):
 
 def test_the_curve_of_torch_and_of_numpy_are_one():
     net = wild_net(3)
-    start, slopes = net.slopes(torch.randn(1, net.zero.in_features), torch.rand(1, 4 * parts.GLOBAL_BINS))
+    start, slopes = net.slopes(
+        torch.randn(1, net.zero.in_features), torch.rand(1, parts.HISTOGRAMS * parts.GLOBAL_BINS)
+    )
     values = torch.linspace(-0.5, 2.5, 301)[None]
     heights = np.concatenate([[0], np.cumsum(slopes.detach().numpy()[0] * KNOTS[1])]) + float(start.detach())
     expected = increasing(values.numpy()[0].astype(float), KNOTS, heights)

@@ -159,6 +159,26 @@ def test_a_few_steps_teach_something(source):
     )
 
 
+def test_an_interrupted_training_goes_on_where_it_was(source, tmp_path):
+    from bidsharm.nn.isotone import IsotoneNet
+
+    torch.manual_seed(0)
+    batch = next(stream(source, batch=2, seed=1, workers=0))
+    straight, interrupted = (Trainer(IsotoneNet(width=16, depth=(1, 1)), warm_up=1) for _ in range(2))
+    interrupted.resume(straight.state())
+    for trainer in (straight, interrupted):
+        for number in range(2):
+            trainer.step(batch, number / 4)
+    torch.save(interrupted.state(), tmp_path / 'train.part')
+    resumed = Trainer(IsotoneNet(width=16, depth=(1, 1)), warm_up=1)
+    resumed.resume(torch.load(tmp_path / 'train.part', weights_only=True))
+    for trainer in (straight, resumed):
+        trainer.step(batch, 0.5)
+    for one, other in zip(straight.average.parameters(), resumed.average.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert resumed.step_number == straight.step_number == 3
+
+
 def test_strange_scans_are_strange_and_a_judge_learns_it(brains):
     from bidsharm.nn.isotone import IsotoneNet
 
