@@ -74,6 +74,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
 	$(BIN)/python benchmarks/simulator_speed.py
+	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/figures.py
 
 clean:

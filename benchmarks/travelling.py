@@ -6,7 +6,8 @@ learn a target learn it from the canonical images of the other people, which no 
 the other people's scans in that scanner, as all methods then do, and every image is compared with what the same method made of the same
 person's scan there. What they make of it is written as data sets into WORK and judged by
 `bidsharm-evaluate`, which also makes the page; its documentation defines the measures. `oracle` is a smooth gain on 16 mm and one
-curve, fitted to the truth: as good as a map of this kind can be. p: paired t test of each person's PSNR against `isotone`,
+curve, fitted to the truth: as good as a map of this kind can be. `unet`, where --unet names its weights, is the network of
+`train_unet.py`, which may change a scan in any way. p: paired t test of each person's PSNR against `isotone`,
 Holm-corrected over all methods and measures of the page. The scans of the canonical scanner itself take part only where scanners are
 compared with each other.
 """
@@ -151,6 +152,16 @@ def oracle(item: Travelled) -> Any:
     return image
 
 
+def regress(file: Path, scans: Sequence[Travelled], folder: Path) -> None:
+    """Write what the U-Net makes of every scan."""
+    import train_unet
+
+    net = train_unet.load(file)
+    for item in scans:
+        started = time.perf_counter()
+        write(item, train_unet.harmonize(net, item.scan), folder, time.perf_counter() - started)
+
+
 def write(item: Travelled, image: Any, folder: Path, seconds: float | None) -> None:
     """Write a harmonized image, and a record of what it took, as bidsharm does."""
     import nibabel as nib
@@ -189,6 +200,7 @@ def main() -> None:
     arguments.add_argument('--name', default='travelling', help='of the result')
     arguments.add_argument('--people', type=int, help='only the first so many')
     arguments.add_argument('--methods', nargs='+', default=METHODS)
+    arguments.add_argument('--unet', type=Path, help='weights of train_unet.py')
     args = arguments.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
@@ -200,6 +212,9 @@ def main() -> None:
         print(label, flush=True)
         harmonize(name, scans, n4, args.work / label, args.target)
     if not args.target:
+        if args.unet:
+            labels.append('unet')
+            regress(args.unet, scans, args.work / 'unet')
         labels.append('oracle')
         for item in scans:
             write(item, oracle(item), args.work / 'oracle', None)
