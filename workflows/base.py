@@ -318,7 +318,9 @@ def _connect_scan(
             (out('to_anchor' if plan.follows else 'to_template'), 'inputnode.forward'),
             (out('from_anchor' if plan.follows else 'from_template'), 'inputnode.backward'),
         ]),
-        (harmonize_wf, ds_harmonized_wf, [(out(item), f'inputnode.{item}') for item in ('harmonized', 'sidecar')]),
+        (harmonize_wf, ds_harmonized_wf, [
+            (out(item), f'inputnode.{item}') for item in ('harmonized', 'uncertainty', 'sidecar')
+        ]),
         (qc_wf, ds_harmonized_wf, [(out('dseg_after'), 'inputnode.dseg_after')]),
     ])  # fmt: skip
     if plan.follows:
@@ -448,6 +450,7 @@ def identity_of(scan: ScanFile, method: Method) -> dict[str, Any]:
             'name': method.name,
             'target': method.target_label,
             'model_digest': method.model_digest or None,
+            'weights_digest': method.weights_digest or None,
             'seed': method.execution.get('seed', 0),
         },
     }

@@ -25,6 +25,8 @@ class Method:
         The method's card as plain types.
     model_dir, model_digest
         Bundle and its digest; empty for a method without.
+    weights_digest
+        Digest of weights that ship with the method; empty for a method without.
     execution
         Device, precision, seed, out-of-memory policy.
     memory_gb
@@ -36,6 +38,7 @@ class Method:
     card: dict[str, Any] = field(default_factory=dict)
     model_dir: str = ''
     model_digest: str = ''
+    weights_digest: str = ''
     execution: dict[str, Any] = field(default_factory=dict)
     memory_gb: float = 1.5
 
@@ -50,6 +53,11 @@ class Method:
             if kind == 'reference'
             else kind
         )
+
+    @property
+    def learnt(self) -> str:
+        """Digests of all that the method has learnt, here and before it was shipped."""
+        return ' '.join(filter(None, (self.model_digest, self.weights_digest)))
 
     @property
     def uses_gpu(self) -> bool:
@@ -93,6 +101,8 @@ def init_harmonize_wf(
     -------
     harmonized
         Harmonized brain, same grid.
+    uncertainty
+        Standard deviation per voxel that the method expects of its error, in units of ``harmonized``; undefined where it gives none.
     record
         Details, device, precision, seconds, quantiles of the target.
     sidecar
@@ -100,11 +110,13 @@ def init_harmonize_wf(
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=['brain', 'brain_mask', 'tissue']), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(fields=['harmonized', 'record', 'sidecar']), name='outputnode')
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=['harmonized', 'uncertainty', 'record', 'sidecar']), name='outputnode'
+    )
     harmonize = pe.Node(
         HarmonizeScan(
             harmonizer=method.name, target=method.target, model_dir=method.model_dir,
-            model_digest=method.model_digest, execution={**method.execution, 'threads': omp_nthreads},
+            model_digest=method.model_digest, weights_digest=method.weights_digest, execution={**method.execution, 'threads': omp_nthreads},
             contrast=contrast, name=scan_name, site=site, use_gpu=method.uses_gpu, num_threads=omp_nthreads,
         ),
         name='harmonize',
@@ -116,6 +128,8 @@ def init_harmonize_wf(
         harmonize.plugin_args = gpu_plugin_args
     workflow.connect([
         (inputnode, harmonize, [('brain', 'in_file'), ('brain_mask', 'mask_file'), ('tissue', 'tissue')]),
-        (harmonize, outputnode, [('out_file', 'harmonized'), ('record', 'record'), ('sidecar', 'sidecar')]),
+        (harmonize, outputnode, [
+            ('out_file', 'harmonized'), ('uncertainty', 'uncertainty'), ('record', 'record'), ('sidecar', 'sidecar'),
+        ]),
     ])  # fmt: skip
     return workflow

@@ -89,7 +89,7 @@ def init_ds_preproc_wf(
 def init_ds_harmonized_wf(
     *, scan: ScanFile, output_dir: Path, native: Path, name: str = 'ds_harmonized_wf'
 ) -> pe.Workflow:
-    """Write the harmonized image on the scan's own grid, and its segmentation.
+    """Write the harmonized image on the scan's own grid, its segmentation, and its uncertainty where the method gives one.
 
     Parameters
     ----------
@@ -98,8 +98,8 @@ def init_ds_harmonized_wf(
 
     Inputs
     ------
-    harmonized, dseg_after, sidecar
-        Results, and the sidecar's ``Harmonization`` fields.
+    harmonized, dseg_after, uncertainty, sidecar
+        Results, and the sidecar's ``Harmonization`` fields; ``uncertainty`` may be undefined.
 
     Outputs
     -------
@@ -108,7 +108,7 @@ def init_ds_harmonized_wf(
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'sidecar']), name='inputnode'
+        niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'uncertainty', 'sidecar']), name='inputnode'
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     names = OutputNames(scan)
@@ -116,15 +116,19 @@ def init_ds_harmonized_wf(
         scan, 'harmonized', 'Harmonized brain on the scan’s own grid', [f'bids::{names.image("preproc")}'],
         SkullStripped=True,
     )  # fmt: skip
-    specs = [image, sidecars.dseg_spec(scan, 'harmonized', f'bids::{names.image("harmonized")}')]
-    collect = pe.Node(niu.Merge(2), name='collect', run_without_submitting=True)
+    specs = [
+        image,
+        sidecars.dseg_spec(scan, 'harmonized', f'bids::{names.image("harmonized")}'),
+        sidecars.uncertainty_spec(scan),
+    ]
+    collect = pe.Node(niu.Merge(3), name='collect', run_without_submitting=True)
     ds_harmonized = pe.Node(
         SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)),
         name='ds_harmonized',
         mem_gb=1.0,
     )
     workflow.connect([
-        (inputnode, collect, [('harmonized', 'in1'), ('dseg_after', 'in2')]),
+        (inputnode, collect, [('harmonized', 'in1'), ('dseg_after', 'in2'), ('uncertainty', 'in3')]),
         (inputnode, ds_harmonized, [('sidecar', 'extra')]),
         (collect, ds_harmonized, [('out', 'in_files')]),
         (ds_harmonized, outputnode, [(field, field) for field in SINK_FIELDS]),

@@ -98,7 +98,7 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         plan = ensure_target(plan, settings, work_dir, log_dir, progress)
         options = replace(
             plan.options,
-            digest=settings.digest(model=plan.method.model_digest),
+            digest=settings.digest(model=plan.method.learnt),
             methods=boilerplate.to_dict(provenance_of(plan, settings)),
         )
         run = Run(replace(plan, options=options), settings, work_dir, log_dir, progress)
@@ -112,6 +112,7 @@ def provenance_of(plan: Plan, settings: Settings) -> dict[str, str]:
     return {
         'bidsharm': __version__, 'harmonizer': plan.method.name, 'target': plan.method.target_label,
         'ANTs': ants_version(), 'model digest': plan.method.model_digest or 'none',
+        'weights digest': plan.method.weights_digest or 'none',
         'random seed': str(settings.random_seed),
     }  # fmt: skip
 

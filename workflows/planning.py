@@ -95,7 +95,11 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         'oom_fallback': settings.oom_fallback,
     }  # fmt: skip
     method = Method(
-        name=settings.harmonizer, card=card.to_dict(), execution=execution, memory_gb=card.memory_gb
+        name=settings.harmonizer,
+        card=card.to_dict(),
+        execution=execution,
+        memory_gb=card.memory_gb,
+        weights_digest=registry.get(settings.harmonizer).weights_digest(),
     )
     fit_scans: tuple[ScanFile, ...] = ()
     if settings.model:

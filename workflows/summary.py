@@ -43,7 +43,7 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
     for column in ('scan', 'site', 'follows', 'state'):
         table.add_column(column)
     plan = known_target(plan, settings)
-    digest = settings.digest(model=plan.method.model_digest)
+    digest = settings.digest(model=plan.method.learnt)
     todo = unfinished(plan.selection.scans, plan, settings, digest)
     for scan in plan.selection.scans:
         anchor = plan.selection.anchor(scan)

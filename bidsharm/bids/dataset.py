@@ -27,6 +27,7 @@ scans with only the bias field removed. What each file is: the page "outputs" of
 _DESCRIPTIONS = (
     ('desc_id', 'description'),
     ('desc-harmonized', 'Brain as the target scanner would have made it'),
+    ('desc-uncertainty', 'Standard deviation that the method expects of the error of desc-harmonized'),
     ('desc-preproc', 'Bias field removed, intensities of the scanner'),
     ('desc-brain', 'Brain mask'),
     *(

@@ -34,7 +34,7 @@ class Sources:
     description
         ``desc`` of harmonized images.
     space
-        ``space`` of the images that are compared; empty: those without.
+        ``space`` of the images that are compared, with ``:res-N`` where there are several; empty: those without.
     original
         Folder of the scans before (``desc-preproc``, or raw); the first data set by default, if it holds some.
     truth
@@ -76,6 +76,7 @@ class _Image:
     path: Path
     key: tuple[tuple[str, str], ...]
     root: Path
+    grid: Mapping[str, str]
 
     @property
     def entities(self) -> dict[str, str]:
@@ -141,15 +142,24 @@ def _images(folder: Path, sources: Sources, description: str) -> dict[tuple[tupl
         raise UsageError('There is no such folder.', where=str(folder))
     found: dict[tuple[tuple[str, str], ...], _Image] = {}
     for path, entities in _named(folder, sources.suffix):
-        if entities.get('desc', '') != description or entities.get('space', '') != sources.space:
+        if entities.get('desc', '') != description or not _in_space(entities, sources.space):
             continue
+        grid = {name: value for name, value in entities.items() if name in ('space', 'res')}
         key = tuple((name, value) for name, value in entities.items() if name not in _MADE)
         if key in found:
             raise UsageError(
-                f'Two images are of one scan: {found[key].path.name} and {path.name}.', where=str(folder)
+                f'Two images are of one scan: {found[key].path.name} and {path.name}.',
+                where=str(folder),
+                fix='Choose one by --space LABEL:res-N, or take the other one out of the folder.',
             )
-        found[key] = _Image(path, key, folder)
+        found[key] = _Image(path, key, folder, grid)
     return found
+
+
+def _in_space(entities: Mapping[str, str], wanted: str) -> bool:
+    """Say whether an image lies in ``LABEL`` or ``LABEL:res-N``."""
+    label, _, resolution = wanted.partition(':res-')
+    return entities.get('space', '') == label and resolution in ('', entities.get('res', ''))
 
 
 def _named(folder: Path, suffix: str) -> Iterator[tuple[Path, dict[str, str]]]:
@@ -174,8 +184,8 @@ def _originals(sources: Sources) -> dict[tuple[tuple[str, str], ...], _Image]:
 
 
 def _beside(image: _Image, description: str, suffix: str, **more: str) -> Path | None:
-    """Return a file of the same scan in the same data set."""
-    return _of_scan(image.path.parent, image.entities, description, suffix, **more)
+    """Return a file of the same scan and grid in the same data set."""
+    return _of_scan(image.path.parent, image.entities, description, suffix, **image.grid, **more)
 
 
 def _of_scan(
@@ -202,20 +212,17 @@ def _scan(
     """Gather all files of a scan."""
     first, before = next(iter(images.values())), originals.get(key)
     other = sources.suffix != 'T1w'
-    space = {'space': sources.space} if sources.space else {}
     brain = f'{sources.suffix}Brain' if other else 'brain'
     person, scanner = places.of(first)
     known = _truth(first, sources)
-    masks = [known.get('mask')] + [
-        _beside(image, brain, 'mask', **space) for image in (before, first) if image
-    ]
+    masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in (before, first) if image]
     return StudyScan(
         name=file_name(dict(key), sources.suffix),
         person=person,
         scanner=scanner,
         methods={name: _method(image, name, sources) for name, image in images.items()},
         original=before.path if before else None,
-        original_labels=_beside(before, sources.suffix if other else '', 'dseg', **space) if before else None,
+        original_labels=_beside(before, sources.suffix if other else '', 'dseg') if before else None,
         mask=next(filter(None, masks), None),
         labels=known.get('labels'),
         # Methods that aim at a scanner do not aim at the canonical contrast.
@@ -227,19 +234,18 @@ def _scan(
 def _method(image: _Image, name: str, sources: Sources) -> MethodFiles:
     """Return the files of one method and scan."""
     other = sources.suffix != 'T1w'
-    space = {'space': sources.space} if sources.space else {}
     record = _record(image, sources.suffix).get('harmonizer')
     seconds = record.get('seconds') if isinstance(record, dict) else None
     back = None
     folder = (sources.returned or {}).get(name)
     if folder is not None:
         relative = image.path.parent.relative_to(image.root)
-        back = _of_scan(folder / relative, image.entities, sources.description, sources.suffix, **space)
+        back = _of_scan(folder / relative, image.entities, sources.description, sources.suffix, **image.grid)
     return MethodFiles(
         image=image.path,
-        labels=_beside(image, f'{sources.suffix}Harmonized' if other else 'harmonized', 'dseg', **space),
-        uncertainty=_beside(image, 'uncertainty', sources.suffix, **space),
-        lesions=_beside(image, '', 'mask', label='lesion', **space),
+        labels=_beside(image, f'{sources.suffix}Harmonized' if other else 'harmonized', 'dseg'),
+        uncertainty=_beside(image, 'uncertainty', sources.suffix),
+        lesions=_beside(image, '', 'mask', label='lesion'),
         returned=back,
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
     )
@@ -256,12 +262,11 @@ def _truth(image: _Image, sources: Sources) -> dict[str, Path | None]:
         return {}
     folder = sources.truth / image.path.parent.relative_to(image.root)
     entities = image.entities
-    space = {'space': sources.space} if sources.space else {}
     return {
-        'mask': _of_scan(folder, entities, 'brain', 'mask', **space),
-        'labels': _of_scan(folder, entities, '', 'dseg', **space),
-        'reference': _of_scan(folder, entities, 'canonical', sources.suffix, **space),
-        'lesions': _of_scan(folder, entities, '', 'mask', label='lesion', **space),
+        'mask': _of_scan(folder, entities, 'brain', 'mask', **image.grid),
+        'labels': _of_scan(folder, entities, '', 'dseg', **image.grid),
+        'reference': _of_scan(folder, entities, 'canonical', sources.suffix, **image.grid),
+        'lesions': _of_scan(folder, entities, '', 'mask', label='lesion', **image.grid),
     }
 
 

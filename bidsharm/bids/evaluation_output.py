@@ -15,6 +15,9 @@ from bidsharm.evaluation.comparisons import Results
 
 PAGE = 'evaluation.html'
 RECORD = 'evaluation.json'
+TABLES = ('scans', 'summary', 'comparisons')
+#: What an evaluation writes.
+OURS = {PAGE, RECORD, *(f'{name}.{kind}' for name in TABLES for kind in ('tsv', 'json'))}
 
 _WHERE = {
     'method': 'Data set, by the name that it was given',
@@ -64,14 +67,14 @@ def check_output(out: Path) -> None:
     Raises
     ------
     UsageError
-        If it is not empty and no evaluation is in it, or cannot be made.
+        If anything is in it that no evaluation writes, or it cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        full = any(out.iterdir())
+        others = {path.name for path in out.iterdir()} - OURS
     except OSError as error:
         raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(out)) from None
-    if full and not (out / RECORD).is_file():
+    if others:
         raise UsageError(
             'The output folder holds something else than an evaluation.',
             where=str(out),

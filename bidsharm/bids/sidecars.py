@@ -61,6 +61,13 @@ def dseg_spec(scan: ScanFile, desc: str, source: str) -> dict[str, Any]:
     return {'path': path, 'kind': 'dseg', 'native': True, 'sidecar': fields}
 
 
+def uncertainty_spec(scan: ScanFile) -> dict[str, Any]:
+    """Return the specification of the uncertainty of the harmonized image, which not every method gives."""
+    own = f'bids::{OutputNames(scan).image("harmonized")}'
+    text = 'Standard deviation that the method expects of its error, in units of the harmonized image'
+    return {**image_spec(scan, 'uncertainty', text, [own], SkullStripped=True), 'optional': True}
+
+
 def probseg_spec(scan: ScanFile, source: str) -> dict[str, Any]:
     """Return the specification of the three tissue probability maps."""
     names, fields = [], []

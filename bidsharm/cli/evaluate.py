@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--desc', default='harmonized', metavar='LABEL', help='desc- of the images (default: harmonized)'
     )
     images.add_argument(
-        '--space', default='', metavar='LABEL', help='space- of the images (default: those without)'
+        '--space', default='', metavar='LABEL[:res-N]', help='space- of the images (default: those without)'
     )
     images.add_argument(
         '--original', type=Path, metavar='FOLDER',
@@ -125,6 +125,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.evaluation_input import check_apart, find_study
     from bidsharm.bids.evaluation_output import PAGE, check_output, write_record, write_tables
     from bidsharm.cli.run import quiet_libraries
+    from bidsharm.evaluation.perceptual import load_weights
     from bidsharm.reports.evaluation import write_evaluation_report
 
     quiet_libraries()
@@ -139,6 +140,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
             fix=f'There are: {", ".join(study.methods)}.',
         )
     check_output(args.out)
+    for weights in filter(None, (options.inception, options.lpips)):
+        load_weights(weights)  # before the work of an hour
     console = Console(stderr=True, highlight=False)
     results = _evaluate(study, options, console)
     facts = _provenance(args, sources, study)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from bidsharm.evaluation.overlap import jaccard
 from bidsharm.evaluation.scan_measures import TISSUE_LABELS, Trace
 from bidsharm.evaluation.scores import classification_scores
 from bidsharm.evaluation.study import Options, Study
-from bidsharm.evaluation.transfer import Head, cross_site_transfer
+from bidsharm.evaluation.transfer import Head, Transfer, cross_site_transfer
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,23 @@ def add_transfer(traces: Sequence[Trace]) -> dict[str, float]:
         All scans of one method; ``transfer_dice`` and ``transfer_gm`` are added to their rows.
     """
     sites: dict[str, list[Head]] = {}
-    where: dict[str, list[Trace]] = {}
     for trace in traces:
         if trace.scanner and trace.labels.any():
-            sites.setdefault(trace.scanner, []).append(Head(trace.person, trace.values, trace.labels))
-            where.setdefault(trace.scanner, []).append(trace)
+            head = Head(trace.person, trace.values, trace.labels, trace.scan)
+            sites.setdefault(trace.scanner, []).append(head)
     if len(sites) < 2:
         return {}
-    found = cross_site_transfer(sites)
+    by_scan: dict[str, list[Transfer]] = {}
+    for carried in cross_site_transfer(sites).values():
+        for one in carried:
+            by_scan.setdefault(one.scan, []).append(one)
     truth: dict[str, float] = {}
-    for scanner, tested in where.items():
-        several: dict[str, list[Any]] = {}
-        for (_, test), carried in found.items():
-            if test == scanner:
-                for one in carried:
-                    several.setdefault(one.subject, []).append(one)
-        for trace in tested:
-            ours = several.get(trace.person, [])
-            if ours:
-                trace.row['transfer_dice'] = float(np.mean([one.mean_dice for one in ours]))
-                trace.row['transfer_gm'] = float(np.mean([one.gm_fraction for one in ours]))
-                truth[trace.scan] = ours[0].true_gm_fraction
+    for trace in traces:
+        ours = by_scan.get(trace.scan, [])
+        if ours:
+            trace.row['transfer_dice'] = float(np.mean([one.mean_dice for one in ours]))
+            trace.row['transfer_gm'] = float(np.mean([one.gm_fraction for one in ours]))
+            truth[trace.scan] = ours[0].true_gm_fraction
     return truth
 
 
@@ -158,12 +154,16 @@ def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
 
 
 def _table(traces: Sequence[Trace], study: Study, name: str) -> NDArray[np.float64] | None:
-    """Return a measure by person (rows) and scanner (columns), None where nobody travelled."""
+    """Return a measure by person (rows) and scanner (columns), the mean of repeats; None where nobody travelled."""
     people = sorted({trace.person for trace in traces})
-    table = np.full((len(people), len(study.scanners)), np.nan)
+    repeats: dict[tuple[int, int], list[float]] = {}
     for trace in traces:
         if trace.scanner and name in trace.row:
-            table[people.index(trace.person), study.scanners.index(trace.scanner)] = trace.row[name]
+            cell = people.index(trace.person), study.scanners.index(trace.scanner)
+            repeats.setdefault(cell, []).append(trace.row[name])
+    table = np.full((len(people), len(study.scanners)), np.nan)
+    for cell, values in repeats.items():
+        table[cell] = np.mean(values)
     return table if (np.isfinite(table).sum(axis=1) > 1).any() else None
 
 

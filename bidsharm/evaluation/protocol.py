@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import NothingToDo
+from bidsharm.errors import BidsharmError, NothingToDo
 from bidsharm.evaluation import group_measures, statistics
 from bidsharm.evaluation.catalogue import METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Problem, Results, compare, tolerant
@@ -93,10 +94,16 @@ def _each(
             progress(name)
             found.append(function(task))
         return found
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context('spawn')) as pool:
-        for name, result in zip(tasks, pool.map(function, tasks.values()), strict=True):
-            progress(name)
-            found.append(result)
+    try:
+        with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context('spawn')) as pool:
+            for name, result in zip(tasks, pool.map(function, tasks.values()), strict=True):
+                progress(name)
+                found.append(result)
+    except BrokenProcessPool:
+        raise BidsharmError(
+            'A process was ended from outside, most likely because memory ran out.',
+            fix='Use a smaller --nprocs, or give the job more memory.',
+        ) from None
     return found
 
 

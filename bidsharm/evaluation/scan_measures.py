@@ -168,10 +168,10 @@ def load_scan(scan: StudyScan) -> Loaded:
     affine = np.asarray(image.affine, dtype=float)
     shape = image.shape[:3]
 
-    def read(path: Path | None) -> Any:
-        return None if path is None else read_on(path, affine, shape)
+    def read(path: Path | None, brain: Mask | None = None) -> Any:
+        return None if path is None else read_on(path, affine, shape, brain)
 
-    original, mask, lesions = read(scan.original), read(scan.mask), read(scan.lesions)
+    mask, lesions = read(scan.mask), read(scan.lesions)
     if mask is None:
         pictures = [read(files.image) for files in scan.methods.values()]
         mask = np.logical_and.reduce([picture != 0 for picture in pictures])
@@ -179,7 +179,7 @@ def load_scan(scan: StudyScan) -> Loaded:
     if not mask.any():
         raise ScanError('The brain mask is empty.', where=str(scan.mask or first))
     return Loaded(
-        scan, affine, mask, original, _labels(read(scan.labels)), None, read(scan.reference),
+        scan, affine, mask, read(scan.original, mask), _labels(read(scan.labels)), None, read(scan.reference, mask),
         None if lesions is None else lesions > 0,
     )  # fmt: skip
 
@@ -213,13 +213,20 @@ def labels_of(loaded: Loaded, method: str, image: Volume) -> NDArray[np.uint8] |
     return None if path is None else _labels(read_on(path, loaded.affine, loaded.mask.shape))
 
 
-def read_on(path: Path, affine: Affine, shape: tuple[int, ...]) -> Volume:
-    """Read an image that must lie on a grid.
+def read_on(path: Path, affine: Affine, shape: tuple[int, ...], brain: Mask | None = None) -> Volume:
+    """Read an image that must lie on a grid; voxels that are not finite, as some programs mark the background, become 0.
+
+    Parameters
+    ----------
+    path, affine, shape
+        The file and the grid.
+    brain
+        Where every voxel must be finite.
 
     Raises
     ------
     ScanError
-        If it does not, is broken, or holds voxels that are not finite.
+        If it lies elsewhere, is broken, or holds voxels in the brain that are not finite.
     """
     image = load_checked(path)
     if image.shape[:3] != shape or corner_distance(image.affine, affine, shape) > 0.1:
@@ -229,9 +236,14 @@ def read_on(path: Path, affine: Affine, shape: tuple[int, ...]) -> Volume:
             fix='All files of a scan have to share one grid: resample it.',
         )
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    if not np.isfinite(data).all():
-        raise ScanError('It holds voxels that are not finite.', where=str(path), fix='Set them to 0.')
-    return data
+    finite = np.isfinite(data)
+    if brain is not None and not finite[brain].all():
+        raise ScanError(
+            'It holds voxels in the brain that are not finite.',
+            where=str(path),
+            fix='Look at the image: the method failed there.',
+        )
+    return np.where(finite, data, np.float32(0))
 
 
 def as_brain(loaded: Loaded) -> Brain:
@@ -247,7 +259,7 @@ def method_image(loaded: Loaded, method: str) -> Volume | None:
     if method == ORIGINAL:
         return loaded.original
     files = loaded.scan.methods.get(method)
-    return None if files is None else read_on(files.image, loaded.affine, loaded.mask.shape)
+    return None if files is None else read_on(files.image, loaded.affine, loaded.mask.shape, loaded.mask)
 
 
 def measure(
@@ -389,7 +401,7 @@ def _of_extras(loaded: Loaded, image: Volume, files: MethodFiles) -> dict[str, f
     if files.seconds is not None:
         row['seconds'] = files.seconds
     if files.returned is not None and loaded.original is not None:
-        returned = read_on(files.returned, loaded.affine, shape)
+        returned = read_on(files.returned, loaded.affine, shape, loaded.mask)
         row['cycle_error'] = travelling.cycle_error(loaded.original, returned, loaded.mask)
     if files.lesions is not None and loaded.lesions is not None:
         found = overlap.lesion_detection(
@@ -397,7 +409,7 @@ def _of_extras(loaded: Loaded, image: Volume, files: MethodFiles) -> dict[str, f
         )
         row |= {'lesion_dice': found.overlap.dice, 'lesion_f1': found.f1}
     if files.uncertainty is not None and loaded.reference is not None:
-        sigma = read_on(files.uncertainty, loaded.affine, shape)
+        sigma = read_on(files.uncertainty, loaded.affine, shape, loaded.mask)
         known = calibration.calibration(image - loaded.reference, sigma, loaded.mask)
         row |= {
             'nll': known.nll,

@@ -40,11 +40,14 @@ class Head(NamedTuple):
         Harmonized intensities of the brain, shape (N,).
     labels
         True tissues of the same voxels, shape (N,): 1 GM, 2 WM, 3 CSF, and 0 for voxels that do not count.
+    scan
+        Name of the scan, to tell several of one person apart.
     """
 
     subject: str
     values: NDArray
     labels: NDArray
+    scan: str = ''
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Transfer:
         :func:`~bidsharm.evaluation.travelling.between_subjects`.
     reason
         Why something is NaN; empty when nothing is.
+    scan
+        Name of the scan, as given.
     """
 
     subject: str
@@ -72,6 +77,7 @@ class Transfer:
     gm_fraction: float
     true_gm_fraction: float
     reason: str = ''
+    scan: str = ''
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def transfer(classifier: IntensityClassifier, head: Head) -> Transfer:
     values, labels = _checked(head)
     if not values.size:
         nothing = {name.lower(): NAN for name in TISSUES}
-        return Transfer(head.subject, nothing, NAN, NAN, NAN, 'there are no voxels')
+        return Transfer(head.subject, nothing, NAN, NAN, NAN, 'there are no voxels', head.scan)
     found = classifier(values)
     overlap = {name: float(score) for name, score in dice(found, labels).items()}
     missing = [name for name, score in overlap.items() if np.isnan(score)]
@@ -173,6 +179,7 @@ def transfer(classifier: IntensityClassifier, head: Head) -> Transfer:
         gm_fraction=float(np.mean(found == DSEG_LABELS['GM'])),
         true_gm_fraction=float(np.mean(labels == DSEG_LABELS['GM'])),
         reason=f'no {", ".join(missing)} in either' if missing else '',
+        scan=head.scan,
     )
 
 

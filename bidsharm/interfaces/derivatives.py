@@ -21,7 +21,11 @@ DTYPES = {'image': np.float32, 'probseg': np.float32, 'mask': np.uint8, 'dseg': 
 
 
 class _SaveIn(BaseInterfaceInputSpec):
-    in_files = traits.List(File(exists=True), mandatory=True, desc='results, in the order of specs')
+    in_files = traits.List(
+        File(exists=True),
+        mandatory=True,
+        desc='results, in the order of specs; optional ones at the end may be missing',
+    )
     specs = traits.List(traits.Dict, mandatory=True, desc='what becomes of each: see save_result')
     out_root = traits.Str(mandatory=True, desc='output folder')
     native = File(desc='raw scan, whose grid results without a space come back to')
@@ -49,9 +53,19 @@ class SaveDerivatives(Interface):
         native = load_checked(Path(native_file)) if native_file else None
         extra = self.given('extra', {})
         written: dict[str, dict[str, Any]] = {}
-        for file, spec in zip(self.inputs.in_files, self.inputs.specs, strict=True):
+        files, specs = self.inputs.in_files, list(self.inputs.specs)
+        while len(specs) > len(files) and specs[-1].get('optional'):
+            _remove(specs.pop(), root)
+        for file, spec in zip(files, specs, strict=True):
             written |= save_result(Path(file), spec, root, native, extra)
         return {'out_files': [str(root / name) for name in written], 'fingerprints': written}
+
+
+def _remove(spec: dict[str, Any], root: Path) -> None:
+    """Remove what an earlier run wrote of a result that there is not this time; it would speak for another image."""
+    image = root / spec['path']
+    image.unlink(missing_ok=True)
+    image.with_name(image.name.replace('.nii.gz', '.json')).unlink(missing_ok=True)
 
 
 def save_result(
@@ -67,6 +81,7 @@ def save_result(
         ``path``: relative name, or a list of names for the volumes of a 4-D image. ``kind``: ``image``,
         ``mask``, ``dseg``, ``probseg`` or ``file`` (copied as it is). ``native``: put it on the raw grid.
         ``sidecar``: JSON fields, or a list of them; left out for files. ``extra``: add ``extra`` to it.
+        ``optional``: a method may not give it; such specs stand last.
     root
         Output folder.
     native

@@ -80,7 +80,8 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         result = harmonize_scan(method, scan, parse_target(request['target']))
         seconds = time.perf_counter() - started
-    if not np.isfinite(result.image[scan.mask]).all():
+    maps = [result.image, *([] if result.uncertainty is None else [result.uncertainty])]
+    if not all(np.isfinite(each[scan.mask]).all() for each in maps):
         raise ScanError(f'{method.card.name} gave values that are not numbers.', where=scan.name)
     image = np.where(scan.mask, result.image, 0).astype(np.float32)
     answer: dict[str, Any] = {
@@ -94,7 +95,9 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
     answer['target_quantiles'] = None if quantiles is None else [float(value) for value in quantiles]
     if result.uncertainty is not None:
         name = Path(request['out_file']).with_name('uncertainty.nii')
-        answer['uncertainty'] = write(name, result.uncertainty, scan.affine)
+        answer['uncertainty'] = write(
+            name, np.where(scan.mask, result.uncertainty, 0).astype(np.float32), scan.affine
+        )
     return answer
 
 
@@ -147,6 +150,7 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
     target = traits.Str('canonical', usedefault=True, desc='canonical, site:NAME or reference:FILE')
     model_dir = traits.Str('', usedefault=True, nohash=True, desc='bundle; its digest counts, not its place')
     model_digest = traits.Str('', usedefault=True, desc='digest of the bundle')
+    weights_digest = traits.Str('', usedefault=True, desc='digest of weights that ship with the method')
     execution = traits.Dict(desc='device, precision, threads, seed')
     use_gpu = traits.Bool(
         False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed'
@@ -185,6 +189,7 @@ class HarmonizeScan(Interface):
         fields = {
             'Method': card.name, 'Paper': card.paper, 'DOI': card.doi, 'Fidelity': card.fidelity,
             'Target': parse_target(self.inputs.target).label, 'ModelDigest': self.inputs.model_digest,
+            'WeightsDigest': self.inputs.weights_digest,
             'Device': execution['device'], 'Precision': execution['precision'],
             'Seed': self.given('execution', {}).get('seed', 0), 'MemorySteps': execution['steps'],
             'BidsharmVersion': __version__, 'CanDrawNewStructure': card.changes_anatomy,

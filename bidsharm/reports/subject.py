@@ -291,6 +291,7 @@ def _harmonizer_view(harmonizer: Mapping[str, Any]) -> dict[str, Any]:
         'DOI': harmonizer.get('doi'),
         'Implementation': harmonizer.get('fidelity'),
         'Model': harmonizer.get('model_digest'),
+        'Weights': harmonizer.get('weights_digest'),
         'Device': ', '.join(str(harmonizer[key]) for key in ('device', 'precision') if harmonizer.get(key)),
         'Seed': harmonizer.get('seed'),
         'Time': f'{plots.number(seconds, 2)} s' if seconds is not None else None,

@@ -18,6 +18,7 @@ from bidsharm.bids.sidecars import (
     space_specs,
     template_uri,
     transform_spec,
+    uncertainty_spec,
 )
 from bidsharm.imaging.templates import BUNDLED, Space, Template
 
@@ -40,6 +41,13 @@ def test_image_names_source_and_what_it_is(tree):
         'SkullStripped': False,
     }
     assert (spec['path'], spec['native']) == ('sub-01/anat/sub-01_desc-preproc_T1w.nii.gz', True)
+
+
+def test_uncertainty_may_be_missing_and_names_its_image(tree):
+    spec = uncertainty_spec(tree.scan('sub-01_T1w'))
+    assert spec['path'] == 'sub-01/anat/sub-01_desc-uncertainty_T1w.nii.gz'
+    assert spec['sidecar']['Sources'] == ['bids::sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz']
+    assert spec['optional']
 
 
 def test_mask_and_segmentations(tree):

@@ -13,13 +13,18 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from bidsharm.bids.evaluation_input import Sources, find_study
+from bidsharm.bids.evaluation_output import check_output
 from bidsharm.cli import evaluate as command
 from bidsharm.errors import UsageError
+from bidsharm.evaluation import group_measures
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
 from bidsharm.evaluation.protocol import evaluate
+from bidsharm.evaluation.scan_measures import Trace
 from bidsharm.evaluation.study import ORIGINAL, Options
 
 PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
@@ -128,9 +133,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sources(world: Path, *methods: str, truth: bool = True, **more: Any) -> Sources:
+def sources(world: Path, *methods: str, truth: bool = True, spm: Path | None = None, **more: Any) -> Sources:
+    folders = {name: world / name for name in methods} | ({'spm': spm} if spm else {})
     base = Sources(
-        {name: world / name for name in methods}, original=world / 'before', truth=world / 'truth' if truth else None,
+        folders, original=world / 'before', truth=world / 'truth' if truth else None,
         participants=world / 'participants.tsv', site='session',
     )  # fmt: skip
     return replace(base, **more)
@@ -434,6 +440,135 @@ def test_nothing_to_measure_ends_with_its_code(tmp_path, capsys):
     path.write_bytes(b'no image')
     assert command.main([str(tmp_path / 'out'), str(tmp_path / 'bad'), *QUICK]) == 3
     assert 'No scan could be measured' in capsys.readouterr().err
+
+
+# --- What others bring ---
+
+EMPTY = Trace('', '', '', '', {}, *(np.empty(0),) * 5)
+
+
+def copied(source: Path, target: Path, keep: Callable[[Path], bool] = lambda path: True) -> Path:
+    """Copy the files of a data set that are wanted."""
+    for path in filter(keep, sorted(source.rglob('*.nii.gz'))):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return target
+
+
+def of_one(path: Path) -> bool:
+    return path.name.startswith('sub-00_ses-east')
+
+
+def of_two(path: Path) -> bool:
+    return path.name.startswith(('sub-00_ses-east', 'sub-00_ses-west', 'sub-01_ses-east', 'sub-01_ses-west'))
+
+
+def test_a_background_of_nan_is_background_and_a_brain_of_nan_is_an_error(world, tmp_path):
+    copied(world / 'scaled', tmp_path / 'spm', of_two)
+    for subject, spoil_brain in (('00', False), ('01', True)):
+        path = named(tmp_path / 'spm', subject, 'east', 'desc-harmonized_T1w')
+        data = np.asarray(nib.load(path).dataobj).copy()
+        data[0 if not spoil_brain else 24] = np.nan
+        save(path, data)
+    found = evaluate(find_study(sources(world, spm=tmp_path / 'spm')), OPTIONS)
+    whole = evaluate(find_study(sources(world, 'scaled')), OPTIONS)
+    assert [(p.scan, p.method) for p in found.problems] == [('sub-01_ses-east_T1w', 'spm')]
+    assert 'in the brain' in found.problems[0].what
+    ours, theirs = (
+        next(r for r in one.scans if r['method'] == name and r['scan'] == 'sub-00_ses-east_T1w')
+        for one, name in ((found, 'spm'), (whole, 'scaled'))
+    )
+    assert ours['psnr'] == theirs['psnr']
+
+
+def test_images_of_a_space_come_with_the_mask_of_their_grid(world, tmp_path):
+    for resolution, spacing in (('1', 1.0), ('2', 2.0)):
+        for rest in (
+            f'space-MNI_res-{resolution}_desc-harmonized_T1w',
+            f'space-MNI_res-{resolution}_desc-brain_mask',
+        ):
+            save(named(tmp_path / 'm', '00', 'a', rest), np.full((40, 40, 40), spacing))
+    folders = {'m': tmp_path / 'm'}
+    with pytest.raises(UsageError, match='Two images are of one scan') as caught:
+        find_study(Sources(folders, space='MNI'))
+    assert ':res-N' in caught.value.fix
+    (scan,) = find_study(Sources(folders, space='MNI:res-2')).scans
+    assert scan.methods['m'].image.name == 'sub-00_ses-a_space-MNI_res-2_desc-harmonized_T1w.nii.gz'
+    assert scan.mask.name == 'sub-00_ses-a_space-MNI_res-2_desc-brain_mask.nii.gz'
+
+
+def test_a_person_scanned_twice_in_a_scanner_counts_with_the_mean(world, tmp_path):
+    table = tmp_path / 'scans.tsv'
+    magnets = {'east': 'a', 'north': 'a', 'west': 'b'}
+    rows = ['participant_id\tsession_id\tscanner']
+    rows += [f'sub-{n:02d}\tses-{s}\t{magnets[s]}' for n in range(PEOPLE) for s in SCANNERS]
+    table.write_text('\n'.join(rows) + '\n')
+    study = find_study(sources(world, 'scaled', scans=table))
+    traces = [
+        replace(EMPTY, scan=s.name, person=s.person, scanner=s.scanner, row={'volume_gm': float(i)})
+        for i, s in enumerate(scan for scan in study.scans if scan.person == '00')
+    ]
+    volumes = group_measures._table(traces, study, 'volume_gm')
+    np.testing.assert_array_equal(volumes, [[0.5, 2.0]])
+    found = evaluate(study, OPTIONS)
+    carried = {
+        r['scan'].split('-')[2][:4]: r['transfer_dice']
+        for r in found.scans if r['method'] == 'scaled' and r['person'] == '03'
+    }  # fmt: skip
+    assert carried['east'] != carried['nort']
+
+
+def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
+    only = copied(world / 'scaled', tmp_path / 'one', of_one)
+    name = '\t<i>ours</i>'
+    assert (
+        command.main([str(tmp_path / 'out'), f'{name}={only}', '--truth', str(world / 'truth'), *QUICK]) == 0
+    )
+    rows = rows_of(tmp_path / 'out' / 'summary.tsv')
+    assert {row['method'] for row in rows} == {'<i>ours</i>'}
+    assert any(row['metric'] == 'psnr' and row['low'] == 'n/a' and row['reason'] != 'n/a' for row in rows)
+    assert '<i>ours' not in (tmp_path / 'out' / 'evaluation.html').read_text()
+
+
+def test_networks_of_photographs_come_from_files(world, tmp_path, inception, capsys):
+    torch.manual_seed(0)
+    layers = {
+        '0': (64, 3, 11),
+        '3': (192, 64, 5),
+        '6': (384, 192, 3),
+        '8': (256, 384, 3),
+        '10': (256, 256, 3),
+    }
+    alex = {}
+    for index, (name, (out, depth, size)) in enumerate(layers.items()):
+        alex[f'features.{name}.weight'] = 0.05 * torch.randn(out, depth, size, size)
+        alex[f'features.{name}.bias'] = torch.zeros(out)
+        alex[f'lin{index}.model.1.weight'] = torch.rand(1, out, 1, 1)
+    save_file(inception, tmp_path / 'inception.safetensors')
+    save_file(alex, tmp_path / 'alex.safetensors')
+    folders = [f'{name}={copied(world / name, tmp_path / name, of_one)}' for name in ('perfect', 'scaled')]
+    weights = [
+        '--inception',
+        str(tmp_path / 'inception.safetensors'),
+        '--lpips',
+        str(tmp_path / 'alex.safetensors'),
+    ]
+    out, truth = str(tmp_path / 'out'), ['--truth', str(world / 'truth'), '--no-cnn']
+    assert command.main([out, *folders, *weights, *truth, *QUICK]) == 0
+    known = [row for row in rows_of(tmp_path / 'out/summary.tsv') if row['estimate'] != 'n/a']
+    rows = {(row['method'], row['metric']): float(row['estimate']) for row in known}
+    for measure in ('fid', 'kid', 'lpips'):
+        assert rows['perfect', measure] < rows['scaled', measure]
+    (tmp_path / 'alex.safetensors').write_bytes(b'none')
+    assert command.main([out, *folders, *weights, *truth, *QUICK]) == 2
+    assert 'alex.safetensors' in capsys.readouterr().err
+
+
+def test_a_run_that_was_ended_while_it_wrote_can_be_repeated(world, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'scans.tsv').write_text('method\n')
+    check_output(tmp_path / 'out')
 
 
 # --- Heads that lie anywhere ---

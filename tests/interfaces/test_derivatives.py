@@ -176,6 +176,21 @@ def test_fingerprints_are_those_of_what_this_process_wrote(raw, canonical, tmp_p
         assert not unchanged(tmp_path / 'out' / name, written)
 
 
+def test_what_a_method_does_not_give_is_not_there_nor_left_of_an_earlier_run(raw, canonical, tmp_path):
+    canonical.to_filename(tmp_path / 'result.nii')
+    result, extra = str(tmp_path / 'result.nii'), f'{PREFIX}_desc-uncertainty_T1w.nii.gz'
+    specs = [spec(), spec(path=extra, optional=True)]
+    assert len(sink(tmp_path, [result, result], specs, raw)) == 2
+    first, second = (tmp_path / 'out' / each['path'] for each in specs)
+    assert second.exists()
+    assert sink(tmp_path, [result], specs, raw) == [str(first)]
+    assert sorted(path.name for path in first.parent.iterdir()) == [
+        'sub-01_desc-preproc_T1w.json', first.name,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match='zip'):
+        sink(tmp_path, [], specs, raw)
+
+
 def test_what_is_written_can_be_read_by_the_group(raw, canonical, tmp_path):
     canonical.to_filename(tmp_path / 'result.nii')
     (file,) = sink(tmp_path, [str(tmp_path / 'result.nii')], [spec()], raw)

@@ -38,10 +38,12 @@ class Toy(Harmonizer):
     def harmonize(self, scan: Scan, target: Target) -> Harmonized:
         if self.mood == 'refuses':
             raise NotServed('A toy does not serve this.', where=scan.name, fix='Take another.')
-        image = 2 * scan.data
+        image, deviation = 2 * scan.data, 0.5 * np.ones_like(scan.data)
         if self.mood == 'nan':
             image = np.where(scan.mask, np.nan, image)
-        return Harmonized(image, 0.5 * np.ones_like(scan.data), {'shown': self.card.geometry})
+        if self.mood == 'unsure how unsure':
+            deviation[scan.mask] = np.inf
+        return Harmonized(image, deviation, {'shown': self.card.geometry})
 
 
 class GridToy(Toy):
@@ -201,6 +203,7 @@ def test_place_of_a_bundle_and_of_work_are_no_part_of_the_identity(head_files):
         identity() == identity(model_dir='/some/where') == identity(use_gpu=True) == identity(num_threads=4)
     )
     assert identity() != identity(model_digest='abc')
+    assert identity() != identity(weights_digest='abc')
     assert identity() != identity(target='site:A')
 
 
@@ -280,11 +283,12 @@ def test_values_outside_the_mask_never_leave_the_node(toys, request_for, head, h
     result = np.asarray(nib.load(answer['out_file']).dataobj)
     np.testing.assert_allclose(result, np.where(head.mask, 2 * head.data, 0))
     assert answer['details'] == {'shown': 'native'}
-    assert np.asarray(nib.load(answer['uncertainty']).dataobj).max() == 0.5
+    np.testing.assert_array_equal(nib.load(answer['uncertainty']).dataobj, np.where(head.mask, 0.5, 0))
 
 
-def test_numbers_that_are_none_are_an_error(toys, request_for, monkeypatch):
-    monkeypatch.setattr(Toy, 'mood', 'nan')
+@pytest.mark.parametrize('mood', ['nan', 'unsure how unsure'])
+def test_numbers_that_are_none_are_an_error(mood, toys, request_for, monkeypatch):
+    monkeypatch.setattr(Toy, 'mood', mood)
     request = request_for('toy')
     with pytest.raises(ScanError, match='toy gave values that are not numbers') as caught:
         harmonize_files(request)

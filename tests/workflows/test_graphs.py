@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import nibabel as nib
+import numpy as np
 import pytest
 from bidsharm.workflows import planning
 from bidsharm.workflows.base import (
@@ -23,6 +25,7 @@ from bidsharm.workflows.base import (
     init_template_node,
 )
 from bidsharm.workflows.harmonize import init_harmonize_wf
+from bidsharm.workflows.outputs import init_ds_harmonized_wf
 from bidsharm.workflows.preprocess import SCAN_FIELDS, init_structural_wf, registration_inputs
 from nipype.interfaces import utility as niu
 from nipype.interfaces.base import isdefined
@@ -522,6 +525,23 @@ def test_harmonize_graph_works_inside_another_pipeline(make_method, tmp_path):
     }
     harmonize = next(node for node in graph if node.inputs.get().get('harmonizer') == 'zscore')
     assert harmonize.inputs.in_file == str(tmp_path / 'image.nii')
+
+
+@pytest.mark.parametrize('given', [True, False])
+def test_uncertainty_is_written_where_the_method_gives_one(given, make_raw, tmp_path):
+    scan = make_raw(tmp_path / 'bids', 'sub-01_T1w')
+    image = nib.Nifti1Image(np.ones((40, 40, 40), np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
+    image.to_filename(tmp_path / 'image.nii')
+    image.to_filename(scan.path)
+    sink = init_ds_harmonized_wf(scan=scan, output_dir=tmp_path / 'out', native=scan.path)
+    for field in ('harmonized', 'dseg_after', *(['uncertainty'] if given else [])):
+        setattr(sink.inputs.inputnode, field, str(tmp_path / 'image.nii'))
+    sink.inputs.inputnode.sidecar = {'Harmonization': {'Method': 'any'}}
+    sink.base_dir = str(tmp_path)
+    sink.run()
+    names = {path.name.removeprefix('sub-01_') for path in (tmp_path / 'out/sub-01/anat').iterdir()}
+    wanted = {'desc-harmonized_T1w', 'desc-harmonized_dseg', *(['desc-uncertainty_T1w'] if given else [])}
+    assert names == {f'{name}.{kind}' for name in wanted for kind in ('nii.gz', 'json')}
 
 
 def test_structural_graph_works_inside_another_pipeline(make_method, tmp_path):

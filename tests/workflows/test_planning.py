@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from bidsharm.workflows import planning, targets
 from bidsharm.workflows.base import Options, ScanPlan, init_single_subject_wf
+from bidsharm.workflows.harmonize import Method
 from bidsharm.workflows.participant import plan_run
 from bidsharm.workflows.planning import (
     batches,
@@ -480,7 +481,7 @@ def test_contrast_that_the_method_does_not_handle(sites, make_settings, monkeypa
 def give_card(monkeypatch: pytest.MonkeyPatch, **fields: object) -> None:
     """Let every name stand for a method with this card."""
     card = Card(**{'name': 'fake', 'title': 'Fake', 'paper': 'None', **fields})
-    monkeypatch.setattr(registry, 'get', lambda name: types.SimpleNamespace(card=card))
+    monkeypatch.setattr(registry, 'get', lambda name: types.SimpleNamespace(card=card, weights_digest=str))
 
 
 def give_cards(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -555,6 +556,18 @@ def test_template_that_is_not_there(sites, make_settings, tmp_path, monkeypatch)
 def test_derivatives_that_are_not_there(sites, make_settings, tmp_path):
     with pytest.raises(UsageError, match='does not exist'):
         make_plan(make_settings(derivatives={'smriprep': tmp_path / 'gone'}), sites)
+
+
+def test_results_depend_on_weights_that_ship(sites, make_settings, monkeypatch):
+    def plan() -> Method:
+        return make_plan(make_settings(harmonizer='isotone'), sites).method
+
+    before = plan()
+    assert before.learnt == before.weights_digest != ''
+    monkeypatch.setattr(registry.get('isotone'), 'weights_digest', classmethod(lambda cls: 'others'))
+    after = make_settings(harmonizer='isotone').digest(model=plan().learnt)
+    assert make_settings(harmonizer='isotone').digest(model=before.learnt) != after
+    assert make_plan(make_settings(harmonizer='robust'), sites).method.learnt == ''
 
 
 def test_model_takes_the_place_of_learning(sites, make_settings, tmp_path, monkeypatch):
