@@ -76,6 +76,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/card.py
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(DEMO)

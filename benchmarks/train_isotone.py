@@ -22,6 +22,8 @@ import common
 
 #: Every so many steps progress is printed and the state written.
 INTERVAL = 200
+#: Anatomies that are kept for testing, and people from each of the others.
+HELD_OUT, PEOPLE = ['head-07', 'head-08', 'brain-04', 'brain-05'], 40
 
 
 def draw(work: Path, labels: Path, hold_out: Sequence[str], people: int, seed: int) -> None:
@@ -121,9 +123,9 @@ def main() -> None:
     arguments.add_argument(
         '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
     )
-    arguments.add_argument('--hold-out', nargs='*', default=['head-07', 'head-08', 'brain-04', 'brain-05'])
+    arguments.add_argument('--hold-out', nargs='*', default=HELD_OUT)
     arguments.add_argument('--contrast', default='T1w')
-    arguments.add_argument('--people', type=int, default=40, help='from each anatomy')
+    arguments.add_argument('--people', type=int, default=PEOPLE, help='from each anatomy')
     arguments.add_argument('--seconds', type=float, default=10_000)
     arguments.add_argument('--batch', type=int, default=8)
     arguments.add_argument('--rate', type=float, default=1e-3)

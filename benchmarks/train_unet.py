@@ -1,6 +1,6 @@
 """Train the rival of `isotone`: a 3-D U-Net that regresses the canonical image, on the same people, scanners and scans.
 
-WORK is that of `train_isotone.py`, whose people it learns from. It sees the whole brain at 2 mm and writes what it likes into every
+WORK may be that of `train_isotone.py`; its people are drawn there if they are missing. The network sees the whole brain at 2 mm and writes what it likes into every
 voxel: unlike `isotone` it may invent. The learning rate falls as a cosine of the time; a training that was interrupted goes on when the
 command is given again. `travelling.py --unet FILE` tries it; its change at 2 mm is carried to the scan's own voxels as the app does for
 every method that works on a grid.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,66 +20,100 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from train_isotone import keep, split
+from train_isotone import HELD_OUT, PEOPLE, draw, keep, split
 
-#: Channels by level; each level halves the voxels.
-WIDTHS = (12, 24, 48, 96)
+#: Channels at 4, 8 and 16 mm.
+WIDTHS = (16, 48, 96)
+#: Sizes of a volume are multiples of it.
+BLOCK = 8
 INTERVAL = 100
 
 
 def convolutions(before: int, after: int) -> nn.Sequential:
-    """Return two convolutions, each with instance normalization and a leaky ReLU."""
+    """Return two convolutions, each with group normalization and a leaky ReLU."""
     layers: list[nn.Module] = []
     for depth in (before, after):
         layers += [
             nn.Conv3d(depth, after, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(after, affine=True),
+            nn.GroupNorm(8, after),
             nn.LeakyReLU(0.01, inplace=True),
         ]
     return nn.Sequential(*layers)
 
 
 class UNet(nn.Module):
-    """Intensities and mask in, the canonical image out (Çiçek et al. 2016, doi:10.1007/978-3-319-46723-8_49)."""
+    """Intensities and mask in, the canonical image out (Çiçek et al. 2016, doi:10.1007/978-3-319-46723-8_49).
+
+    So that two cores can train it, blocks of 2 x 2 x 2 voxels are channels at 4 mm on the way down and become voxels again on the way
+    up, where the input joins them once more (sub-pixel convolution: Shi et al. 2016, doi:10.1109/CVPR.2016.207).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        depths = (2, *WIDTHS)
-        self.down = nn.ModuleList(convolutions(a, b) for a, b in itertools.pairwise(depths))
+        self.down = nn.ModuleList(convolutions(a, b) for a, b in itertools.pairwise((2 * 8, *WIDTHS)))
         self.up = nn.ModuleList(convolutions(a + b, a) for a, b in itertools.pairwise(WIDTHS))
-        self.last = nn.Conv3d(WIDTHS[0], 1, 1)
+        self.spread = nn.Conv3d(WIDTHS[0], 8 * 8, 1)
+        self.last = nn.Sequential(
+            nn.Conv3d(8 + 2, 8, 3, padding=1), nn.LeakyReLU(0.01, inplace=True), nn.Conv3d(8, 1, 1)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Map shape (B, 2, X, Y, Z) to (B, 1, X, Y, Z); sizes are multiples of 8."""
-        kept: list[Tensor] = []
+        deep, kept = blocks_to_channels(image), []
         for level, block in enumerate(self.down):
-            image = block(image if level == 0 else functional.max_pool3d(image, 2))
-            kept.append(image)
+            deep = block(deep if level == 0 else functional.max_pool3d(deep, 2))
+            kept.append(deep)
         for level in reversed(range(len(self.up))):
-            wide = functional.interpolate(image, scale_factor=2, mode='trilinear', align_corners=False)
-            image = self.up[level](torch.cat([kept[level], wide], dim=1))
-        return self.last(image)
+            deep = self.up[level](
+                torch.cat([kept[level], functional.interpolate(deep, scale_factor=2)], dim=1)
+            )
+        change: Tensor = self.last(torch.cat([image, channels_to_blocks(self.spread(deep))], dim=1))
+        return image[:, :1] + change
 
 
-def volume(values: Tensor, voxels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return what the network sees of brain voxels: intensities in units of the scan, and the mask, shape (1, 2, X, Y, Z)."""
+def blocks_to_channels(image: Tensor) -> Tensor:
+    """Turn shape (B, C, 2X, 2Y, 2Z) into (B, 8C, X, Y, Z)."""
+    batch, depth, *sizes = image.shape
+    x, y, z = (n // 2 for n in sizes)
+    parts = image.reshape(batch, depth, x, 2, y, 2, z, 2).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return parts.reshape(batch, depth * 8, x, y, z).contiguous(memory_format=torch.channels_last_3d)
+
+
+def channels_to_blocks(image: Tensor) -> Tensor:
+    """Turn shape (B, 8C, X, Y, Z) into (B, C, 2X, 2Y, 2Z)."""
+    batch, depth, x, y, z = image.shape
+    parts = image.reshape(batch, depth // 8, 2, 2, 2, x, y, z).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return parts.reshape(batch, depth // 8, 2 * x, 2 * y, 2 * z)
+
+
+def volume(values: Tensor, voxels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return what the network sees of brain voxels, cut to the brain, and where in it they lie.
+
+    Shape (1, 2, X, Y, Z): intensities in units of the scan, and the mask.
+    """
     from bidsharm.nn.isotone import scan_units
 
     low, span = scan_units(values)
-    image = torch.zeros(1, 2, *shape, device=values.device)
-    place = tuple(voxels.T)
-    image[(0, 0, *place)] = (values - low) / span
-    image[(0, 1, *place)] = 1
-    return image
+    place = voxels - voxels.amin(dim=0)
+    sizes = [int(-(-(n + 1) // BLOCK)) * BLOCK for n in place.amax(dim=0)]
+    image = torch.zeros(1, 2, *sizes, device=values.device)
+    where = tuple(place.T)
+    image[(0, 0, *where)] = (values - low) / span
+    image[(0, 1, *where)] = 1
+    return image.contiguous(memory_format=torch.channels_last_3d), where
+
+
+def predict(net: nn.Module, values: Tensor, voxels: Tensor) -> Tensor:
+    """Return the canonical intensity of brain voxels, shape (V,)."""
+    image, where = volume(values, voxels)
+    with torch.autocast(values.device.type, torch.bfloat16):
+        found: Tensor = net(image)[(0, 0, *where)]
+    return found.float()
 
 
 def loss(net: nn.Module, scan: Any) -> Tensor:
     """Return the mean absolute error over brain voxels, without noise."""
-    from bidsharm.imaging.lowres import SHAPE
-
-    with torch.autocast(scan.values.device.type, torch.bfloat16):
-        image = net(volume(scan.values, scan.voxels, SHAPE))
-    found = image[(0, 0, *scan.voxels.T)].float()
+    found = predict(net, scan.values, scan.voxels)
     return (found - scan.canonical).abs()[scan.true_mask].mean()
 
 
@@ -92,7 +127,7 @@ def train(work: Path, out: Path, seconds: float, rate: float, seed: int, device:
     some, others = split(work)
     checks = ScanSource(others, 'T1w', seed=seed + 1, scanners=300, device=device)
     validation = [checks.draw() for _ in range(24)]
-    net = UNet().to(device)
+    net = UNet().to(device, memory_format=torch.channels_last_3d)
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)
     part, before, count = out.with_suffix('.part'), 0.0, 0
@@ -133,7 +168,7 @@ def train(work: Path, out: Path, seconds: float, rate: float, seed: int, device:
 
 def load(file: Path) -> UNet:
     """Return a trained network."""
-    net = UNet()
+    net = UNet().to(memory_format=torch.channels_last_3d)
     net.load_state_dict(torch.load(file, weights_only=True)['average'])
     return net.eval()
 
@@ -146,23 +181,27 @@ def harmonize(net: UNet, scan: Any) -> Any:
 
     seen = look_at(scan.data, scan.mask, scan.affine)
     place = tuple(seen.voxels.T)
-    image = net(volume(torch.from_numpy(seen.values), torch.from_numpy(seen.voxels), seen.shape))[
-        0, 0
-    ].numpy()
     before, after = np.zeros(seen.shape, np.float32), np.zeros(seen.shape, np.float32)
-    before[place], after[place] = seen.values, image[place]
+    before[place] = seen.values
+    after[place] = predict(net, torch.from_numpy(seen.values), torch.from_numpy(seen.voxels)).numpy()
     return carry_change(scan.data, scan.mask, scan.affine, before, after, seen.affine)
 
 
 def main() -> None:
     arguments = common.parser(__doc__)
-    arguments.add_argument('work', type=Path, help='folder that train_isotone.py has worked in')
+    arguments.add_argument('work', type=Path, help='folder for what lies between')
     arguments.add_argument('out', type=Path, help='file of the weights (PyTorch)')
+    arguments.add_argument(
+        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
+    )
     arguments.add_argument('--seconds', type=float, default=7500)
     arguments.add_argument('--rate', type=float, default=1e-3)
     arguments.add_argument('--seed', type=int, default=1)
     arguments.add_argument('--device', default='cpu')
     args = arguments.parse_args()
+    if args.labels is None:
+        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
+    draw(args.work, Path(args.labels), HELD_OUT, PEOPLE, args.seed)
     if not args.out.exists():
         train(args.work, args.out, args.seconds, args.rate, args.seed, args.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import tomllib
@@ -21,6 +22,7 @@ from bidsharm.harmonizers.linear import Identity, LinearHarmonizer
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / 'README.md', ROOT / 'benchmarks' / 'README.md', *(ROOT / 'docs').glob('*.md')])
 figures = runpy.run_path(str(ROOT / 'benchmarks' / 'figures.py'))
+card = runpy.run_path(str(ROOT / 'benchmarks' / 'card.py'))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -79,6 +81,14 @@ def test_tables_of_options_hold_only_options() -> None:
     rows = re.findall(r'^\| `(?:-\w, |-\w`, `)?(--[a-z-]+)', (ROOT / 'docs' / 'usage.md').read_text(), re.M)
     assert len(rows) > 30
     assert not set(rows) - known
+
+
+def test_the_card_of_the_weights_holds_the_results() -> None:
+    text = card['CARD'].read_text(encoding='utf-8')
+    assert card['filled'](text) == text, 'run `python benchmarks/card.py`'
+    emptied = json.loads(text)
+    assert emptied['settings'].pop('results')
+    assert card['filled'](json.dumps(emptied)) == text
 
 
 def test_every_method_has_a_chapter_and_a_row_of_figures() -> None:

@@ -76,11 +76,12 @@ class Isotone(StandardHarmonizer):
 
     @classmethod
     def weights_digest(cls) -> str:
-        """Return a digest over the models of all contrasts."""
-        from bidsharm.harmonizers.bundle import digest
+        """Return a digest over the networks of all contrasts; what else their cards say does not change an image."""
+        from bidsharm.harmonizers.bundle import read_card
 
         folders = sorted(folder for folder in WEIGHTS.iterdir() if folder.is_dir())
-        return hashlib.sha256(''.join(digest(folder) for folder in folders).encode()).hexdigest()
+        parts = (f'{folder.name} {read_card(folder)["tensors_sha256"]}\n' for folder in folders)
+        return hashlib.sha256(''.join(parts).encode()).hexdigest()
 
     # --- Networks of others ---
 

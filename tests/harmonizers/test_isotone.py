@@ -307,8 +307,16 @@ def test_other_weights_have_another_digest(monkeypatch, tmp_path):
     ours = Isotone.weights_digest()
     monkeypatch.setattr(room, 'WEIGHTS', tmp_path / 'weights')
     assert Isotone.weights_digest() == ours
-    card = tmp_path / 'weights' / 'T1w' / 'card.json'
-    card.write_text(card.read_text().replace('"seed": 1', '"seed": 2'))
+    content = bundle.read_card(room.WEIGHTS / 'T1w')
+    arrays = bundle.read_arrays(room.WEIGHTS / 'T1w')
+    shutil.rmtree(tmp_path / 'weights' / 'T1w')
+    bundle.write(
+        Isotone.card, arrays, {**content['settings'], 'made': 'Later.'}, tmp_path / 'weights' / 'T1w'
+    )
+    assert Isotone.weights_digest() == ours
+    shutil.rmtree(tmp_path / 'weights' / 'T1w')
+    arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] + 1
+    bundle.write(Isotone.card, arrays, content['settings'], tmp_path / 'weights' / 'T1w')
     assert Isotone.weights_digest() != ours
     assert registry.get('robust').weights_digest() == ''
 

@@ -1,0 +1,64 @@
+"""Copy the results of `isotone` into the card that ships with its weights, so that no figure there is typed by hand.
+
+``python benchmarks/card.py`` writes them; ``--check`` only says (exit code 1) whether the card agrees with ``benchmarks/results``. The digest
+of the weights does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results'
+CARD = ROOT / 'bidsharm' / 'weights' / 'isotone' / 'T1w' / 'card.json'
+#: Results that have rows by method.
+TABLES = ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost')
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill or check the card; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--check', action='store_true', help='write nothing')
+    check = parser.parse_args(arguments).check
+    before = CARD.read_text(encoding='utf-8')
+    after = filled(before)
+    if after == before:
+        return 0
+    print(f'{CARD.relative_to(ROOT)}: {"out of date" if check else "filled"}')
+    if not check:
+        CARD.write_text(after, encoding='utf-8')
+    return int(check)
+
+
+def filled(text: str) -> str:
+    """Return the card with the results as they are."""
+    content = json.loads(text)
+    content['settings']['results'] = [result for name in TABLES if (result := result_of(name))]
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
+
+
+def result_of(name: str) -> dict[str, Any]:
+    """Return one result: what made it, and the rows of the method; nothing if it was not measured."""
+    file = RESULTS / f'{name}.json'
+    if not file.exists():
+        return {}
+    record = json.loads(file.read_text())
+    about = {key: record['about'][key] for key in ('command', 'date', 'seed', 'processor')}
+    rows = [{key: rounded(value) for key, value in row.items()}
+            for row in record['rows'] if row['method'] == 'isotone' and row.get('contrast', 'T1w') == 'T1w']  # fmt: skip
+    return {'name': name, **about, 'rows': rows}
+
+
+def rounded(value: Any) -> Any:
+    """Return a number with three digits."""
+    return float(f'{value:.3g}') if isinstance(value, float) else value
+
+
+if __name__ == '__main__':
+    sys.exit(main())
