@@ -5,11 +5,13 @@ the other subjects (leave one subject out). Measures, per method:
 
 - distance: 1-Wasserstein distance between the brain intensities of two scans of one contrast, over the mean of their
   5-95 % ranges, so that no rescaling alone makes it smaller. "visits" are two visits of one person on different
-  protocols, "control" two visits on the same protocol, "sites" scans of different people at different sites.
+  protocols, "control" two visits on the same protocol, "sites" T1w of different people at different sites; "T1w" is the T1w alone
+  (one pair each).
 - peaks: the same for the typical intensities of CSF, GM and WM.
 - transfer: a Gaussian classifier of intensity, learnt from the tissue of a scan at one site and applied to a scan at
   another; mean Dice of GM and WM with that scan's own segmentation. "own" is the classifier learnt from the scan itself.
-- Dice GM, verdicts: segmentation before against after, and the verdict of the app (T1w).
+- Dice GM, GM r, verdicts: segmentation before against after, the correlation of grey matter's share of the brain before and
+  after over all T1w, and the verdict of the app (T1w).
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def judge(
     from bidsharm.imaging.grids import voxel_sizes
     from bidsharm.imaging.segmentation import segment
 
-    verdicts, overlap = [], []
+    verdicts, overlap, shares = [], [], []
     for scan in scans:
         before, after = (
             segment(image, scan.mask, priors[scan.name], scan.affine)
@@ -163,8 +165,13 @@ def judge(
         )  # fmt: skip
         verdicts.append(result['verdict'])
         overlap.append(dice(before.labels, after.labels)['gm'])
+        shares.append([float(part.probability[1].sum() / scan.mask.sum()) for part in (before, after)])
     count = {verdict: verdicts.count(verdict) for verdict in ('pass', 'warn', 'fail')}
-    return {'Dice GM': statistics.mean(overlap), 'pass/warn/fail': '/'.join(str(n) for n in count.values())}
+    return {
+        'Dice GM': statistics.mean(overlap),
+        'GM r': statistics.correlation(*zip(*shares, strict=True)),
+        'pass/warn/fail': '/'.join(str(n) for n in count.values()),
+    }
 
 
 def warped_priors(root: Path, scans: Sequence[Any]) -> dict[str, Any]:
@@ -192,6 +199,11 @@ def warped_priors(root: Path, scans: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
+def of_t1w(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Return the pairs of T1w scans."""
+    return [pair for pair in pairs if pair[0].contrast == 'T1w']
+
+
 def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row of one method."""
     images, quantiles, seconds = harmonize_all(name, scans)
@@ -202,7 +214,8 @@ def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict
     t1w = [scan for scan in scans if scan.contrast == 'T1w']
     sites = [(a, b) for a, b in itertools.combinations(t1w, 2) if site(a) != site(b)]
     row: dict[str, Any] = {'method': name}
-    for label, chosen in {'visits': visits, 'control': control, 'sites': sites}.items():
+    kinds = {'visits': visits, 'T1w visits': of_t1w(visits), 'control': control, 'T1w control': of_t1w(control), 'sites': sites}  # fmt: skip
+    for label, chosen in kinds.items():
         row[f'{label} distance'], row[f'{label} peaks'] = distances(chosen, images)
     row['transfer'], row['own'] = transfer(sites, images)
     row |= judge(t1w, images, quantiles, priors)

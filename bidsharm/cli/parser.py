@@ -133,7 +133,9 @@ def _add_method(parser: Parser) -> None:
 def _add_preprocessing(parser: Parser) -> None:
     group = parser.add_argument_group('preprocessing and outputs')
     group.add_argument(
-        '--skull-strip', choices=('auto', 'force', 'skip'), help='auto sees that a scan is stripped'
+        '--skull-strip',
+        choices=('auto', 'force', 'skip'),
+        help='default auto: see whether a scan is stripped',
     )
     group.add_argument('--brain-extraction', choices=('deepbet', 'ants'), help='default deepbet')
     group.add_argument('--registration', choices=('affine', 'syn'), help='to the template; default affine')
@@ -142,7 +144,7 @@ def _add_preprocessing(parser: Parser) -> None:
         help='native (default; the scan\'s own grid), T1w, or TemplateFlow names such as MNI152NLin2009cAsym:res-1; '
         'MNI152NLin2009aSym is built in',
     )  # fmt: skip
-    group.add_argument('--random-seed', type=_seed, metavar='N', help='0 (default) or above')
+    group.add_argument('--random-seed', type=_seed, metavar='N', help='default 0')
     _add_switch(group, '--sloppy', 'fewer iterations: for trying out only')
 
 
@@ -160,9 +162,14 @@ def _add_resources(parser: Parser) -> None:
         dest='nprocs',
         type=_positive,
         metavar='N',
-        help='processes',
+        help='processes; default: as many as there are cores to use',
     )
-    group.add_argument('--omp-nthreads', type=_positive, metavar='N', help='threads of one step')
+    group.add_argument(
+        '--omp-nthreads',
+        type=_positive,
+        metavar='N',
+        help='threads of one step; default: --nprocs, at most 4',
+    )
     group.add_argument(
         '--mem',
         '--mem-gb',
@@ -170,7 +177,7 @@ def _add_resources(parser: Parser) -> None:
         dest='mem_gb',
         type=parse_memory,
         metavar='SIZE',
-        help='8, 8G, 1.5GB, 8000M',
+        help='8, 8G, 1.5GB, 8000M; default: what there is to use',
     )
     group.add_argument(
         '--use-plugin', '--nipype-plugin-file', type=_file, metavar='YAML', help='nipype plugin file'
