@@ -57,6 +57,7 @@ def load(held: Path, person: str, session: str) -> Travelled:
     import nibabel as nib
 
     from bidsharm.harmonizers.contract import Scan
+    from bidsharm.imaging.bias import correct_bias
     from bidsharm.imaging.grids import bounding_box, crop_affine
 
     stem = f'{person}_{session}'
@@ -71,27 +72,8 @@ def load(held: Path, person: str, session: str) -> Travelled:
     affine = crop_affine(image.affine, box)
     scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, 'T1w', f'{stem}_T1w')
     canonical = read(truth / f'{stem}_desc-canonical_T1w.nii.gz').astype(np.float32)[box]
-    return Travelled(person, session.removeprefix('ses-'), scan, correct(scan), canonical, box, image)
-
-
-def correct(scan: Any) -> Any:
-    """Return a scan after N4 with the levels that the app uses."""
-    import ants
-
-    from bidsharm.imaging.bias import apply_field, coarse_copy
-
-    copy = coarse_copy(scan.data, scan.mask, scan.affine)
-    spacing = tuple(float(n) for n in np.abs(np.diag(copy.affine)[:3]))
-    image, mask = (
-        ants.from_numpy(np.asarray(part, dtype=np.float32), spacing=spacing)
-        for part in (copy.data, copy.mask)
-    )
-    field = ants.n4_bias_field_correction(
-        image, mask=mask, shrink_factor=2, spline_param=200, convergence={'iters': [50] * 3, 'tol': 1e-7},
-        return_bias_field=True,
-    ).numpy()  # fmt: skip
-    corrected, _ = apply_field(scan.data, scan.mask, scan.affine, field, copy.affine, shift=copy.shift)
-    return replace(scan, data=corrected)
+    corrected = replace(scan, data=correct_bias(scan.data, scan.mask, scan.affine))
+    return Travelled(person, session.removeprefix('ses-'), scan, corrected, canonical, box, image)
 
 
 def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim: str) -> None:

@@ -17,7 +17,6 @@ from bidsharm.harmonizers.contract import (
     Canonical,
     Cohort,
     Execution,
-    Harmonized,
     Harmonizer,
     Reference,
     Scan,
@@ -25,6 +24,7 @@ from bidsharm.harmonizers.contract import (
     Target,
 )
 from bidsharm.harmonizers.execution import device_lock
+from bidsharm.harmonizers.native import harmonize_scan
 from bidsharm.interfaces.base import (
     BaseInterfaceInputSpec,
     Interface,
@@ -99,33 +99,6 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
             name, np.where(scan.mask, result.uncertainty, 0).astype(np.float32), scan.affine
         )
     return answer
-
-
-def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized:
-    """Harmonize a scan on its own grid, whichever grid the method works on.
-
-    A method that works on a model grid sees the scan resampled; its change is carried back to the native
-    voxels (:func:`bidsharm.imaging.carry.carry_change`).
-    """
-    if method.card.geometry == 'native':
-        return method.harmonize(scan, target)
-    from bidsharm.imaging.carry import carry_change, model_grid
-    from bidsharm.imaging.grids import resample
-
-    shape, affine = model_grid(scan.mask, scan.affine)
-    data = resample(np.where(scan.mask, scan.data, 0), scan.affine, shape, affine, order=3)
-    mask = resample(scan.mask, scan.affine, shape, affine) > 0.5
-    tissue = None
-    if scan.tissue is not None:
-        tissue = np.stack([resample(part, scan.affine, shape, affine) for part in scan.tissue])
-    on_grid = Scan(np.where(mask, data, 0), mask, affine, scan.contrast, scan.name, scan.site, tissue)
-    result = method.harmonize(on_grid, target)
-    image = carry_change(scan.data, scan.mask, scan.affine, on_grid.data, result.image, affine)
-    uncertainty = result.uncertainty
-    if uncertainty is not None:
-        uncertainty = resample(uncertainty, affine, scan.data.shape, scan.affine)
-    details = {**result.details, 'carried_back_from_mm': 1.0}
-    return Harmonized(image, uncertainty, details, result.warnings)
 
 
 def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,6 +169,42 @@ def draw_scan_figures(
     }
 
 
+def before_after(before: NDArray[Any], after: NDArray[Any], mask: NDArray[Any], affine: NDArray[Any]) -> Any:
+    """Draw slices of a brain before, and below them the same slices after.
+
+    Parameters
+    ----------
+    before, after
+        Intensities on one grid, shape (X, Y, Z); each has a grey scale of its own.
+    mask
+        Brain mask, same shape; nothing is shown outside.
+    affine
+        Voxel to world (RAS+ mm), shape (4, 4).
+
+    Returns
+    -------
+    PIL.Image.Image
+
+    Raises
+    ------
+    bidsharm.errors.ScanError
+        If the arrays do not share one 3-D grid, or the affine has no orientation.
+    """
+    from PIL import Image
+
+    _check_grids('', before, after, mask, mask)
+    volumes = (_finite(before), _finite(after), np.asarray(mask) > 0)
+    scan, harmonized, brain = (to_ras(volume, affine) for volume in volumes)
+    layout = plan(brain, _ras_affine(affine, np.shape(before)), margin=4.0)
+    rows = [
+        _annotate(_grey(mosaic(_window(each, brain, brain), layout)), layout) for each in (scan, harmonized)
+    ]
+    picture = Image.new('RGB', (layout.size[0], 2 * layout.size[1]))
+    for number, row in enumerate(rows):
+        picture.paste(row, (0, number * layout.size[1]))
+    return picture
+
+
 def to_ras(volume: NDArray[Any], affine: NDArray[Any], name: str = '') -> NDArray[Any]:
     """Flip and permute the axes of a volume to the closest RAS+ order.
 
