@@ -26,6 +26,9 @@ TEXTURE = {
     'scalp': (0.05, 0.1), 'soft tissue': (0.05, 0.1), 'marrow': (0.05, 0.1), 'cord': (0.03, 0.01),
 }  # fmt: skip
 
+#: What is called 1 in the canonical scanner, in units of the usual white matter, such that the 90th percentile of the usual brain is near 1 in
+#: every contrast, as after robust scaling (people drawn for `benchmarks/train_isotone.py`: 0.99, 1.01, 0.99, 1.01).
+CANONICAL_UNIT = {'T1w': 1.0, 'T2w': 2.9, 'FLAIR': 1.1, 'PDw': 1.2}
 #: Number of values of the transmit field at which signals are computed; between them they are interpolated.
 _KNOTS = 9
 
@@ -212,7 +215,7 @@ def canonical_image(
     Returns
     -------
     ndarray of shape (X, Y, Z), float32
-        The usual white matter is 1.
+        In units of :data:`CANONICAL_UNIT`: near 1 at the 90th percentile of the usual brain.
     """
     from bidsharm.simulation.presets import PRESETS
 
@@ -223,7 +226,7 @@ def canonical_image(
         torch.from_numpy(anatomy.fractions), sequence, field_strength, factors=factors, texture=texture
     )
     white = abs(float(sequence.signal(tissue_of_person('WM', field_strength))))
-    return (image.abs() / white).numpy()
+    return (image.abs() / (white * CANONICAL_UNIT[contrast])).numpy()
 
 
 def gradient_error(

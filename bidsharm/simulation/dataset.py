@@ -69,7 +69,7 @@ mask, and where there are any the mask of lesions. Contrasts on a grid of their 
 contrast in `desc`.
 
 `desc-noiseless` is the image without transmit and receive field, k-space window, motion, noise and rounding, in the units
-of the scan; `desc-canonical` the same head in one and the same scanner without any error, with a white matter of 1.
+of the scan; `desc-canonical` the same head in one and the same scanner without any error, in units that make its 90th percentile about 1.
 
 Two transforms lead from points of a scan to the anatomy: `from-orig_to-head` (an affine: pose and size; ITK text) and, of
 each person, `from-head_to-anatomy` (a displacement field as ITK reads it). What gradients do to places comes before both and

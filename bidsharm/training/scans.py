@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 from bidsharm.simulation import artefacts
-from bidsharm.simulation.acquisition import TEXTURE
+from bidsharm.simulation.acquisition import CANONICAL_UNIT, TEXTURE
 from bidsharm.simulation.physics import PulseSequence
 from bidsharm.simulation.presets import PRESETS
 from bidsharm.simulation.protocols import draw_scanner
@@ -103,11 +103,12 @@ def draw_signals(contrast: str, count: int, *, seed: int) -> Signals:
 
 
 def canonical_signals(contrast: str) -> tuple[Tensor, Tensor]:
-    """Return signals and slopes of the canonical scanner at its nominal flip angle, shape (6,) each; white matter is 1."""
+    """Return signals and slopes of the canonical scanner at its nominal flip angle, in its units, shape (6,) each."""
     scanner = PRESETS[0]
     signal, slope = _tissue_signals(scanner.sequence(contrast), scanner.field_strength)
     middle = int(np.argmin(np.abs(_FLIPS - 1)))
-    return torch.as_tensor(signal[:, middle]).float(), torch.as_tensor(slope[:, middle]).float()
+    unit = CANONICAL_UNIT[contrast]
+    return torch.as_tensor(signal[:, middle] / unit).float(), torch.as_tensor(slope[:, middle] / unit).float()
 
 
 def _tissue_signals(
@@ -127,6 +128,16 @@ def _tissue_signals(
     step = 1.02
     slope = (signals(step) - signals(1 / step)) / (2 * np.log(step))
     return signals(1.0) / white, slope / white
+
+
+def _usual(contrast: str, fluid: float, grey: float, white: float) -> bool:
+    """Say whether tissues may be of this brightness in a contrast."""
+    return {
+        'T1w': fluid < 0.95 * grey and grey < 0.99 * white,
+        'T2w': white < 0.95 * grey and grey < 0.95 * fluid,
+        'FLAIR': fluid < 0.8 * white and white < grey,
+        'PDw': white < 0.97 * grey and 0.7 * white < fluid < 2.2 * white,
+    }[contrast]
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ class ScanSource:
     def __init__(
         self, brains: Sequence[Brain], contrast: str, *, seed: int, scanners: int = 4000, device: str = 'cpu'
     ) -> None:
-        self.brains, self.device = list(brains), torch.device(device)
+        self.brains, self.contrast, self.device = list(brains), contrast, torch.device(device)
         drawn = draw_signals(contrast, scanners, seed=seed)
         self.signals = Signals(**{name: getattr(drawn, name).to(device) for name in Signals.__annotations__})
         # Hospitals have more thick slices than a draw from all there is.
@@ -238,10 +249,7 @@ class ScanSource:
     def _recoloured(self) -> TrainingScan:
         """Return a brain with tissue of any brightness, as in other contrasts, in infants or in a CT."""
         _, flat, mixture, kinds, texture = self._place(int(self.rng.integers(len(self.brains))))
-        while True:
-            fluid, grey, white = self.rng.uniform(0.05, 1, 3)
-            if not (fluid < 0.95 * grey and grey < 0.99 * white):
-                break
+        fluid, grey, white = self._colours()
         levels = torch.tensor(
             [fluid, fluid, grey, 0.5 * (grey + white), white, grey, 0.3], device=self.device
         ).float()
@@ -253,6 +261,13 @@ class ScanSource:
         values = values + self._uniform(0.005, 0.06) * self._normal(len(values))
         given, true = self._mask(flat, kinds)
         return self._untrue(values[given], flat[given], true[given])
+
+    def _colours(self) -> tuple[float, float, float]:
+        """Draw a brightness of fluid, grey and white matter that the contrast never has."""
+        while True:
+            fluid, grey, white = (float(level) for level in self.rng.uniform(0.05, 1, 3))
+            if not _usual(self.contrast, fluid, grey, white):
+                return fluid, grey, white
 
     def _spoiled(self, scan: TrainingScan) -> TrainingScan:
         """Return a scan upside down, back to front, inverted, or with noise in place of tissue."""
