@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 
 Volume = NDArray[np.float32]
 Progress = Callable[[int, int, str], None]
+#: Intensities on any grid and its affine in, harmonized intensities on that grid out.
+Map = Callable[[Volume, NDArray[np.float64]], Volume]
 
 #: What a method may need, and how a sentence names it when it is missing.
 NEED_PHRASES: dict[str, str] = {
     'cohort': 'several scans of the same contrast to learn a common scale from',
     'site': 'site labels for the scans',
+    'two_sites': 'scans of at least two sites',
+    'travellers': 'people who were scanned at every site',
     'reference': 'a reference image or a site as target',
     'paired': 'scans of the same people at several sites',
     'multi_contrast': 'several contrasts of the same session',
@@ -113,6 +117,10 @@ class Scan:
         Site label, or an empty string.
     tissue
         Probabilities of CSF, GM and WM, shape (3, X, Y, Z), float32 in [0, 1]; None when not segmented.
+    person, session
+        Who was scanned, and in which visit; scans of one person belong together in a training.
+    covariates
+        Numbers known about the person (age), by name.
     """
 
     data: Volume
@@ -122,6 +130,9 @@ class Scan:
     name: str = ''
     site: str = ''
     tissue: Volume | None = None
+    person: str = ''
+    session: str = ''
+    covariates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -213,12 +224,16 @@ class Harmonized:
         Numbers worth recording (the fitted scale, for example), JSON types only.
     warnings
         Sentences that a reader of the image must see; they go into the QC record and the report.
+    beyond
+        The map that made ``image``, where it holds outside the mask too: it takes intensities in the units of the scan. None
+        where the method knows the brain only. See :mod:`bidsharm.harmonizers.beyond`.
     """
 
     image: Volume
     uncertainty: Volume | None = None
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    beyond: Map | None = None
 
 
 class Harmonizer(ABC):

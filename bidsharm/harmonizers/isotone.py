@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import ConfigurationError
-from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Scan, Target
+from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Map, Scan, Target, Volume
 from bidsharm.harmonizers.linear import Robust
-from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint
+from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint, pointwise
 from bidsharm.imaging.lowres import LowResolution, look_at
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Isotone(StandardHarmonizer):
         if found.style is None or found.seen is None or reason:
             details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
             warning = f'Only scaled by the 90th percentile: {reason}.'
-            return Harmonized(paint(scan, found.values * factor), details=details, warnings=(warning,))
+            return _scaled(scan, found.values, factor, details, (warning,))
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
         # Scans of the target have gains of their own, so against a site or a reference only the curves count.
@@ -187,12 +187,11 @@ class Isotone(StandardHarmonizer):
         details = {'change': change, 'factor': factor, **_summary(found)}
         if change < found.style.expected_error:
             why = 'the change would be smaller than its expected error'
-            return Harmonized(
-                paint(scan, found.values * factor), details={'way': 'scale', 'reason': why, **details}
-            )
+            return _scaled(scan, found.values, factor, {'way': 'scale', 'reason': why, **details})
         return Harmonized(
-            paint(scan, mapped), paint(scan, deviation), {'way': 'network', 'reason': '', **details}
-        )
+            paint(scan, mapped), paint(scan, deviation), {'way': 'network', 'reason': '', **details},
+            beyond=_beyond(found.style, found.seen, standard),
+        )  # fmt: skip
 
     def _understand(self, scan: Scan) -> _Understood:
         values = check_scan(scan)
@@ -248,6 +247,27 @@ def _summary(found: _Understood) -> dict[str, Any]:
         'expected_error': style.expected_error, 'expected_error_robust': style.expected_error_robust,
         'strangeness': style.strangeness, 'offset': style.offset, 'scale': style.scale, 'curve': style.heights.tolist(),
     }  # fmt: skip
+
+
+def _scaled(
+    scan: Scan, values: Values, factor: float, details: dict[str, Any], warnings: tuple[str, ...] = ()
+) -> Harmonized:
+    """Return a scan of which only the scale is changed."""
+    beyond = pointwise(lambda levels: levels * factor)
+    return Harmonized(paint(scan, values * factor), details=details, warnings=warnings, beyond=beyond)
+
+
+def _beyond(style: Style, seen: LowResolution, standard: Values) -> Map:
+    """Return the map of the network for any place: outside its field of view the gain stays what it is at the edge."""
+
+    def beyond(data: Volume, affine: NDArray[np.float64]) -> Volume:
+        from bidsharm.nn.isotone_model import field_at
+
+        gain = np.exp(field_at(style.log_gain, seen, np.ones(np.shape(data), bool), affine))
+        canonical = style.curve((np.asarray(data, np.float64).ravel() - style.offset) / gain / style.scale)
+        return _from_canonical(canonical, standard).reshape(np.shape(data)).astype(np.float32)
+
+    return beyond
 
 
 def _map(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from bidsharm.harmonizers.contract import (
     FitReport,
     Harmonized,
     Harmonizer,
+    Map,
     Progress,
     Reference,
     Scan,
@@ -111,6 +112,17 @@ def paint(scan: Scan, values: Values) -> Volume:
     image = np.zeros(np.shape(scan.data), dtype=np.float32)
     image[_inside(scan)] = narrow
     return image
+
+
+def pointwise(change: Callable[[Values], Values]) -> Map:
+    """Return a map of intensities alone, the same at every place, for :attr:`Harmonized.beyond`."""
+
+    def beyond(data: Volume, affine: NDArray[np.float64]) -> Volume:
+        del affine  # one and the same map everywhere
+        levels = np.asarray(data, np.float64)
+        return change(levels.ravel()).reshape(levels.shape).astype(np.float32)
+
+    return beyond
 
 
 def _numerical_errors() -> tuple[type[Exception], ...]:
@@ -272,8 +284,9 @@ class StandardHarmonizer(Harmonizer):
         values = check_scan(scan)
         description = self._described(scan)
         return Harmonized(
-            paint(scan, self.apply(values, description, standard)), details=self.report(description, standard)
-        )
+            paint(scan, self.apply(values, description, standard)), details=self.report(description, standard),
+            beyond=pointwise(lambda levels: self.apply(levels, description, standard)),
+        )  # fmt: skip
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the standards and the target's quantiles by contrast, and the name of the target."""
