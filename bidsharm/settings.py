@@ -62,6 +62,7 @@ class Settings:
     brain_extraction: Literal['deepbet', 'ants'] = 'deepbet'
     registration: Literal['affine', 'syn'] = 'affine'
     output_spaces: tuple[str, ...] = ('native',)
+    fmriprep_derivatives: Path | None = None
     random_seed: int = 0
     sloppy: bool = False
     qc_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)

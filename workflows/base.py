@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bidsharm.workflows.handoff import init_ds_handoff_wf
 from bidsharm.workflows.harmonize import Method, init_harmonize_wf
 from bidsharm.workflows.outputs import (
     init_ds_harmonized_wf,
@@ -53,6 +54,8 @@ class ScanPlan:
         Given transforms of its anchor to output templates, by the label of the space (``MNIInfant+2``).
     shape
         Size of the raw scan in voxels, for the memory estimate.
+    handoff
+        Folder of the derivatives for fMRIPrep, for the T1w that goes there.
     """
 
     scan: ScanFile
@@ -62,6 +65,7 @@ class ScanPlan:
     anchor_precomputed: Precomputed = field(default_factory=Precomputed)
     space_transforms: Mapping[str, Path] = field(default_factory=dict)
     shape: tuple[int, ...] = (256, 256, 256)
+    handoff: Path | None = None
 
     @property
     def follows(self) -> bool:
@@ -330,14 +334,62 @@ def _connect_scan(
         workflow, plan, prep_wf, harmonize_wf, qc_wf, structural, spaces, output_dir, options
     )  # fmt: skip
     sinks += _connect_transforms(workflow, plan, spaces, output_dir)
+    handoff_wf = _connect_handoff(workflow, plan, prep_wf, harmonize_wf, spaces)
     ds_qc_wf = init_ds_qc_wf(
         scan=scan, output_dir=output_dir, digest=options.digest, methods=options.methods, sources=plan.sources,
-        sinks=len(sinks), name=f'ds_qc_{node}_wf',
+        sinks=len(sinks), handoff=handoff_wf is not None, name=f'ds_qc_{node}_wf',
     )  # fmt: skip
     workflow.connect(qc_wf, out('qc'), ds_qc_wf, 'inputnode.qc')
     workflow.connect(qc_wf, out('figures'), ds_qc_wf, 'inputnode.figures')
     for index, sink in enumerate(sinks, start=1):
         workflow.connect(sink, out('fingerprints'), ds_qc_wf, f'inputnode.saved{index}')
+    if handoff_wf is not None:
+        workflow.connect(handoff_wf, out('fingerprints'), ds_qc_wf, 'inputnode.handoff')
+
+
+def _connect_handoff(
+    workflow: pe.Workflow,
+    plan: ScanPlan,
+    prep_wf: pe.Workflow,
+    harmonize_wf: pe.Workflow,
+    spaces: Mapping[Space, pe.Node],
+) -> pe.Workflow | None:
+    """Let the head be harmonized too, and add the sink for fMRIPrep, for a T1w that goes there."""
+    if plan.handoff is None:
+        return None
+    labels = handoff_spaces(spaces)
+    sink = init_ds_handoff_wf(
+        scan=plan.scan, folder=plan.handoff, native=plan.native, spaces=labels, reused=plan.reused,
+        given=plan.space_transforms, name=f'ds_handoff_{plan.scan.node}_wf',
+    )  # fmt: skip
+    workflow.connect([
+        (prep_wf, harmonize_wf, [
+            (f'outputnode.{field}', f'inputnode.{field}') for field in ('preproc', 'mask_sidecar')
+        ]),
+        (prep_wf, sink, [(f'outputnode.{field}', f'inputnode.{field}') for field in ('brain_mask', 'dseg', 'tissue')]),
+        (harmonize_wf, sink, [
+            ('outputnode.head', 'inputnode.head'), ('outputnode.head_sidecar', 'inputnode.sidecar'),
+        ]),
+    ])  # fmt: skip
+    registered: dict[str, pe.Workflow] = {BUNDLED: prep_wf}
+    for space in spaces:
+        found = workflow.get_node(f'register_{plan.scan.node}_{_space_name(space)}_wf')
+        if found is not None:
+            registered.setdefault(space.entities['space'], found)
+    for index, label in enumerate(labels, start=1):
+        if label in registered:
+            workflow.connect([
+                (registered[label], sink, [
+                    ('outputnode.to_template', f'inputnode.forward{index}'),
+                    ('outputnode.from_template', f'inputnode.backward{index}'),
+                ]),
+            ])  # fmt: skip
+    return sink
+
+
+def handoff_spaces(spaces: Iterable[Space]) -> tuple[str, ...]:
+    """Return the labels of the templates that fMRIPrep gets transforms to: the built-in one, and those of the output spaces."""
+    return tuple(dict.fromkeys([BUNDLED, *(space.entities['space'] for space in spaces)]))
 
 
 def _connect_spaces(

@@ -96,6 +96,8 @@ def init_harmonize_wf(
     ------
     brain, brain_mask, tissue
         From a preprocessing graph.
+    preproc, mask_sidecar
+        The whole image and its ``SkullStripped``; only where the head is wanted too.
 
     Outputs
     -------
@@ -107,12 +109,15 @@ def init_harmonize_wf(
         Details, device, precision, seconds, quantiles of the target.
     sidecar
         Fields for the sidecar of the image.
+    head, head_sidecar
+        The whole image, harmonized (the brain alone where the method knows no more), and the fields for its sidecar; undefined without
+        ``preproc``.
     """
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=['brain', 'brain_mask', 'tissue']), name='inputnode')
-    outputnode = pe.Node(
-        niu.IdentityInterface(fields=['harmonized', 'uncertainty', 'record', 'sidecar']), name='outputnode'
-    )
+    given = ['brain', 'brain_mask', 'tissue', 'preproc', 'mask_sidecar']
+    results = ['harmonized', 'uncertainty', 'record', 'sidecar', 'head', 'head_sidecar']
+    inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
+    outputnode = pe.Node(niu.IdentityInterface(fields=results), name='outputnode')
     harmonize = pe.Node(
         HarmonizeScan(
             harmonizer=method.name, target=method.target, model_dir=method.model_dir,
@@ -127,9 +132,10 @@ def init_harmonize_wf(
     if method.uses_gpu and gpu_plugin_args:
         harmonize.plugin_args = gpu_plugin_args
     workflow.connect([
-        (inputnode, harmonize, [('brain', 'in_file'), ('brain_mask', 'mask_file'), ('tissue', 'tissue')]),
-        (harmonize, outputnode, [
-            ('out_file', 'harmonized'), ('uncertainty', 'uncertainty'), ('record', 'record'), ('sidecar', 'sidecar'),
+        (inputnode, harmonize, [
+            ('brain', 'in_file'), ('brain_mask', 'mask_file'), ('tissue', 'tissue'), ('preproc', 'head_file'),
+            ('mask_sidecar', 'head_sidecar'),
         ]),
+        (harmonize, outputnode, [('out_file', 'harmonized'), *((field, field) for field in results[1:])]),
     ])  # fmt: skip
     return workflow

@@ -258,6 +258,7 @@ def init_ds_qc_wf(
     sources: Mapping[str, Path],
     sinks: int,
     methods: Mapping[str, Any] | None = None,
+    handoff: bool = False,
     name: str = 'ds_qc_wf',
 ) -> pe.Workflow:
     """Write pictures and QC record, after everything else of the scan is in place.
@@ -274,15 +275,18 @@ def init_ds_qc_wf(
         How many other sinks to wait for (inputs ``saved1``...).
     methods
         How the results are made, in words (:meth:`bidsharm.bids.boilerplate.Boilerplate.to_dict`).
+    handoff
+        Whether to wait for the sink of fMRIPrep's files too.
 
     Inputs
     ------
-    qc, figures, saved1...
-        Record, pictures, and what the other sinks wrote.
+    qc, figures, saved1..., handoff
+        Record, pictures, what the other sinks wrote, and what that of fMRIPrep's files wrote.
     """
     workflow = pe.Workflow(name=name)
     saved = [f'saved{index}' for index in range(1, sinks + 1)]
-    inputnode = pe.Node(niu.IdentityInterface(fields=['qc', 'figures', *saved]), name='inputnode')
+    more = ['handoff'] if handoff else []
+    inputnode = pe.Node(niu.IdentityInterface(fields=['qc', 'figures', *saved, *more]), name='inputnode')
     wait = pe.Node(niu.Merge(sinks, no_flatten=True), name='wait', run_without_submitting=True)
     ds_qc = pe.Node(
         SaveQC(
@@ -295,6 +299,6 @@ def init_ds_qc_wf(
     workflow.connect([
         (inputnode, wait, [(field, f'in{index}') for index, field in enumerate(saved, start=1)]),
         (wait, ds_qc, [('out', 'saved')]),
-        (inputnode, ds_qc, [('qc', 'qc'), ('figures', 'figures')]),
+        (inputnode, ds_qc, [(field, field) for field in ('qc', 'figures', *more)]),
     ])  # fmt: skip
     return workflow

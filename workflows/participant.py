@@ -42,6 +42,7 @@ from bidsharm import __version__
 from bidsharm.bids.atomic import write_text
 from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
 from bidsharm.bids.dataset import prepare_root
+from bidsharm.bids.handoff import prepare_handoff
 from bidsharm.bids.index import open_layout
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import select_scans
@@ -81,6 +82,7 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         show_plan(plan, settings, console)
         return ExitCode.OK
     prepare_root(settings)
+    prepare_handoff(settings)
     if settings.boilerplate_only:
         write_citations(settings.output_dir / 'logs', boilerplate)
         console.print(boilerplate.to_markdown(), markup=False)

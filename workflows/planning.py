@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bidsharm.workflows.base import Options, ScanPlan
+from bidsharm.workflows.base import Options, ScanPlan, handoff_spaces
 from bidsharm.workflows.engine import load_plugin
 from bidsharm.workflows.harmonize import Method
 
 from bidsharm.bids.derivatives import Precomputed, check_folders, find_precomputed
+from bidsharm.bids.handoff import handed_off, handoff_files
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import Selection
 from bidsharm.bids.resume import is_complete
@@ -289,9 +290,11 @@ def subject_plans(
     """
     wanted = [scan for scan in selection.of_subject(subject) if only is None or scan.name in only]
     plans: dict[str, ScanPlan] = {}
+    for_fmriprep = handed_off(selection.scans) if settings.fmriprep_derivatives else frozenset()
     for scan in wanted:
         anchor = selection.anchor(scan)
-        plans[scan.name] = measured(plan_scan(scan, anchor, settings, options))
+        handoff = settings.fmriprep_derivatives if scan.name in for_fmriprep else None
+        plans[scan.name] = replace(measured(plan_scan(scan, anchor, settings, options)), handoff=handoff)
         if anchor.name not in {item.name for item in wanted}:
             plans[anchor.name] = replace(measured(plan_scan(anchor, anchor, settings, options)), write=False)
     return list(plans.values())
@@ -336,15 +339,23 @@ def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) 
     return files
 
 
+def expected_handoff(scan: ScanFile, options: Options) -> list[str]:
+    """Return the files that a T1w has in the folder for fMRIPrep, without sidecars."""
+    return handoff_files(scan, handoff_spaces(item.space for item in options.templates))
+
+
 def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest: str) -> set[str]:
     """Return the names of the scans that are not complete with these settings and these files."""
     if settings.force:
         return {scan.name for scan in scans}
-    root = settings.output_dir
+    root, folder = settings.output_dir, settings.fmriprep_derivatives
+    for_fmriprep = handed_off(plan.selection.scans) if folder else frozenset()
     names = set()
     for scan in scans:
         sources = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options).sources
-        if not is_complete(root / OutputNames(scan).qc, root, sources, digest):
+        more = expected_handoff(scan, plan.options) if scan.name in for_fmriprep else []
+        qc = root / OutputNames(scan).qc
+        if not is_complete(qc, root, sources, digest, handoff=folder if more else None, handed_off=more):
             names.add(scan.name)
     return names
 
@@ -355,4 +366,6 @@ def batches(subjects: Sequence[str], size: int) -> Iterator[Sequence[str]]:
         yield subjects[start : start + size]
 
 
-__all__ = ['Plan', 'Template', 'batches', 'expected_outputs', 'make_plan', 'subject_plans', 'unfinished']
+__all__ = [
+    'Plan', 'Template', 'batches', 'expected_handoff', 'expected_outputs', 'make_plan', 'subject_plans', 'unfinished',
+]  # fmt: skip

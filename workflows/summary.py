@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bidsharm.workflows.planning import Plan, expected_outputs, unfinished
+from bidsharm.workflows.planning import Plan, expected_handoff, expected_outputs, unfinished
 from bidsharm.workflows.progress import counted
 from bidsharm.workflows.targets import known_target
 from rich.console import Console
 
+from bidsharm.bids.handoff import handed_off
 from bidsharm.errors import ExitCode, NotServed, ScanError
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
@@ -64,6 +65,10 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
     for scan in plan.selection.scans:
         for name in expected_outputs(scan, plan.selection.anchor(scan), plan.spaces):
             console.print(f'  {name}', markup=False, highlight=False)
+    for_fmriprep = handed_off(plan.selection.scans) if settings.fmriprep_derivatives else frozenset()
+    for scan in (scan for scan in plan.selection.scans if scan.name in for_fmriprep):
+        for name in expected_handoff(scan, plan.options):
+            console.print(f'  for fMRIPrep: {name}', markup=False, highlight=False)
 
 
 def show_outcome(

@@ -17,6 +17,10 @@ BIDS_VERSION = '1.10.0'
 #: What BIDS has no name for yet; the validator passes over it.
 BIDSIGNORE = '*.html\nlogs/\nmodels\nfigures\n*_xfm.*\n*_qc.*\ngroup_*\n'
 
+#: What the generator of each kind of folder says of itself: no folder is written over by a run that wants the other kind.
+MAIN = 'Harmonization of brain MRI across scanners'
+HANDOFF = 'Harmonized T1w under the names that fMRIPrep looks for'
+
 README = """# Harmonized MRI
 
 Written by bidsharm. Every `sub-*.html` shows what was changed in one subject's scans and that the anatomy was not;
@@ -55,7 +59,7 @@ def prepare_root(settings: Settings) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(root)) from None
-    _refuse_foreign(root)
+    refuse_foreign(root, MAIN)
     if not os.access(root, os.W_OK):
         raise UsageError(
             'The output folder cannot be written.', where=str(root), fix='Check its permissions.'
@@ -65,24 +69,47 @@ def prepare_root(settings: Settings) -> None:
     if not (root / 'README.md').exists():
         write_text(root / 'README.md', README)
     write_text(root / 'descriptions.tsv', ''.join('\t'.join(row) + '\n' for row in _DESCRIPTIONS))
+    write_labels(root)
+
+
+def write_labels(root: Path) -> None:
+    """Write ``dseg.tsv``: what the numbers of the segmentations mean."""
     labels = (('index', 'name', 'abbreviation'), ('1', 'Grey matter', 'GM'), ('2', 'White matter', 'WM'),
               ('3', 'Cerebrospinal fluid', 'CSF'))  # fmt: skip
     write_text(root / 'dseg.tsv', ''.join('\t'.join(row) + '\n' for row in labels))
 
 
-def _refuse_foreign(root: Path) -> None:
+def refuse_foreign(root: Path, kind: str) -> None:
+    """Refuse a folder that holds another data set.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    kind
+        :data:`MAIN` or :data:`HANDOFF`: what is to be written there. A folder without a description may hold no subject if it is for
+        fMRIPrep, since images of an earlier choice are removed there.
+
+    Raises
+    ------
+    UsageError
+        Naming the folder.
+    """
     file = root / 'dataset_description.json'
-    if not file.exists():
-        return
-    content = read_json(file)
-    listed = content.get('GeneratedBy')
-    makers = (
-        [maker.get('Name') for maker in listed if isinstance(maker, dict)] if isinstance(listed, list) else []
-    )
-    if 'bidsharm' not in makers:
+    listed = read_json(file).get('GeneratedBy')
+    makers = [maker for maker in listed if isinstance(maker, dict)] if isinstance(listed, list) else []
+    ours = [maker for maker in makers if maker.get('Name') == 'bidsharm']
+    untold = kind == HANDOFF and any(root.glob('sub-*'))
+    if not ours and (file.exists() or untold):
         raise UsageError(
-            'The output folder already holds another data set.', where=str(root), fix='Give an empty folder.'
-        )
+            f'The {"output folder" if kind == MAIN else "folder for fMRIPrep"} already holds another data set.',
+            where=str(root), fix='Give an empty folder.',
+        )  # fmt: skip
+    if ours and (ours[0].get('Description') == HANDOFF) != (kind == HANDOFF):
+        raise UsageError(
+            'OUTPUT_DIR and --fmriprep-derivatives are two data sets, and this folder is the other one.',
+            where=str(root), fix='Give each its own folder.',
+        )  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,20 +121,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def description(settings: Settings) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json``."""
+def description(settings: Settings, root: Path | None = None) -> dict[str, Any]:
+    """Return the content of ``dataset_description.json`` of a folder, OUTPUT_DIR if it is not given."""
     raw = read_json(settings.bids_dir / 'dataset_description.json')
     generator: dict[str, Any] = {
         'Name': 'bidsharm',
         'Version': __version__,
-        'Description': 'Harmonization of brain MRI across scanners',
+        'Description': MAIN,
     }
     image = os.environ.get('BIDSHARM_CONTAINER')
     if image:
         kind, _, tag = image.partition(':')
         generator['Container'] = {'Type': kind, 'Tag': tag}
     # What earlier runs reused is still named in the sidecars that they wrote.
-    before = read_json(settings.output_dir / 'dataset_description.json').get('DatasetLinks')
+    before = read_json((root or settings.output_dir) / 'dataset_description.json').get('DatasetLinks')
     links = {str(name): str(uri) for name, uri in before.items()} if isinstance(before, dict) else {}
     links['raw'] = settings.bids_dir.as_uri()
     links |= {name: folder.as_uri() for name, folder in settings.derivatives.items()}

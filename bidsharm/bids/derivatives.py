@@ -120,3 +120,9 @@ def _candidates(folder: Path, entities: Mapping[str, str], template: str) -> dic
         'to_template': folder / file_name(entities, transform.format('T1w', template), '.h5'),
         'from_template': folder / file_name(entities, transform.format(template, 'T1w'), '.h5'),
     }
+
+
+def way_back(forward: Path, label: str) -> Path:
+    """Return the transform from a template that :func:`find_precomputed` found together with the one to it."""
+    there, back = f'from-T1w_to-{label}_', f'from-{label}_to-T1w_'
+    return forward.with_name(forward.name.replace(there, back))

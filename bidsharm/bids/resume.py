@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and ours <= record.keys() else None
 
 
-def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: str) -> bool:
+def is_complete(
+    qc_file: Path,
+    root: Path,
+    sources: Mapping[str, Path],
+    digest: str,
+    *,
+    handoff: Path | None = None,
+    handed_off: Collection[str] = (),
+) -> bool:
     """Say whether a scan has been done with these settings, and its files are those that were written then.
 
     They are not where another process has written over them with other settings, or somebody has edited them.
@@ -56,6 +64,8 @@ def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: 
         those of the record, and unchanged.
     digest
         Digest of the settings.
+    handoff, handed_off
+        Folder of ``--fmriprep-derivatives``, and the names of the files that must lie there as they were written.
     """
     record = read_record(qc_file)
     if record is None or record.get('digest') != digest:
@@ -67,6 +77,11 @@ def is_complete(qc_file: Path, root: Path, sources: Mapping[str, Path], digest: 
             and all(unchanged(root / name, written) for name, written in record['outputs'].items())
             and before.keys() == sources.keys()
             and all(unchanged(file, before[uri]) for uri, file in sources.items())
+            and (handoff is None or _all_there(handoff, handed_off, record.get('fmriprep_derivatives', {})))
         )
     except (KeyError, TypeError, AttributeError):
         return False  # a record that someone edited proves nothing
+
+
+def _all_there(folder: Path, names: Collection[str], written: Mapping[str, Any]) -> bool:
+    return all(name in written and unchanged(folder / name, written[name]) for name in names)

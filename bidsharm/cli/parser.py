@@ -144,6 +144,10 @@ def _add_preprocessing(parser: Parser) -> None:
         help='native (default; the scan\'s own grid), T1w, or TemplateFlow names such as MNI152NLin2009cAsym:res-1; '
         'MNI152NLin2009aSym is built in',
     )  # fmt: skip
+    group.add_argument(
+        '--fmriprep-derivatives', type=_absolute, metavar='DIR',
+        help='write the harmonized T1w there too, with mask, tissues and transforms, for fmriprep --derivatives harm=DIR',
+    )  # fmt: skip
     group.add_argument('--random-seed', type=_seed, metavar='N', help='default 0')
     _add_switch(group, '--sloppy', 'fewer iterations: for trying out only')
 
@@ -244,7 +248,14 @@ def _normalized(settings: Settings) -> Settings:
         for name, entity in (('participant_label', 'sub'), ('session_label', 'ses'), ('run', 'run'))
     }
     changed['derivatives'] = {name: _absolute(str(path)) for name, path in settings.derivatives.items()}
-    for name in ('bids_filter_file', 'bids_database_dir', 'weights_dir', 'work_dir', 'use_plugin'):
+    for name in (
+        'bids_filter_file',
+        'bids_database_dir',
+        'weights_dir',
+        'work_dir',
+        'use_plugin',
+        'fmriprep_derivatives',
+    ):
         if getattr(settings, name) is not None:
             changed[name] = _absolute(str(getattr(settings, name)))
     return replace(settings, **changed)
@@ -284,11 +295,34 @@ def _check(settings: Settings) -> None:
         raise UsageError('The output folder may not be the data set itself.', where=str(settings.output_dir))
     if output in data.parents:
         raise UsageError('The data set may not lie inside the output folder.', where=str(settings.output_dir))
+    _check_handoff(settings, data, output)
     if 'raw' in settings.derivatives:
         raise UsageError(
             'The name "raw" is that of the data set itself in BIDS URIs.', where='--derivatives',
             fix=f'Name it otherwise: other={settings.derivatives["raw"]}.',
         )  # fmt: skip
+
+
+def _check_handoff(settings: Settings, data: Path, output: Path) -> None:
+    """Refuse a folder for fMRIPrep that is, holds or lies in another one of this run."""
+    if settings.fmriprep_derivatives is None:
+        return
+    folder = settings.fmriprep_derivatives.resolve()
+    where = f'--fmriprep-derivatives {settings.fmriprep_derivatives}'
+    above = (folder, *folder.parents)
+    if data == folder or folder in data.parents:
+        raise UsageError('The folder for fMRIPrep may not be or hold the data set.', where=where)
+    if output in above or folder in output.parents:
+        raise UsageError(
+            'The folder for fMRIPrep is a data set of its own, outside OUTPUT_DIR.', where=where,
+            fix='Give it a folder beside OUTPUT_DIR.',
+        )  # fmt: skip
+    for name, given in settings.derivatives.items():
+        if given.resolve() in above or folder in given.resolve().parents:
+            raise UsageError(
+                f'The folder for fMRIPrep is the one that is read as --derivatives {name}.', where=where,
+                fix='Give it a folder of its own.',
+            )  # fmt: skip
 
 
 def parse_memory(text: str) -> float:

@@ -56,3 +56,22 @@ def whole_head(result: Harmonized, scan: Scan, head: Volume, affine: NDArray[np.
         )
         mapped[start : start + _SLAB] = np.where(slab < dark, floor * (np.maximum(slab, 0) / dark), above)
     return mapped if np.isfinite(mapped).all() else None
+
+
+def with_brain(head: Volume, affine: NDArray[np.float64], scan: Scan, brain: Volume) -> Volume:
+    """Return a head with the harmonized brain in its place.
+
+    Parameters
+    ----------
+    head, affine
+        The rest of the head, shape (X, Y, Z), and its grid.
+    scan
+        What ``brain`` was made of, on a part of the voxels of the head.
+    brain
+        Shape of the scan; only what its mask holds is used.
+    """
+    start = np.round((np.linalg.inv(affine) @ scan.affine)[:3, 3]).astype(int)
+    box = tuple(slice(at, at + size) for at, size in zip(start, brain.shape, strict=True))
+    result = np.array(head, dtype=np.float32)
+    result[box] = np.where(np.asarray(scan.mask).astype(bool), brain, result[box])
+    return result

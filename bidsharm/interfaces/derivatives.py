@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from nipype.interfaces.base import File
 
 from bidsharm.bids.atomic import atomic_path, copy_file, write_json
+from bidsharm.bids.handoff import HANDOFF_ENDINGS
 from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import UsageError
 from bidsharm.imaging.grids import load_checked, open_image, to_native
@@ -30,6 +32,9 @@ class _SaveIn(BaseInterfaceInputSpec):
     out_root = traits.Str(mandatory=True, desc='output folder')
     native = File(desc='raw scan, whose grid results without a space come back to')
     extra = traits.Dict(desc='sidecar fields known only after the run, for images')
+    alone_in = traits.Str(
+        '', usedefault=True, desc='relative folder that may hold no other images of this kind'
+    )
 
 
 class _SaveOut(TraitedSpec):
@@ -54,6 +59,8 @@ class SaveDerivatives(Interface):
         extra = self.given('extra', {})
         written: dict[str, dict[str, Any]] = {}
         files, specs = self.inputs.in_files, list(self.inputs.specs)
+        if self.inputs.alone_in:
+            remove_others(root / self.inputs.alone_in, specs)
         while len(specs) > len(files) and specs[-1].get('optional'):
             _remove(specs.pop(), root)
         for file, spec in zip(files, specs, strict=True):
@@ -66,6 +73,20 @@ def _remove(spec: dict[str, Any], root: Path) -> None:
     image = root / spec['path']
     image.unlink(missing_ok=True)
     image.with_name(image.name.replace('.nii.gz', '.json')).unlink(missing_ok=True)
+
+
+def remove_others(folder: Path, specs: Sequence[Mapping[str, Any]]) -> None:
+    """Remove what was written into a folder under other names, of the kinds that :func:`handoff_specs` lists.
+
+    fMRIPrep takes all it finds for one scan, so an image that an earlier choice has left would stand beside the new one.
+    """
+    paths = (spec['path'] for spec in specs)
+    names = [Path(name).name for path in paths for name in (path if isinstance(path, list) else [path])]
+    kept = {*names, *(name.replace('.nii.gz', '.json') for name in names)}
+    for ending in HANDOFF_ENDINGS:
+        for file in folder.glob(f'*{ending}'):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
 
 def save_result(
@@ -182,6 +203,7 @@ class _SaveQCIn(BaseInterfaceInputSpec):
     figures_dir = traits.Str(mandatory=True, desc='relative folder of the pictures')
     digest = traits.Str(mandatory=True, desc='digest of the settings that decide the result')
     saved = traits.List(traits.Dict, mandatory=True, desc='fingerprints of what the other sinks wrote')
+    handoff = traits.Dict(desc='fingerprints of what was written for fMRIPrep, by name in the folder for it')
 
 
 class _SaveQCOut(TraitedSpec):
@@ -214,6 +236,8 @@ class SaveQC(Interface):
             'inputs': {uri: fingerprint(Path(file)) for uri, file in inputs.sources.items()},
             'methods': self.given('methods', {}),
         }
+        if handed_off := self.given('handoff'):
+            record['fmriprep_derivatives'] = handed_off
         target = root / inputs.qc_path
         write_json(target, record)
         return {'out_file': str(target)}

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import File
+from numpy.typing import NDArray
 
 from bidsharm import __version__
 from bidsharm.errors import ScanError
 from bidsharm.harmonizers import bundle, registry
+from bidsharm.harmonizers.beyond import whole_head, with_brain
 from bidsharm.harmonizers.contract import (
     Canonical,
     Cohort,
     Execution,
+    Harmonized,
     Harmonizer,
     Reference,
     Scan,
@@ -91,6 +94,8 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
         'execution': {'device': method.execution.device, 'precision': method.execution.precision,
                       'steps': list(method.execution.steps), 'seconds': round(seconds, 3)},
     }  # fmt: skip
+    if request.get('head'):
+        answer |= _head_of(result, scan, image, request)
     quantiles = method.target_quantiles(scan.contrast)
     answer['target_quantiles'] = None if quantiles is None else [float(value) for value in quantiles]
     if result.uncertainty is not None:
@@ -99,6 +104,19 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
             name, np.where(scan.mask, result.uncertainty, 0).astype(np.float32), scan.affine
         )
     return answer
+
+
+def _head_of(
+    result: Harmonized, scan: Scan, brain: NDArray[np.float32], request: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the whole head, or the brain on the grid of the head where the method knows no more; say which."""
+    head, affine = read(request['head'])
+    whole = whole_head(result, scan, head, affine)
+    rest = np.zeros_like(head) if whole is None else whole
+    file = write(
+        Path(request['out_file']).with_name('head.nii'), with_brain(rest, affine, scan, brain), affine
+    )
+    return {'head': file, 'head_kept': whole is not None}
 
 
 def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +134,8 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='bias-corrected brain')
     mask_file = File(exists=True, mandatory=True, desc='brain mask')
     tissue = File(exists=True, desc='4-D tissue probabilities')
+    head_file = File(exists=True, desc='bias-corrected whole image; given: the head is harmonized too')
+    head_sidecar = traits.Dict(desc='SkullStripped of that image')
     contrast = traits.Str(mandatory=True, desc='BIDS suffix')
     name = traits.Str('', usedefault=True, desc='name of the scan')
     site = traits.Str('', usedefault=True, desc='site label')
@@ -136,6 +156,8 @@ class _HarmonizeOut(TraitedSpec):
     uncertainty = File(desc='standard deviation per voxel, where the method gives one')
     record = traits.Dict(desc='details, execution, target quantiles')
     sidecar = traits.Dict(desc='fields for the sidecar of the harmonized image')
+    head = File(desc='whole image, harmonized; the brain alone where the method cannot go on beyond the mask')
+    head_sidecar = traits.Dict(desc='fields for its sidecar: SkullStripped tells which')
 
 
 class HarmonizeScan(Interface):
@@ -151,10 +173,18 @@ class HarmonizeScan(Interface):
             'contrast': inputs.contrast, 'name': inputs.name, 'site': inputs.site,
             'harmonizer': inputs.harmonizer, 'target': inputs.target, 'model_dir': inputs.model_dir,
             'execution': self.given('execution', {}), 'out_file': str(cwd / 'harmonized.nii'),
+            'head': self.given('head_file'),
         }  # fmt: skip
         answer = run_isolated('harmonize', request, cwd, threads=inputs.num_threads)
-        files: dict[str, Any] = {key: answer.pop(key) for key in ('out_file', 'uncertainty') if key in answer}
-        return {**files, 'record': answer, 'sidecar': {'Harmonization': self._provenance(answer)}}
+        outputs: dict[str, Any] = {
+            key: answer.pop(key) for key in ('out_file', 'uncertainty', 'head') if key in answer
+        }
+        sidecar = {'Harmonization': self._provenance(answer)}
+        if 'head' in outputs:
+            brain_only = not answer.pop('head_kept')
+            stripped = bool(brain_only or self.given('head_sidecar', {}).get('SkullStripped', False))
+            outputs['head_sidecar'] = {'SkullStripped': stripped, **sidecar}
+        return {**outputs, 'record': answer, 'sidecar': sidecar}
 
     def _provenance(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return what a reader of the image needs to know; no times, so that reruns write equal files."""
