@@ -26,6 +26,17 @@ _BUILTIN = {
     'nyul': 'bidsharm.harmonizers.histogram:Nyul',
     'histogram': 'bidsharm.harmonizers.histogram:HistogramMatching',
     'isotone': 'bidsharm.harmonizers.isotone:Isotone',
+    'deepharmony': 'bidsharm.harmonizers.unet:DeepHarmony',
+    'unet3d': 'bidsharm.harmonizers.unet:UNet3D',
+    'res-unet': 'bidsharm.harmonizers.unet:ResUNet',
+    'att-unet': 'bidsharm.harmonizers.unet:AttUNet',
+    'trans-unet': 'bidsharm.harmonizers.unet:TransUNet',
+    'unet3d-cgan': 'bidsharm.harmonizers.unet:UNet3DCGAN',
+    'res-unet-cgan': 'bidsharm.harmonizers.unet:ResUNetCGAN',
+    'att-unet-cgan': 'bidsharm.harmonizers.unet:AttUNetCGAN',
+    'trans-unet-cgan': 'bidsharm.harmonizers.unet:TransUNetCGAN',
+    'osman': 'bidsharm.harmonizers.unet:Osman',
+    'iguane': 'bidsharm.harmonizers.cyclegan:Iguane',
 }
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,539 @@
+"""Base of the methods that train networks: a method's file says its networks, its losses and its step, and nothing else.
+
+A method sees a volume through a view (slices of one or three axes, stacks of slices, patches, the whole), in units of its own. Scaling there
+and exactly back, padding, fusion, devices, memory, saving and training are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
+from bidsharm.harmonizers.contract import (
+    NEED_PHRASES,
+    Canonical,
+    Cohort,
+    Execution,
+    FitReport,
+    Harmonized,
+    Harmonizer,
+    Progress,
+    Reference,
+    Scan,
+    Site,
+    Target,
+)
+from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
+from bidsharm.harmonizers.standard import PERCENTILES, alternatives, check_scan, paint, target_kind
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bidsharm.training.options import Player, Running, Stage
+    from bidsharm.training.regimes import Batch, Sampler
+    from bidsharm.training.scaling import Scaling
+    from bidsharm.training.views import View
+    from bidsharm.training.volumes import TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Settings that all trained methods have; a method's own class adds its networks and the weights of its losses.
+
+    Parameters
+    ----------
+    voxel_mm
+        Voxel size that the networks see.
+    scaling
+        Which intensity of a brain becomes 1: ``median``, ``p95`` or ``p99``.
+    background
+        Value outside the brain: 0, or -1 where intensities are shifted so.
+    batch, steps
+        Of the training.
+    rate
+        Learning rate.
+    average
+        Decay of the average of the weights; 0 for none.
+    flip
+        Mirror every other example.
+    hold_out
+        Part of the people that is kept for validation.
+    """
+
+    voxel_mm: float = 1.0
+    scaling: str = 'p99'
+    background: float = 0.0
+    batch: int = 8
+    steps: int = 20_000
+    rate: float = 1e-4
+    average: float = 0.0
+    flip: bool = True
+    hold_out: float = 0.1
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method knows of a scan when it translates a batch of it.
+
+    Parameters
+    ----------
+    site
+        Number of the scan's site; -1 where the training has not seen it.
+    contrast
+        Number of its contrast.
+    axis
+        Axis of the slices; -1 for patches and volumes.
+    style
+        What the method has learnt of the target: named tensors, such as codes.
+    """
+
+    site: int = -1
+    contrast: int = 0
+    axis: int = -1
+    style: Mapping[str, Any] | None = None
+
+
+class TrainedHarmonizer(Harmonizer):
+    """A harmonizer whose networks are trained on scans of several sites.
+
+    A method defines :attr:`Preset`, :attr:`tiny`, :meth:`view`, :meth:`sampler`, :meth:`build`, :attr:`players`, :meth:`losses` and
+    :meth:`translate`; and, if it can aim at targets that it was not trained for, :meth:`style_of`.
+    """
+
+    #: The settings of the paper.
+    Preset: ClassVar[type[NetworkSettings]] = NetworkSettings
+    #: What the ``tiny`` preset changes: networks that train in seconds on a processor.
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    #: Set by the training loop: another batch of the same kind.
+    more: Callable[[], Batch]
+
+    def __init__(self, execution: Execution | None = None, settings: NetworkSettings | None = None) -> None:
+        super().__init__(execution)
+        self.settings = settings or self.Preset()
+        self.networks: nn.ModuleDict
+        self.sites: tuple[str, ...] = ()
+        self.contrasts: tuple[str, ...] = ()
+        self.target_site = ''
+        self._trained = False
+        self._target: tuple[str, str] = ('', '')
+        self._units: dict[str, float] = {}
+        self._quantiles: dict[str, NDArray[np.float64]] = {}
+        self._styles: dict[str, NDArray[np.float32]] = {}
+
+    # --- What a method says ---
+
+    def view(self) -> View:
+        """Return how the networks see a volume."""
+        raise NotImplementedError
+
+    def sampler(self, data: TrainingSet) -> Sampler:
+        """Return what draws batches."""
+        raise NotImplementedError
+
+    def build(self) -> dict[str, nn.Module]:
+        """Return the networks by name; ``self.sites`` and ``self.contrasts`` are known."""
+        raise NotImplementedError
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """The optimizers, and which networks each of them moves."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages of the training, one by default."""
+        from bidsharm.training.options import Stage
+
+        return (Stage(),)
+
+    @property
+    def average(self) -> float:
+        """Decay of the average of the weights."""
+        return self.settings.average
+
+    def begin(self, stage: str) -> None:
+        """Prepare for a stage; methods with frozen parts freeze them here."""
+        del stage
+
+    def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Yield each player with its losses in turn; between two of them the first one has moved."""
+        raise NotImplementedError
+
+    def validation(self, batch: Batch) -> Tensor | None:
+        """Return how bad the method does on a batch of people who are not trained on; None: it has no such number."""
+        del batch
+        return None
+
+    def translate(self, x: Tensor, given: Given) -> Tensor:
+        """Return a harmonized batch, shape (B, 1, ...), for a batch of one scan, shape (B, C, ...)."""
+        raise NotImplementedError
+
+    def style_of(
+        self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
+    ) -> dict[str, Tensor]:
+        """Return what describes a target: from volumes of it in units of the network, shape (X, Y, Z)."""
+        del scans, masks
+        return {}
+
+    def preview(self, batch: Batch) -> Sequence[Tensor]:
+        """Return images to look at during the training: what goes in, what comes out, and what should, where that is known."""
+        x = batch.get('x')
+        if x is None:
+            return []
+        given = Given(site=int(batch['site'][0]) if 'site' in batch else 0, style=self._style_tensors())
+        shown = [x, self.translate(x, given)]
+        return [*shown, batch['y']] if 'y' in batch else shown
+
+    # --- Training ---
+
+    @classmethod
+    def preset(cls, name: str = 'paper', **changes: Any) -> NetworkSettings:
+        """Return settings by name, with some of them changed.
+
+        Parameters
+        ----------
+        name
+            ``paper`` or ``tiny``.
+        changes
+            Settings to change.
+
+        Raises
+        ------
+        UsageError
+            For an unknown name or setting.
+        """
+        if name not in ('paper', 'tiny'):
+            raise UsageError(f'There is no preset "{name}".', where='--preset', fix='Choose paper or tiny.')
+        known = {item.name for item in fields(cls.Preset)}
+        for key in changes:
+            if key not in known:
+                raise UsageError(
+                    f'{cls.card.name} has no setting "{key}".',
+                    where='--set',
+                    fix=f'It has: {", ".join(sorted(known))}.',
+                )
+        return replace(cls.Preset(), **{**(cls.tiny if name == 'tiny' else {}), **changes})
+
+    def fit(
+        self,
+        cohort: Cohort,
+        *,
+        target: Target | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        running: Running | None = None,
+    ) -> FitReport:
+        """Train the networks; with trained ones, learn what describes another target.
+
+        Parameters
+        ----------
+        cohort
+            Scans to train on; those of one person have to lie on each other. For trained networks, scans of the target.
+        target
+            The site to aim at.
+        seed, progress
+            As in the contract.
+        running
+            Where and how; by default on the device of the execution, for the steps of the settings.
+
+        Raises
+        ------
+        MissingNeed
+            If the cohort does not offer what the method needs.
+        bidsharm.training.loop.TrainingFailed
+            If the training cannot go on.
+        """
+        if self._trained:
+            return self.aim(cohort, target=target)
+        from bidsharm.harmonizers.training_data import training_set
+
+        target = target or Canonical()
+        return self.train(
+            training_set(cohort, self.settings), target=target, running=running, seed=seed, progress=progress
+        )
+
+    def train(
+        self,
+        data: TrainingSet,
+        *,
+        target: Target,
+        running: Running | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> FitReport:
+        """Train on volumes that lie on one grid; see :meth:`fit`."""
+        import torch
+
+        from bidsharm.training.loop import Loop
+        from bidsharm.training.options import Budget, Running
+        from bidsharm.training.volumes import hold_out
+
+        self._check(data, target)
+        if running is None:
+            running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
+        self.sites, self.contrasts = data.sites, data.contrasts
+        self.target_site = target.name if isinstance(target, Site) else ''
+        torch.manual_seed(running.seed)
+        self.networks = torch.nn.ModuleDict(self.build())
+        some, others = hold_out(data.people, self.settings.hold_out, running.seed)
+        rest = data.of(others)
+        checks = self.sampler(rest) if others and self._serves(rest) else None
+        self._learn_units(data)
+        Loop(
+            self, self.sampler(data.of(some)) if self._serves(data.of(some)) else self.sampler(data), running,
+            checks=checks, progress=progress,
+        ).run()  # fmt: skip
+        self._trained, self._target = True, (target_kind(target), target.label)
+        self._describe(data.at(self.target_site) or list(data.volumes))
+        return FitReport(tuple(volume.name for volume in data.volumes), {'validation': sorted(others)})
+
+    def aim(self, cohort: Cohort, *, target: Target | None = None) -> FitReport:
+        """Learn what describes another target from scans of it; the networks stay as they are.
+
+        Raises
+        ------
+        UsageError
+            If the method aims at what it was trained for and nothing else.
+        """
+        from bidsharm.harmonizers.training_data import training_set
+
+        target = target or Canonical()
+        if (target_kind(target), target.label) == self._target:
+            return FitReport(tuple(scan.name for scan in cohort.scans))
+        if type(self).style_of is TrainedHarmonizer.style_of:
+            raise UsageError(
+                f'This {self.card.name} was trained for the target "{self._target[1]}" and knows no other.',
+                where='--target', fix='Leave --target away, or train it for this one.',
+            )  # fmt: skip
+        data = training_set(cohort, self.settings)
+        self._target = (target_kind(target), target.label)
+        self._learn_units(data)
+        self._describe(list(data.volumes))
+        return FitReport(tuple(volume.name for volume in data.volumes))
+
+    def _serves(self, data: TrainingSet) -> bool:
+        from bidsharm.harmonizers.training_data import offers_of
+
+        offered = offers_of(data, self.target_site)
+        return bool(data.volumes) and all(need in offered for need in self.card.needs_fit)
+
+    def _check(self, data: TrainingSet, target: Target) -> None:
+        from bidsharm.harmonizers.training_data import offers_of
+
+        if target_kind(target) not in self.card.targets:
+            raise UsageError(
+                f'{self.card.name} cannot be trained for a {target_kind(target)} target.', where='--target',
+                fix=f'It can: {", ".join(self.card.targets)}.',
+            )  # fmt: skip
+        if isinstance(target, Site) and target.name not in data.sites:
+            raise MissingNeed(
+                f'No scan comes from the site "{target.name}".',
+                fix=f'There are: {", ".join(data.sites) or "none"}.',
+            )
+        site = target.name if isinstance(target, Site) else ''
+        offered = offers_of(data, site)
+        for need in self.card.needs_fit:
+            if need not in offered:
+                raise MissingNeed(
+                    f'{self.card.name} needs {NEED_PHRASES[need]}, which is not there; '
+                    f'methods that could run instead: {alternatives(offered)}.'
+                )
+
+    def _learn_units(self, data: TrainingSet) -> None:
+        for contrast in data.contrasts:
+            units = [
+                volume.unit
+                for volume in data.at(self.target_site) or data.volumes
+                if volume.contrast == contrast
+            ]
+            if units:
+                self._units[contrast] = float(np.median(units))
+
+    def _describe(self, volumes: Sequence[Any]) -> None:
+        """Keep the style and the quantiles of the target's volumes."""
+        if type(self).style_of is not TrainedHarmonizer.style_of:
+            import torch
+
+            with torch.no_grad():
+                found = self.style_of(
+                    [np.asarray(volume.values) for volume in volumes], [volume.mask for volume in volumes]
+                )
+            self._styles = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
+        for contrast in self.contrasts:
+            rows = [
+                np.percentile(volume.values[volume.mask] - self.settings.background, PERCENTILES) * self._units[contrast]
+                for volume in volumes if volume.contrast == contrast
+            ]  # fmt: skip
+            if rows:
+                self._quantiles[contrast] = np.mean(rows, axis=0)
+
+    # --- One scan ---
+
+    def harmonize(self, scan: Scan, target: Target) -> Harmonized:
+        """Return the scan as the target's scanner would have made it.
+
+        Raises
+        ------
+        MissingNeed
+            If the networks are not trained, or the target is another one.
+        ScanError
+            If the scan is unusable, or its contrast or site is not what the networks were trained on.
+        """
+        import torch
+
+        values = check_scan(scan)
+        self._check_ready(scan, target)
+        mask = np.asarray(scan.mask).astype(bool)
+        scaling = self._scaling(values, scan.name)
+        volume = np.full(scan.data.shape, self.settings.background, np.float32)
+        volume[mask] = scaling.forward(values.astype(np.float32))
+        device = self.execution.device
+        self.networks.to(device).eval()
+        torch.manual_seed(self.execution.seed)
+        with torch.no_grad():
+            found, deviation = self._put_through(volume, scan)
+        back = replace(scaling, unit=self._units[scan.contrast])
+        image = paint(scan, back.inverse(found[mask]).astype(np.float64))
+        uncertainty = (
+            None if deviation is None else paint(scan, (deviation[mask] * back.unit).astype(np.float64))
+        )
+        return Harmonized(image, uncertainty, {'unit': scaling.unit, 'target_unit': back.unit})
+
+    def _put_through(
+        self, volume: NDArray[np.float32], scan: Scan
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the translated volume, and its standard deviation where the method draws several."""
+        given = Given(
+            site=self.sites.index(scan.site) if scan.site in self.sites else -1,
+            contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(),
+        )  # fmt: skip
+        view = self.view()
+
+        def run(tile: TileSettings) -> NDArray[np.float32]:
+            return view.through(
+                volume[None], lambda x, axis: self.translate(x, replace(given, axis=axis)),
+                background=self.settings.background, batch=tile.batch, device=self.execution.device,
+            )  # fmt: skip
+
+        ladder = memory_ladder(TileSettings(batch=8, device=self.execution.device), tiles=())
+        return with_memory_ladder(run, execution=self.execution, ladder=ladder), None
+
+    def _scaling(self, values: NDArray[np.floating], name: str) -> Scaling:
+        from bidsharm.training.scaling import measure
+
+        try:
+            return measure(values, self.settings.scaling, self.settings.background)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ScanError(
+                f'{self.card.name} found no scale: {error}.', where=name, fix='Look at the image.'
+            ) from None
+
+    def _check_ready(self, scan: Scan, target: Target) -> None:
+        if not self._trained:
+            raise MissingNeed(
+                f'{self.card.name} is not trained.',
+                fix='Give --model, a bundle that bidsharm-train has made.',
+            )
+        if (target_kind(target), target.label) != self._target:
+            raise MissingNeed(
+                f'{self.card.name} was trained for "{self._target[1]}", not for "{target.label}".'
+            )
+        if scan.contrast not in self.contrasts:
+            raise ScanError(
+                f'{self.card.name} was trained on {", ".join(self.contrasts)}, not on {scan.contrast}.', where=scan.name,
+                fix='Leave that contrast out, or train it on scans that include it.',
+            )  # fmt: skip
+        if 'site' in self.card.needs_apply and scan.site not in self.sites:
+            raise ScanError(
+                f'{self.card.name} has networks for the sites {", ".join(self.sites)}, not for "{scan.site}".',
+                where=scan.name, fix='Train it with scans of this site, or choose a method that works on any scanner.',
+            )  # fmt: skip
+
+    def _style_tensors(self) -> dict[str, Any]:
+        import torch
+
+        device = next(self.networks.parameters()).device
+        return {name: torch.from_numpy(value).to(device) for name, value in self._styles.items()}
+
+    @property
+    def grid_mm(self) -> float:
+        """Voxel size of the grid that the networks see."""
+        return self.settings.voxel_mm
+
+    def target_quantiles(self, contrast: str) -> NDArray[np.float64] | None:
+        """Return the mean quantiles of the scans of the target; see the contract."""
+        return self._quantiles.get(contrast)
+
+    # --- Bundles ---
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return weights, styles and quantiles, and what is needed to build the networks again."""
+        if not self._trained:
+            return {}, {}
+        arrays: dict[str, NDArray[Any]] = {
+            f'net/{name}': value.detach().cpu().numpy() for name, value in self.networks.state_dict().items()
+        }
+        arrays |= {f'style/{name}': value for name, value in self._styles.items()}
+        arrays |= {f'quantiles/{name}': value for name, value in self._quantiles.items()}
+        kind, label = self._target
+        return arrays, {
+            'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
+            'target_kind': kind, 'target': label, 'target_site': self.target_site, 'units': dict(self._units),
+        }  # fmt: skip
+
+    def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
+        """Take back what :meth:`state` returned.
+
+        Raises
+        ------
+        ConfigurationError
+            If the weights are those of another network.
+        """
+        if not settings:
+            return
+        import torch
+
+        known = {item.name for item in fields(self.Preset)}
+        preset: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in settings['preset'].items()
+            if key in known
+        }
+        self.settings = self.Preset(**preset)
+        self.sites, self.contrasts = tuple(settings['sites']), tuple(settings['contrasts'])
+        self.target_site, self._units = (
+            str(settings['target_site']),
+            {str(k): float(v) for k, v in settings['units'].items()},
+        )
+        self._target = (str(settings['target_kind']), str(settings['target']))
+        self.networks = torch.nn.ModuleDict(self.build())
+        weights = {
+            name.removeprefix('net/'): torch.from_numpy(np.array(value))
+            for name, value in arrays.items()
+            if name.startswith('net/')
+        }
+        try:
+            self.networks.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f'The weights are of another network ({str(error).splitlines()[-1].strip()}).',
+                fix='Train the method again.',
+            ) from None
+        self.networks.eval()
+        self._styles = {
+            name.removeprefix('style/'): value for name, value in arrays.items() if name.startswith('style/')
+        }
+        self._quantiles = {
+            name.removeprefix('quantiles/'): value
+            for name, value in arrays.items()
+            if name.startswith('quantiles/')
+        }
+        self._trained = True
+
+
+__all__ = ['Given', 'NetworkSettings', 'Reference', 'TrainedHarmonizer']

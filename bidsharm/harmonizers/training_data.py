@@ -1,0 +1,108 @@
+"""From a cohort of scans to what networks train on, and what a set of volumes offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsharm.errors import MissingNeed, ScanError
+from bidsharm.harmonizers.contract import Cohort, Scan
+
+if TYPE_CHECKING:
+    from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+
+def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
+    """Return the scans of a cohort as volumes of one grid.
+
+    Scans keep their axes; each brain is put into the middle of the common field of view. To have scans of one person lie on each
+    other, align them before.
+
+    Parameters
+    ----------
+    cohort
+        Scans on grids of their own.
+    settings
+        Voxel size, scaling and background.
+
+    Raises
+    ------
+    MissingNeed
+        If there is no scan.
+    ScanError
+        If a scan is unusable.
+    """
+    from bidsharm.harmonizers.native import on_model_grid
+    from bidsharm.training.volumes import TrainingSet
+
+    scans = [on_model_grid(scan, settings.voxel_mm) for scan in cohort.scans]
+    if not scans:
+        raise MissingNeed('There is no scan to learn from.')
+    sizes = np.max([scan.data.shape for scan in scans], axis=0)
+    shape = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
+    return TrainingSet([volume_of(scan, settings, shape) for scan in scans], settings.background)
+
+
+def volume_of(scan: Scan, settings: NetworkSettings, shape: tuple[int, int, int]) -> TrainingVolume:
+    """Return one scan in units of the network, in the middle of a field of view of a given shape."""
+    from bidsharm.harmonizers.standard import check_scan
+    from bidsharm.training.scaling import measure
+    from bidsharm.training.volumes import TrainingVolume
+
+    values, mask = check_scan(scan), np.asarray(scan.mask).astype(bool)
+    try:
+        scaling = measure(values, settings.scaling, settings.background)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ScanError(f'There is no scale: {error}.', where=scan.name, fix='Leave this scan out.') from None
+    volume = np.full(scan.data.shape, settings.background, np.float32)
+    volume[mask] = scaling.forward(values.astype(np.float32))
+    return TrainingVolume(
+        values=centred(volume, shape, settings.background), mask=centred(mask, shape, False), name=scan.name,
+        person=scan.person or scan.name, session=scan.session, site=scan.site, contrast=scan.contrast,
+        tissue=None if scan.tissue is None else centred(labels_of(scan), shape, 0), covariates=scan.covariates,
+        unit=scaling.unit,
+    )  # fmt: skip
+
+
+def labels_of(scan: Scan) -> NDArray[np.uint8]:
+    """Return the likeliest tissue of each voxel: 0 outside the brain, 1 CSF, 2 GM, 3 WM."""
+    assert scan.tissue is not None
+    return np.where(scan.mask, 1 + np.argmax(scan.tissue, axis=0), 0).astype(np.uint8)
+
+
+def centred(volume: NDArray, shape: tuple[int, int, int], fill: float) -> NDArray:
+    """Return a volume in the middle of another shape, cut or filled."""
+    out = np.full(shape, fill, dtype=volume.dtype)
+    here, there = [], []
+    for size, wanted in zip(volume.shape, shape, strict=True):
+        shift = (wanted - size) // 2
+        here.append(slice(max(-shift, 0), max(-shift, 0) + min(size, wanted)))
+        there.append(slice(max(shift, 0), max(shift, 0) + min(size, wanted)))
+    out[tuple(there)] = volume[tuple(here)]
+    return out
+
+
+def offers_of(data: TrainingSet, target: str = '') -> frozenset[str]:
+    """Return the needs (keys of ``NEED_PHRASES``) that volumes satisfy.
+
+    Parameters
+    ----------
+    data
+        Volumes.
+    target
+        Site that is aimed at; pairs need it.
+    """
+    found = {
+        'cohort': len(data.volumes) > 1,
+        'site': bool(data.volumes) and all(volume.site for volume in data.volumes),
+        'two_sites': len(data.sites) > 1 and all(data.sites) and (not target or target in data.sites),
+        'paired': bool(target) and bool(data.pairs(target)),
+        'travellers': len(data.sites) > 1 and bool(data.travellers()),
+        'multi_contrast': any(len(visit) > 1 for visit in data.visits()),
+        'tissue': bool(data.volumes) and all(volume.tissue is not None for volume in data.volumes),
+        'reference': bool(data.volumes),
+    }
+    return frozenset(name for name, there in found.items() if there)

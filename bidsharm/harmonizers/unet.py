@@ -1,0 +1,322 @@
+"""U-Nets that learn from people who were scanned twice: DeepHarmony, the eight systems of Bottani et al., and Osman et al.
+
+A U-Net maps a scan of another site to the scan of the same person at the target site. The loss is the mean absolute difference; the conditional
+variants add a discriminator that sees input and output together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bidsharm.harmonizers.contract import Card
+from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bidsharm.training.options import Player
+    from bidsharm.training.regimes import Batch, Sampler
+    from bidsharm.training.views import View
+    from bidsharm.training.volumes import TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSettings(NetworkSettings):
+    """Settings of the U-Nets.
+
+    Parameters
+    ----------
+    widths, convs
+        Channels of the levels, and convolutions of each.
+    block, gates, bottleneck, depth, heads
+        Variants of the network (:class:`bidsharm.nn.unet.UNet`).
+    skip_input
+        Concatenate the input before the last convolution.
+    adversarial
+        Weight of the adversarial loss; 0 for no discriminator.
+    l1
+        Weight of the mean absolute difference.
+    discriminator
+        Channels of the discriminator's strided layers.
+    axes
+        Axes of the slices; empty for patches.
+    edge
+        Edge of a patch in voxels.
+    spectral
+        Spectral normalization in the discriminator.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    convs: int = 1
+    block: str = 'plain'
+    gates: bool = False
+    bottleneck: str = 'conv'
+    depth: int = 4
+    heads: int = 8
+    skip_input: bool = False
+    adversarial: float = 0.0
+    l1: float = 1.0
+    discriminator: tuple[int, ...] = (64, 128, 256)
+    axes: tuple[int, ...] = ()
+    edge: int = 96
+    spectral: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSettings(UNetSettings):
+    """DeepHarmony: slices along three axes, the input concatenated before the last convolution."""
+
+    axes: tuple[int, ...] = (0, 1, 2)
+    skip_input: bool = True
+    batch: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualSettings(UNetSettings):
+    """Residual blocks."""
+
+    block: str = 'residual'
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(UNetSettings):
+    """Attention gates on the skip connections."""
+
+    gates: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings(UNetSettings):
+    """A transformer at the bottleneck."""
+
+    bottleneck: str = 'transformer'
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalSettings(UNetSettings):
+    """With a conditional discriminator; the L1 loss weighs 100 (Isola et al. 2017)."""
+
+    adversarial: float = 1.0
+    l1: float = 100.0
+    rate: float = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalResidualSettings(ConditionalSettings):
+    """Residual blocks, and a discriminator."""
+
+    block: str = 'residual'
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalAttentionSettings(ConditionalSettings):
+    """Attention gates, and a discriminator."""
+
+    gates: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalTransformerSettings(ConditionalSettings):
+    """A transformer, and a discriminator."""
+
+    bottleneck: str = 'transformer'
+
+
+@dataclass(frozen=True, kw_only=True)
+class OsmanSettings(UNetSettings):
+    """Osman et al.: axial slices, batch norm and pooling in a U-Net of usual width."""
+
+    axes: tuple[int, ...] = (2,)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    convs: int = 2
+    batch: int = 16
+
+
+class PairedUNet(TrainedHarmonizer):
+    """A U-Net from pairs; base of this file's methods."""
+
+    settings: UNetSettings
+    Preset: ClassVar[type[NetworkSettings]] = UNetSettings
+    tiny: ClassVar[Mapping[str, Any]] = {
+        'voxel_mm': 4.0, 'widths': (8, 16, 32), 'discriminator': (8, 16), 'edge': 32, 'batch': 4, 'steps': 60, 'rate': 3e-3,
+        'heads': 2, 'depth': 1, 'convs': 1,
+    }  # fmt: skip
+
+    def view(self) -> View:
+        """Return slices or patches."""
+        from bidsharm.training.views import Patches, Slices
+
+        return Slices(self.settings.axes) if self.settings.axes else Patches(self.settings.edge)
+
+    def sampler(self, data: TrainingSet) -> Sampler:
+        """Return pairs."""
+        from bidsharm.training.regimes import Paired
+
+        return Paired(
+            data, self.view(), batch=self.settings.batch, target=self.target_site, flip=self.settings.flip
+        )
+
+    def build(self) -> dict[str, nn.Module]:
+        """Return the U-Net, and the discriminator where there is one."""
+        from bidsharm.nn.discriminators import PatchDiscriminator
+        from bidsharm.nn.unet import UNet
+
+        s, dims = self.settings, self.view().dims
+        networks: dict[str, nn.Module] = {
+            'generator': UNet(
+                dims=dims, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
+                depth=s.depth, heads=s.heads, skip_input=s.skip_input,
+            )
+        }  # fmt: skip
+        if s.adversarial:
+            networks['discriminator'] = PatchDiscriminator(
+                dims, 2, widths=s.discriminator, middle=2 * s.discriminator[-1], spectral=s.spectral
+            )
+        return networks
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """The generator, and the discriminator where there is one."""
+        from bidsharm.training.options import Player
+
+        names = ('generator', 'discriminator') if self.settings.adversarial else ('generator',)
+        betas = (0.5, 0.999) if self.settings.adversarial else (0.9, 0.999)
+        return {name: Player((name,), self.settings.rate, betas) for name in names}
+
+    def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """L1, and with a discriminator the conditional adversarial loss (Isola et al. 2017, eq. 1 to 4)."""
+        import torch
+
+        from bidsharm.nn.losses import l1, least_squares_gan
+
+        del stage
+        x, y, mask = batch['x'], batch['y'], batch['mask']
+        found = self.networks['generator'](x) * mask
+        losses = {'l1': self.settings.l1 * l1(found, y * mask)}
+        if not self.settings.adversarial:
+            yield 'generator', losses
+            return
+        judge = self.networks['discriminator']
+        score = judge(torch.cat([x, found], dim=1))
+        yield (
+            'generator',
+            {**losses, 'adversarial': self.settings.adversarial * least_squares_gan(score, True)},
+        )
+        real, fake = judge(torch.cat([x, y * mask], dim=1)), judge(torch.cat([x, found.detach()], dim=1))
+        yield (
+            'discriminator',
+            {'adversarial': 0.5 * (least_squares_gan(real, True) + least_squares_gan(fake, False))},
+        )
+
+    def validation(self, batch: Batch) -> Tensor:
+        """Return the mean absolute difference."""
+        from bidsharm.nn.losses import l1
+
+        return l1(self.networks['generator'](batch['x']) * batch['mask'], batch['y'] * batch['mask'])
+
+    def translate(self, x: Tensor, given: Given) -> Tensor:
+        """Put a batch through the generator."""
+        del given
+        return self.networks['generator'](x)
+
+
+_DEWEY = (
+    'Dewey BE, et al. DeepHarmony: a deep learning approach to contrast harmonization across scanner changes. '
+    'Magn Reson Imaging 2019;64:160-170.'
+)
+_BOTTANI = (
+    'Bottani S, et al. Homogenization of brain MRI from a clinical data warehouse using contrast-enhanced to '
+    'non-contrast-enhanced image translation. arXiv:2203.16557, 2022.'
+)
+_OSMAN = (
+    'Osman AFI, Tamam NM. Deep learning-based convolutional neural network for intramodality brain MRI synthesis. '
+    'J Appl Clin Med Phys 2022;23:e13530.'
+)
+_PUBLISHED_WIDTHS = (
+    "Widths, patch size and optimizer are those of the usual U-Net, for the paper's own could not be read."
+)
+
+
+def _card(name: str, title: str, paper: str, doi: str = '', deviations: str = _PUBLISHED_WIDTHS) -> Card:
+    return Card(
+        name=name, title=title, paper=paper, doi=doi, family='unet', supervision='paired', geometry='grid', targets=('site',),
+        needs_fit=('paired',), needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0,
+        fidelity='adapted', deviations=deviations,
+    )  # fmt: skip
+
+
+class DeepHarmony(PairedUNet):
+    """DeepHarmony: a 2-D U-Net along three axes, fused by the median (Dewey et al. 2019)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = SliceSettings
+    card = _card(
+        'deepharmony', 'U-Net on slices of three axes', _DEWEY, '10.1016/j.mri.2019.05.041',
+        'One network for the slices of all three axes instead of one each; optimizer and number of steps are not those of the paper.',
+    )  # fmt: skip
+
+
+class UNet3D(PairedUNet):
+    """3-D U-Net (Bottani et al. 2022)."""
+
+    card = _card('unet3d', '3-D U-Net on patches', _BOTTANI)
+
+
+class ResUNet(PairedUNet):
+    """3-D U-Net with residual blocks (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = ResidualSettings
+    card = _card('res-unet', '3-D U-Net of residual blocks', _BOTTANI)
+
+
+class AttUNet(PairedUNet):
+    """3-D U-Net with attention gates (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = AttentionSettings
+    card = _card('att-unet', '3-D U-Net with attention gates', _BOTTANI)
+
+
+class TransUNet(PairedUNet):
+    """3-D U-Net with a transformer at the bottleneck (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = TransformerSettings
+    card = _card('trans-unet', '3-D U-Net with a transformer at the bottleneck', _BOTTANI)
+
+
+class UNet3DCGAN(UNet3D):
+    """3-D U-Net with a conditional discriminator (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = ConditionalSettings
+    card = _card('unet3d-cgan', 'unet3d with a conditional discriminator', _BOTTANI)
+
+
+class ResUNetCGAN(ResUNet):
+    """Residual U-Net with a conditional discriminator (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = ConditionalResidualSettings
+    card = _card('res-unet-cgan', 'res-unet with a conditional discriminator', _BOTTANI)
+
+
+class AttUNetCGAN(AttUNet):
+    """Attention U-Net with a conditional discriminator (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = ConditionalAttentionSettings
+    card = _card('att-unet-cgan', 'att-unet with a conditional discriminator', _BOTTANI)
+
+
+class TransUNetCGAN(TransUNet):
+    """Transformer U-Net with a conditional discriminator (Bottani et al. 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = ConditionalTransformerSettings
+    card = _card('trans-unet-cgan', 'trans-unet with a conditional discriminator', _BOTTANI)
+
+
+class Osman(PairedUNet):
+    """2-D U-Net on axial slices (Osman and Tamam 2022)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = OsmanSettings
+    card = _card(
+        'osman', 'U-Net on axial slices', _OSMAN, '10.1002/acm2.13530',
+        'The paper translates between contrasts of one scanner; here the pairs are two scanners. ' + _PUBLISHED_WIDTHS,
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""Networks that tell real images, sites or features apart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+from bidsharm.nn.blocks import Norm, activation, conv, norm
+
+
+class PatchDiscriminator(nn.Module):
+    """A score for each patch of an image (Isola et al. 2017, doi:10.1109/CVPR.2017.632).
+
+    With three layers of stride 2 and two more, as by default, each score sees 70 voxels along each axis.
+
+    Parameters
+    ----------
+    dims
+        2 or 3.
+    in_channels
+        2 for a discriminator that sees input and output (conditional).
+    widths
+        Channels of the strided layers.
+    kind
+        Norm; the first layer has none.
+    last_kernel
+        Kernel of the last convolution.
+    middle
+        Channels of a layer of stride 1 before the last one; 0 for none.
+    padding_value
+        What the image is padded with before the first layer (IGUANe: -1, which is its background).
+    spectral
+        Divide every weight by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
+    """
+
+    def __init__(
+        self,
+        dims: int = 2,
+        in_channels: int = 1,
+        *,
+        widths: Sequence[int] = (64, 128, 256),
+        kind: Norm = 'instance',
+        last_kernel: int = 4,
+        middle: int = 512,
+        padding_value: float = 0.0,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        self.padding, self.padding_value = [1, 1] * dims, padding_value
+
+        def layer(ins: int, outs: int, kernel: int, stride: int, *, bias: bool) -> nn.Module:
+            made = conv(dims, ins, outs, kernel, stride, bias=bias)
+            return spectral_norm(made) if spectral else made
+
+        first = layer(in_channels, widths[0], 4, 2, bias=middle > 0)
+        first.padding = (0,) * dims  # type: ignore[assignment]  # the image is padded with a value of choice instead
+        parts: list[nn.Module] = [first, activation('leaky')]
+        for ins, outs in itertools.pairwise(widths):
+            parts += [
+                layer(ins, outs, 4, 2, bias=kind == 'none'),
+                norm(kind, dims, outs),
+                activation('leaky'),
+            ]
+        width = widths[-1]
+        if middle:
+            parts += [
+                layer(width, middle, 4, 1, bias=kind == 'none'),
+                norm(kind, dims, middle),
+                activation('leaky'),
+            ]
+            width = middle
+        parts.append(layer(width, 1, last_kernel, 1, bias=True))
+        self.body = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores, shape (B, 1, ...), larger where the image looks real."""
+        return self.body(functional.pad(x, self.padding, value=self.padding_value))
+
+
+class DomainDiscriminator(nn.Module):
+    """Shared layers and one real-or-fake score per site (StarGAN v2, Choi et al. 2020, doi:10.1109/CVPR42600.2020.00821).
+
+    Parameters
+    ----------
+    dims, in_channels
+        Of images.
+    sites
+        Number of sites.
+    widths
+        Channels after each halving.
+    """
+
+    def __init__(
+        self, dims: int, in_channels: int, sites: int, widths: Sequence[int] = (64, 128, 256, 512, 512, 512)
+    ) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [conv(dims, in_channels, widths[0])]
+        for ins, outs in itertools.pairwise(widths):
+            parts += [activation('leaky'), conv(dims, ins, outs, 4, 2)]
+        parts += [activation('leaky')]
+        self.body = nn.Sequential(*parts)
+        self.heads = nn.Linear(widths[-1], sites)
+
+    def forward(self, x: Tensor, site: Tensor) -> Tensor:
+        """Return one score for each image at its site, shape (B,)."""
+        features = self.body(x).flatten(2).mean(dim=2)
+        return self.heads(features).gather(1, site[:, None])[:, 0]
+
+
+class LatentClassifier(nn.Module):
+    """Guess the site from features (a domain classifier, Ganin et al. 2016).
+
+    Parameters
+    ----------
+    features
+        Length of a vector, or channels of a map, which is averaged over space.
+    classes
+        Number of sites.
+    width
+        Of the hidden layer.
+    """
+
+    def __init__(self, features: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, shape (B, classes)."""
+        return self.body(x.flatten(2).mean(dim=2) if x.ndim > 2 else x)

@@ -1,0 +1,335 @@
+"""The training loop of every method: optimizers in turn, stages, averages of weights, checkpoints that resume, an early end.
+
+The loop knows nothing of a method but :class:`Learner`. A step draws its batch and its random numbers from the seed and the number of the
+step, so an interrupted training that goes on ends in the same place as one that was not. Lightning Fabric brings devices, precision
+and processes; gradients of several processes are averaged here, because adversarial methods move their networks in turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bidsharm.errors import BidsharmError
+from bidsharm.training.options import Player, Running, Stage
+from bidsharm.training.records import Best, TrainingLog, read_checkpoint, write_checkpoint
+from bidsharm.training.regimes import Batch, Sampler
+
+Progress = Callable[[int, int, str], None]
+#: For each optimizer in turn its losses, which are added up.
+Losses = Iterator[tuple[str, Mapping[str, Tensor]]]
+
+
+class TrainingFailed(BidsharmError):
+    """A training cannot go on; what it had reached at its last checkpoint is kept."""
+
+
+class Learner(Protocol):
+    """What the loop needs of a method."""
+
+    networks: nn.ModuleDict
+    #: Set by the loop: draws another batch of the step, for methods that need more than one.
+    more: Callable[[], Batch]
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """The optimizers, and which networks each of them moves."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages of the training."""
+
+    @property
+    def average(self) -> float:
+        """Decay of the average of the weights; 0 for none."""
+
+    def losses(self, batch: Batch, stage: str) -> Losses:
+        """Yield a player and its losses; between two of them the first one has moved."""
+
+    def begin(self, stage: str) -> None:
+        """Prepare for a stage: freeze what is frozen in it."""
+
+    def validation(self, batch: Batch) -> Tensor | None:
+        """Return how bad a batch of validation is; None where a method has no such number."""
+
+    def preview(self, batch: Batch) -> Sequence[Tensor]:
+        """Return images to look at, each (B, C, ...), side by side: what goes in, what comes out."""
+
+
+class Loop:
+    """Trains one method.
+
+    Parameters
+    ----------
+    learner
+        The method.
+    sampler
+        Draws batches to train on.
+    running
+        Where and how.
+    checks
+        Draws batches of people who are not trained on; None for no validation.
+    progress
+        Told the step, the last step (100 parts where the budget is a time) and a few words.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        sampler: Sampler,
+        running: Running,
+        *,
+        checks: Sampler | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.learner, self.sampler, self.running, self.checks = learner, sampler, running, checks
+        self.progress = progress
+        self.fabric = _fabric(running)
+        self.device = self.fabric.device
+        learner.networks.to(self.device)
+        self.optimizers = {
+            name: self.fabric.setup_optimizers(_optimizer(player, learner.networks))
+            for name, player in learner.players.items()
+        }
+        self.means = {name: value.detach().clone() for name, value in learner.networks.state_dict().items()}
+        self.step, self.seconds, self.stage = 0, 0.0, ''
+        self.best = Best()
+        self.log = TrainingLog(running.folder if self.fabric.global_rank == 0 else None)
+
+    # --- The whole training ---
+
+    def run(self) -> None:
+        """Train until the budget is spent; leave the averaged (or best) weights in the networks.
+
+        Raises
+        ------
+        TrainingFailed
+            If a loss is not a number.
+        """
+        self._resume()
+        started, before = time.monotonic(), self.seconds
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._batches, self.step)
+            while (done := self._done()) < 1 and not self._tired():
+                batches = coming.result()
+                coming = ahead.submit(self._batches, self.step + 1)
+                self._enter(done)
+                self._take_step(batches, done)
+                self.step += 1
+                self.seconds = before + time.monotonic() - started
+                if self.step % self.running.interval == 0 or self._done() >= 1:
+                    self._pause()
+        self._finish()
+
+    def _done(self) -> float:
+        return self.running.budget.done(self.step, self.seconds)
+
+    def _tired(self) -> bool:
+        return bool(self.running.patience) and self.best.waiting >= self.running.patience
+
+    def _enter(self, done: float) -> None:
+        """Begin the stage that this part of the training belongs to."""
+        shares = np.cumsum([stage.share for stage in self.learner.stages])
+        index = int(np.searchsorted(shares / shares[-1], done, side='right'))
+        stage = self.learner.stages[min(index, len(shares) - 1)].name
+        if stage != self.stage:
+            self.stage = stage
+            self.learner.networks.train()
+            self.learner.begin(stage)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """Draw the batches of a step."""
+        seeds = (self.running.seed, self.fabric.global_rank, step)
+        rng = np.random.default_rng(seeds)
+        return [self.sampler.draw(rng) for _ in range(self.running.accumulate)]
+
+    # --- One step ---
+
+    def _take_step(self, batches: Sequence[Batch], done: float) -> None:
+        torch.manual_seed(hash((self.running.seed, self.fabric.global_rank, self.step)) % 2**62)
+        extra = np.random.default_rng((self.running.seed, self.fabric.global_rank, self.step, 1))
+        self.learner.more = lambda: self._moved(self.sampler.draw(extra))
+        for number, batch in enumerate(batches, start=1):
+            with self.fabric.autocast():
+                turns = self.learner.losses(self._moved(batch), self.stage)
+                for player, losses in turns:
+                    with _outside_autocast(self.device):
+                        self._move_player(player, losses, done, last=number == len(batches))
+        self._average()
+
+    def _move_player(self, player: str, losses: Mapping[str, Tensor], done: float, *, last: bool) -> None:
+        total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.running.accumulate
+        if not torch.isfinite(total):
+            self._stop(player, losses)
+        settings = self.learner.players[player]
+        weights = [
+            w
+            for name in settings.networks
+            for w in self.learner.networks[name].parameters()
+            if w.requires_grad
+        ]
+        # Only the player's own weights collect gradients, though losses may depend on those of others.
+        self.fabric.backward(total, inputs=weights)
+        self.log.add({f'{player}/{name}': float(loss.detach()) for name, loss in losses.items()})
+        if not last:
+            return
+        self._share_gradients(weights)
+        optimizer = self.optimizers[player]
+        for group in optimizer.param_groups:
+            group['lr'] = settings.rate * settings.schedule(done)
+        if settings.clip:
+            nn.utils.clip_grad_norm_(weights, settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _share_gradients(self, weights: Sequence[nn.Parameter]) -> None:
+        if self.fabric.world_size == 1:
+            return
+        for weight in weights:
+            slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = self.fabric.all_reduce(slope, reduce_op='mean')
+
+    def _stop(self, player: str, losses: Mapping[str, Tensor]) -> None:
+        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        kept = self.step - self.step % self.running.interval
+        raise TrainingFailed(
+            f'The loss "{", ".join(bad) or "sum"}" of the {player} is not a number at step {self.step}.',
+            where=str(self.running.folder or ''),
+            fix=f'The checkpoint of step {kept} is kept. Lower the learning rate (--set rate=...), or look at the scans.',
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        keep = min(self.learner.average, (1 + self.step) / (10 + self.step)) if self.learner.average else 0.0
+        if not keep:
+            return
+        for name, value in self.learner.networks.state_dict().items():
+            if value.is_floating_point():
+                self.means[name].lerp_(value, 1 - keep)
+            else:
+                self.means[name].copy_(value)
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    # --- Between steps ---
+
+    def _pause(self) -> None:
+        """Validate, write the log, a picture and a checkpoint, and tell the progress."""
+        score = self._validate()
+        self.best.see(score, self.step, lambda: _copy(self._weights()))
+        self.log.write(self.step, self.seconds, self.stage, score)
+        if self.fabric.global_rank == 0 and self.running.folder is not None:
+            self._picture()
+            write_checkpoint(self.running.folder, self._state())
+        if self.progress is not None:
+            budget = self.running.budget
+            total = budget.steps if budget.steps and not budget.minutes else 100
+            at = self.step if total != 100 else round(100 * self._done())
+            self.progress(at, total or 100, self.log.words())
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        if self.checks is None:
+            return None
+        with self._averaged():
+            self.learner.networks.eval()
+            rng = np.random.default_rng((self.running.seed, 3))
+            scores = [self.learner.validation(self._moved(self.checks.draw(rng))) for _ in range(4)]
+            self.learner.networks.train()
+        found = [float(score) for score in scores if score is not None]
+        return float(np.mean(found)) if found else None
+
+    @torch.no_grad()
+    def _picture(self) -> None:
+        sampler = self.checks or self.sampler
+        batch = self._moved(sampler.draw(np.random.default_rng((self.running.seed, 5))))
+        with self._averaged():
+            self.learner.networks.eval()
+            self.log.picture(self.step, self.learner.preview(batch))
+            self.learner.networks.train()
+
+    def _averaged(self) -> _Swapped:
+        return _Swapped(self.learner.networks, self._weights())
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.means if self.learner.average else self.learner.networks.state_dict()
+
+    def _finish(self) -> None:
+        self.learner.networks.load_state_dict(self.best.weights or dict(self._weights()))
+        self.learner.networks.eval()
+
+    # --- Checkpoints ---
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            'step': self.step, 'seconds': self.seconds, 'networks': self.learner.networks.state_dict(), 'means': self.means,
+            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, **self.best.state(),
+        }  # fmt: skip
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self.running.folder, self.device)
+        if state is None:
+            return
+        try:
+            self.learner.networks.load_state_dict(state['networks'])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state['optimizers'][name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise TrainingFailed(
+                f'The checkpoint is of another network ({str(error).splitlines()[0]}).',
+                where=str(self.running.folder), fix='Give another folder, or the settings that it was made with.',
+            ) from None  # fmt: skip
+        self.means, self.step, self.seconds = state['means'], int(state['step']), float(state['seconds'])
+        self.best = Best.of(state)
+        self.log.drop_after(self.step)
+
+
+class _Swapped:
+    """Other weights in the networks for the time of a block."""
+
+    def __init__(self, networks: nn.ModuleDict, weights: Mapping[str, Tensor]) -> None:
+        self.networks, self.weights = networks, weights
+
+    def __enter__(self) -> None:
+        self.own = _copy(self.networks.state_dict())
+        self.networks.load_state_dict(dict(self.weights))
+
+    def __exit__(self, *error: object) -> None:
+        self.networks.load_state_dict(self.own)
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def _outside_autocast(device: torch.device) -> Any:
+    """Backward and optimizer steps happen in full precision."""
+    return torch.autocast(device.type, enabled=False) if device.type in ('cpu', 'cuda') else nullcontext()
+
+
+def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer:
+    weights = [weight for name in player.networks for weight in networks[name].parameters()]
+    return torch.optim.AdamW(weights, lr=player.rate, betas=player.betas, weight_decay=player.weight_decay)
+
+
+def _fabric(running: Running) -> Any:
+    from lightning_fabric import Fabric
+
+    accelerator, _, index = running.device.partition(':')
+    devices: Any = [int(index)] if index else running.devices
+    many = running.devices * running.nodes > 1
+    fabric = Fabric(
+        accelerator=accelerator, devices=devices, num_nodes=running.nodes, precision=running.precision,
+        strategy='ddp' if many else 'auto',
+    )  # fmt: skip
+    if many:
+        fabric.launch()
+    return fabric

@@ -1,0 +1,287 @@
+"""Which scans make a batch: the ways in which harmonization methods learn.
+
+A sampler draws examples; what it needs is said in words of the contract, and checked before the training begins. The same
+generator gives the same batch, so a training that was interrupted goes on with the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bidsharm.training.views import Place, View
+from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+Example = dict[str, NDArray]
+Batch = dict[str, Tensor]
+
+
+class Sampler(ABC):
+    """Draws batches for one way of learning.
+
+    Parameters
+    ----------
+    data
+        All volumes.
+    view
+        How networks see them.
+    batch
+        Examples in a batch.
+    target
+        Site that is aimed at; empty where there is none.
+    flip
+        Mirror every other example left to right.
+    """
+
+    #: What it takes, in words of the contract (``NEED_PHRASES``).
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
+    ) -> None:
+        self.data, self.view, self.batch, self.target, self.flip = data, view, batch, target, flip
+
+    @abstractmethod
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw one example: named arrays, each with channels first."""
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """Draw a batch: named tensors, shape (B, C, ...), or (B,) for numbers."""
+        examples = [self.example(rng) for _ in range(self.batch)]
+        return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
+
+    # --- For samplers ---
+
+    def site(self, volume: TrainingVolume) -> NDArray:
+        """Return the number of a volume's site."""
+        return np.asarray(self.data.sites.index(volume.site), dtype=np.int64)
+
+    def pick(self, volumes: list[TrainingVolume], rng: np.random.Generator) -> TrainingVolume:
+        """Return one of several volumes."""
+        return volumes[int(rng.integers(len(volumes)))]
+
+    def image(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
+        """Return intensities at a place, shape (C, ...)."""
+        return self._cut(volume.values, place, mirrored).astype(np.float32)
+
+    def mask(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
+        """Return the brain at a place, shape (1, ...), 0 or 1."""
+        cut = self._cut(volume.mask, place, mirrored).astype(np.float32)
+        return cut[cut.shape[0] // 2][None]
+
+    def labels(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
+        """Return tissue labels at a place, without channels; 0 everywhere where nobody segmented it."""
+        if volume.tissue is None:
+            return np.zeros(self.mask(volume, place).shape[1:], np.int64)
+        cut = self._cut(volume.tissue, place, mirrored).astype(np.int64)
+        return cut[cut.shape[0] // 2]
+
+    def mirrored(self, rng: np.random.Generator) -> bool:
+        """Say whether to mirror an example."""
+        return bool(self.flip and rng.random() < 0.5)
+
+    def _cut(self, values: NDArray, place: Place, mirrored: bool) -> NDArray:
+        cut = self.view.cut(values, place)
+        # The first axis of a volume runs from left to right; slices along it have no such axis.
+        if mirrored and place.axis != 0:
+            cut = np.flip(cut, axis=1)
+        return np.ascontiguousarray(cut)
+
+
+class Paired(Sampler):
+    """The same person at another site (``x``) and at the target (``y``)."""
+
+    needs = ('paired',)
+
+    def __init__(
+        self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
+    ) -> None:
+        super().__init__(data, view, batch=batch, target=target, flip=flip)
+        self.pairs = data.pairs(target)
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a place in a pair."""
+        source, wanted = self.pairs[int(rng.integers(len(self.pairs)))]
+        place, flipped = self.view.choose(source.mask & wanted.mask, rng), self.mirrored(rng)
+        return {
+            'x': self.image(source, place, flipped), 'y': self.image(wanted, place, flipped)[self._middle],
+            'mask': self.mask(source, place, flipped) * self.mask(wanted, place, flipped), 'site': self.site(source),
+        }  # fmt: skip
+
+    @property
+    def _middle(self) -> slice:
+        middle = self.view.channels // 2
+        return slice(middle, middle + 1)
+
+
+class Unpaired(Sampler):
+    """Somebody at another site (``x``) and somebody else at the target (``y``), at the same place of the head.
+
+    With ``one_site`` all ``x`` of a batch come from one site, each site in turn.
+    """
+
+    needs = ('two_sites',)
+
+    def __init__(
+        self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True, one_site: bool = False
+    ) -> None:  # fmt: skip
+        super().__init__(data, view, batch=batch, target=target, flip=flip)
+        self.one_site = one_site
+        self.sources, self.targets = data.elsewhere(target), data.at(target)
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """Draw a batch, from one site or from all."""
+        if not self.one_site:
+            return super().draw(rng)
+        site = str(rng.choice([name for name in self.data.sites if name != self.target]))
+        here = self.data.at(site)
+        examples = [self._example(self.pick(here, rng), rng) for _ in range(self.batch)]
+        return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a place in two scans."""
+        return self._example(self.pick(self.sources, rng), rng)
+
+    def _example(self, source: TrainingVolume, rng: np.random.Generator) -> Example:
+        wanted = self.pick(self.targets, rng)
+        place = self.view.choose(source.mask, rng)
+        flips = self.mirrored(rng), self.mirrored(rng)
+        return {
+            'x': self.image(source, place, flips[0]), 'x_mask': self.mask(source, place, flips[0]), 'x_site': self.site(source),
+            'y': self.image(wanted, place, flips[1]), 'y_mask': self.mask(wanted, place, flips[1]),
+        }  # fmt: skip
+
+
+class Domains(Sampler):
+    """A scan (``x``, ``x_site``) and two of another site as references (``y``, ``z``, ``y_site``), at the same place of the head.
+
+    The other site is the target in every second example, where there is one.
+    """
+
+    needs = ('two_sites',)
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a scan and two references."""
+        x = self.pick(list(self.data.volumes), rng)
+        there = str(rng.choice(self.data.sites))
+        if self.target and rng.random() < 0.5:
+            there = self.target
+        references = self.data.at(there)
+        y, z = self.pick(references, rng), self.pick(references, rng)
+        place = self.view.choose(x.mask, rng)
+        flips = [self.mirrored(rng) for _ in range(3)]
+        found: Example = {'x_site': self.site(x), 'y_site': self.site(y)}
+        for name, volume, flipped in zip('xyz', (x, y, z), flips, strict=True):
+            found[name] = self.image(volume, place, flipped)
+            found[f'{name}_mask'] = self.mask(volume, place, flipped)
+        return found
+
+
+class AnyScan(Sampler):
+    """Single scans of all sites: ``x``, its ``site``, and ``other``, another place of the same scan."""
+
+    needs = ()
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw two places of a scan."""
+        return self._of(self.pick(list(self.data.volumes), rng), rng)
+
+    def _of(self, volume: TrainingVolume, rng: np.random.Generator) -> Example:
+        place, flipped = self.view.choose(volume.mask, rng), self.mirrored(rng)
+        other = self.view.choose(volume.mask, rng)
+        for _ in range(20):  # along the same axis, so that both fit into one batch
+            if other.axis == place.axis:
+                break
+            other = self.view.choose(volume.mask, rng)
+        else:
+            other = place
+        return {
+            'x': self.image(volume, place, flipped), 'mask': self.mask(volume, place, flipped), 'site': self.site(volume),
+            'other': self.image(volume, other, flipped), 'other_mask': self.mask(volume, other, flipped),
+            'tissue': self.labels(volume, place, flipped),
+        }  # fmt: skip
+
+
+class TargetOnly(AnyScan):
+    """Single scans of the target site alone; of all sites where no target was named."""
+
+    needs = ()
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw two places of a scan of the target."""
+        return self._of(self.pick(self.data.at(self.target) or list(self.data.volumes), rng), rng)
+
+
+class Travellers(Sampler):
+    """The same person at all sites: ``images``, shape (B, sites, ...), and the brain that all share."""
+
+    needs = ('travellers',)
+
+    def __init__(
+        self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
+    ) -> None:
+        super().__init__(data, view, batch=batch, target=target, flip=flip)
+        self.rows = data.travellers()
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a place of a person at all sites."""
+        row = self.rows[int(rng.integers(len(self.rows)))]
+        volumes = [row[site] for site in self.data.sites]
+        shared = np.logical_and.reduce([volume.mask for volume in volumes])
+        place, flipped = self.view.choose(shared, rng), self.mirrored(rng)
+        masks = [self.mask(volume, place, flipped) for volume in volumes]
+        images = [self.image(volume, place, flipped) for volume in volumes]
+        return {'images': np.concatenate(images), 'mask': np.prod(masks, axis=0)}
+
+
+class Visits(Sampler):
+    """All contrasts of one visit (``images``, ``present``), and those of another visit anywhere (``others``, ``others_present``).
+
+    Images have shape (B, contrasts, ...); those that a visit lacks are 0 and not ``present``. ``site`` is that of the visit. Visits with a
+    single contrast take part only where ``least`` is 1.
+    """
+
+    needs = ('multi_contrast',)
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        view: View,
+        *,
+        batch: int,
+        target: str = '',
+        flip: bool = True,
+        least: int = 2,
+    ) -> None:
+        super().__init__(data, view, batch=batch, target=target, flip=flip)
+        self.visits = [visit for visit in data.visits() if len(visit) >= least]
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a place in two visits."""
+        one, other = (self.visits[int(rng.integers(len(self.visits)))] for _ in range(2))
+        place = self.view.choose(next(iter(one.values())).mask, rng)
+        flips = self.mirrored(rng), self.mirrored(rng)
+        images, present, mask = self._stack(one, place, flips[0])
+        others, others_present, others_mask = self._stack(other, place, flips[1])
+        return {
+            'images': images, 'present': present, 'mask': mask, 'site': self.site(next(iter(one.values()))),
+            'others': others, 'others_present': others_present, 'others_mask': others_mask,
+        }  # fmt: skip
+
+    def _stack(
+        self, visit: dict[str, TrainingVolume], place: Place, flipped: bool
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        some = next(iter(visit.values()))
+        empty = np.zeros_like(self.image(some, place))
+        cut = [
+            self.image(visit[name], place, flipped) if name in visit else empty
+            for name in self.data.contrasts
+        ]
+        present = np.array([name in visit for name in self.data.contrasts], np.float32)
+        masks = [self.mask(volume, place, flipped) for volume in visit.values()]
+        return np.concatenate(cut), present, np.prod(masks, axis=0)
