@@ -7,12 +7,16 @@ import logging
 import re
 import shutil
 import tempfile
+import traceback
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bidsharm.workflows.clusters import SUBMIT, UNWAITED, check_submission, open_plugin
 from nipype import config
 from nipype import logging as nipype_logging
 from nipype.pipeline import engine as pe
@@ -52,15 +56,24 @@ def belongs(failure: Failure, scan: ScanFile) -> bool:
     return any(f'_{scan.node}_' in f'_{part}_' for part in failure.node.split('.') if part.endswith('_wf'))
 
 
+def of_graph(failure: Failure) -> bool:
+    """Say whether it was the whole graph that failed, not one of its nodes."""
+    return bool(failure.node) and '.' not in failure.node
+
+
 def configure(settings: Settings, log_dir: Path) -> None:
     """Set Nipype up: quiet on the screen, everything in a file, crash files as text."""
+    plugin = load_plugin(settings.use_plugin)
+    submits = plugin is not None and plugin[0] in SUBMIT
     config.update_config({
         'execution': {
             'crashdump_dir': str(log_dir),
             'crashfile_format': 'txt',
             'stop_on_first_crash': str(settings.stop_on_first_crash).lower(),
             'check_version': 'false',
-            'poll_sleep_duration': '0.1',
+            # Looking into a cluster's queue costs its controller something; files come over a shared file system.
+            'poll_sleep_duration': '2' if submits else '0.1',
+            'job_finished_timeout': '60' if submits else '5',
             'remove_unnecessary_outputs': 'false',
             'hash_method': 'timestamp',
         },
@@ -105,6 +118,11 @@ def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] 
             where=str(path),
         )
     name = str(content['plugin'])
+    if name in UNWAITED:
+        raise UsageError(
+            f'The plugin "{name}" hands its jobs over and does not wait for them.', where=str(path),
+            fix=f'Take {name.removesuffix("Graph").removesuffix("DAGMan")}, or one job per subject.',
+        )  # fmt: skip
     if not hasattr(plugins, f'{name}Plugin'):
         raise UsageError(
             f'Nipype has no plugin "{name}".', where=str(path), fix='For example MultiProc or SLURM.'
@@ -148,6 +166,13 @@ def run_graph(
         Resolved device, for the number of GPU slots.
     on_node
         Called with the node and ``start``, ``end`` or ``exception``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the plugin cannot submit, or its cluster takes no job.
+    UsageError
+        If the plugin needs another working folder.
     """
     plugin = load_plugin(settings.use_plugin)
     arguments: dict[str, Any] = {
@@ -161,25 +186,33 @@ def run_graph(
     name = 'MultiProc'
     if plugin:
         name, given, _ = plugin
+        check_submission(name, settings)
         arguments = {**arguments, **given} if name in ('MultiProc', 'LegacyMultiProc') else given
     if on_node is not None:
         arguments['status_callback'] = on_node
     Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
     # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
-    with tempfile.TemporaryDirectory(prefix='.run-', dir=workflow.base_dir) as here:
+    with tempfile.TemporaryDirectory(
+        prefix='.run-', dir=workflow.base_dir, ignore_cleanup_errors=True
+    ) as here:
         _run_in(Path(here), workflow, name, arguments)
 
 
 def _run_in(folder: Path, workflow: pe.Workflow, plugin: str, arguments: dict[str, Any]) -> None:
     runner = None
+    log_dir = Path(config.get('execution', 'crashdump_dir') or folder)
+    before = set(log_dir.glob('crash-*'))
     try:
         with contextlib.chdir(folder):
-            runner = getattr(plugins, f'{plugin}Plugin')(plugin_args=arguments)
+            runner = open_plugin(plugin, arguments, folder)
             workflow.run(plugin=runner)
     except ConfigurationError:
         raise
     except Exception as error:  # noqa: BLE001 - nipype raises RuntimeError when any node failed; the crash files tell
         logging.getLogger('nipype.workflow').error('the graph ended with: %s', error)
+        if set(log_dir.glob('crash-*')) <= before:  # it was no node that failed
+            file = log_dir / f'crash-{datetime.now(UTC):%Y%m%d-%H%M%S}-{workflow.name}-{uuid.uuid4()}.txt'
+            file.write_text(f'Node: {workflow.name}\n\n{traceback.format_exc()}')
     finally:
         _end_workers(runner)
 

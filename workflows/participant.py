@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.base import init_bidsharm_wf, subject_wf_name
+from bidsharm.workflows.clusters import devices
 from bidsharm.workflows.engine import (
     Failure,
     belongs,
     configure,
     draw_graph,
     keep_resources,
+    load_plugin,
+    of_graph,
     read_failures,
     run_graph,
 )
@@ -50,7 +53,6 @@ from bidsharm.bids.resume import read_record
 from bidsharm.bids.validation import validate
 from bidsharm.errors import ExitCode, NothingToDo
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.interfaces.ants import ants_version
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
@@ -71,8 +73,8 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         For everything that ends the run before the first scan.
     """
     card = registry.get(settings.harmonizer).card
-    if card.uses_device or settings.device != 'auto':
-        resolve_device(settings.device)  # before the data set is indexed, which may take long
+    # Before the data set is indexed, which may take long.
+    devices(settings, card, load_plugin(settings.use_plugin))
     plan = plan_run(settings)
     boilerplate = write_boilerplate(
         settings, card=plan.method.card, target=plan.method.target_label, ants=ants_version(),
@@ -324,6 +326,11 @@ def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> Error
         return ErrorEntry(
             scan=scan.name, what=f'It follows {anchor.name}, which failed: {behind[0].what}', where=scan.relative,
             fix='Mend or remove that scan, or give its mask with --derivatives.', details=behind[0].details,
+        )  # fmt: skip
+    if whole := [failure for failure in failures if of_graph(failure)]:
+        return ErrorEntry(
+            scan=scan.name, what=f'The run of its batch ended early: {whole[0].what}', where=scan.relative,
+            fix='Mend that, and run the same command again.', details=whole[0].details,
         )  # fmt: skip
     return ErrorEntry(
         scan=scan.name, what=SILENT, where=scan.relative,

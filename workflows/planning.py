@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.base import Options, ScanPlan, handoff_spaces
+from bidsharm.workflows.clusters import devices
 from bidsharm.workflows.engine import load_plugin
 from bidsharm.workflows.harmonize import Method
 
@@ -22,7 +23,6 @@ from bidsharm.errors import ConfigurationError, NotServed, ScanError, UsageError
 from bidsharm.evaluation.verdict import parse_thresholds
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution, Reference
-from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.imaging.grids import load_checked, open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
 from bidsharm.settings import Settings
@@ -81,7 +81,8 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         For a target that cannot be had.
     """
     card = registry.get(settings.harmonizer).card
-    device = resolve_device(settings.device) if card.uses_device or settings.device != 'auto' else 'cpu'
+    plugin = load_plugin(settings.use_plugin)
+    device, extraction_device = devices(settings, card, plugin)
     spaces = tuple(dict.fromkeys(parse_space(text) for text in settings.output_spaces))
     templates = tuple(
         find_template(space, offline=settings.offline)
@@ -90,9 +91,8 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     )
     check_folders(settings.derivatives)
     parse_thresholds(settings.qc_thresholds)  # a wrong name ends the run here, not after the first scan
-    plugin = load_plugin(settings.use_plugin)
     execution: dict[str, Any] = {
-        'device': device if card.uses_device else 'cpu', 'seed': settings.random_seed,
+        'device': device, 'seed': settings.random_seed,
         'oom_fallback': settings.oom_fallback,
     }  # fmt: skip
     method = Method(
@@ -112,7 +112,7 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     selection = _with_contrasts(selection, card, served, method.target_label)
     options = Options(
         brain_extraction=settings.brain_extraction, skull_strip=settings.skull_strip,
-        registration=settings.registration, device=device, omp_nthreads=settings.omp_nthreads,
+        registration=settings.registration, device=extraction_device, omp_nthreads=settings.omp_nthreads,
         sloppy=settings.sloppy, seed=settings.random_seed, templates=templates,
         t1w_space=any(space.name == 'T1w' for space in spaces),
         thresholds=settings.qc_thresholds, gpu_plugin_args=plugin[2] if plugin else None,

@@ -52,9 +52,8 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
         state = 'to do' if scan.name in todo or to_learn else 'done'
         table.add_row(scan.name, scan.site, '' if anchor == scan else anchor.name, state)
     console.print(table)
-    console.print(
-        f'Harmonizer: {plan.method.name}, target: {plan.method.target_label}, device: {plan.options.device}'
-    )
+    device = plan.method.execution['device'] if plan.method.uses_gpu else plan.options.device
+    console.print(f'Harmonizer: {plan.method.name}, target: {plan.method.target_label}, device: {device}')
     weights = plan.method.model_dir or ('learnt from the data set' if plan.fit_scans else 'none needed')
     console.print(f'Weights: {weights}')
     for scan in plan.fit_scans:

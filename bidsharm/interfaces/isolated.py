@@ -102,13 +102,22 @@ def _deepbet(request: dict[str, Any]) -> dict[str, Any]:
 def _harmonize(request: dict[str, Any]) -> dict[str, Any]:
     from bidsharm.interfaces.harmonize import harmonize_files
 
+    _check_device(request)
     return harmonize_files(request)
 
 
 def _fit(request: dict[str, Any]) -> dict[str, Any]:
     from bidsharm.interfaces.harmonize import fit_files
 
+    _check_device(request)
     return fit_files(request)
+
+
+def _check_device(request: dict[str, Any]) -> None:
+    """Look for the device here: a job of a cluster may run on another machine than the one that planned it."""
+    from bidsharm.harmonizers.execution import resolve_device
+
+    resolve_device(request.get('execution', {}).get('device', 'cpu') or 'cpu')
 
 
 STEPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -319,6 +319,10 @@ def test_arguments_of_a_plugin_file_win_but_only_for_the_same_plugin(make_settin
     def run(plugin):
         calls.append((type(plugin).__name__.removesuffix('Plugin'), plugin.plugin_args))
 
+    (tmp_path / 'sbatch').touch(mode=0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv('LOGNAME', 'ada')
+    monkeypatch.setenv('PYTHONPATH', '')
     monkeypatch.setattr(workflow, 'run', run, raising=False)
     file = tmp_path / 'plugin.yml'
     settings = make_settings(nprocs=3, mem_gb=2.5)
@@ -327,14 +331,16 @@ def test_arguments_of_a_plugin_file_win_but_only_for_the_same_plugin(make_settin
     file.write_text('plugin: MultiProc\nplugin_args: {n_procs: 7}')
     run_graph(workflow, make_settings(nprocs=3, mem_gb=2.5, use_plugin=file))
     file.write_text('plugin: SLURM\nplugin_args: {sbatch_args: "-p short"}')
-    run_graph(workflow, make_settings(nprocs=3, use_plugin=file), on_node=print)
+    run_graph(workflow, make_settings(nprocs=3, use_plugin=file, work_dir=tmp_path), on_node=print)
     (plain, card, more, cluster) = calls
     assert plain[0] == card[0] == more[0] == 'MultiProc'
     assert (plain[1]['n_procs'], plain[1]['memory_gb']) == (3, 2.5)
     assert 'n_gpu_procs' not in plain[1]
     assert card[1]['n_gpu_procs'] == 1
     assert (more[1]['n_procs'], more[1]['memory_gb']) == (7, 2.5)
-    assert cluster == ('SLURM', {'sbatch_args': '-p short', 'status_callback': print})
+    assert cluster[0] == 'Slurm'
+    assert cluster[1].pop('template').startswith('#!/bin/bash\n')
+    assert cluster[1] == {'sbatch_args': '-p short', 'status_callback': print}
 
 
 @pytest.mark.usefixtures('clean_nipype')
