@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bidsharm.workflows.tags import tag
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -65,6 +66,7 @@ class Method:
         return self.execution.get('device', 'cpu') not in ('cpu', '')
 
 
+@tag('harmonize.method')
 def init_harmonize_wf(
     *,
     method: Method,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bidsharm.workflows.tags import tag
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -105,6 +106,7 @@ def _syn_stage(kind: str, sloppy: bool) -> dict[str, Any]:
     return stage
 
 
+@tag('harmonize.bias-correction')
 def init_bias_correction_wf(
     *,
     omp_nthreads: int = 1,
@@ -174,6 +176,7 @@ def init_bias_correction_wf(
     return workflow
 
 
+@tag('harmonize.brain-extraction')
 def init_brain_extraction_wf(
     *,
     scan_name: str = '',
@@ -336,6 +339,8 @@ def init_structural_wf(
     skull_strip: str = 'auto',
     registration: str = 'affine',
     precomputed: Precomputed | None = None,
+    given_mask: bool = False,
+    correct_bias: bool = True,
     device: str = 'cpu',
     gpu_plugin_args: dict[str, Any] | None = None,
     omp_nthreads: int = 1,
@@ -356,6 +361,10 @@ def init_structural_wf(
         ``affine`` or ``syn``.
     precomputed
         Files of other pipelines that replace steps.
+    given_mask
+        The mask comes in by ``in_mask``; none is looked for.
+    correct_bias
+        False for a scan whose bias field another pipeline has removed.
     omp_nthreads, mem_gb, sloppy, seed, name
         As in the other workflows.
 
@@ -363,6 +372,8 @@ def init_structural_wf(
     ------
     in_file
         Raw scan.
+    in_mask
+        Its brain mask, on any grid of the same world; only with ``given_mask``.
     template_coarse, template_mask, template_head, template_priors, template_brain
         From :class:`bidsharm.interfaces.preprocess.PrepareTemplate`.
 
@@ -380,7 +391,8 @@ def init_structural_wf(
     """
     given = precomputed or Precomputed()
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=['in_file', *TEMPLATE_FIELDS]), name='inputnode')
+    inputs = ['in_file', *TEMPLATE_FIELDS, *(['in_mask'] if given_mask else [])]
+    inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=SCAN_FIELDS), name='outputnode')
     conform = pe.Node(ConformScan(), name='conform', mem_gb=mem_gb)
     if given.preproc:
@@ -388,10 +400,16 @@ def init_structural_wf(
     else:
         workflow.connect(inputnode, 'in_file', conform, 'in_file')
     mask_wf = _mask_source(
-        given, scan_name, brain_extraction, skull_strip, device, gpu_plugin_args, omp_nthreads, mem_gb, sloppy, seed
+        given, given_mask, scan_name, brain_extraction, skull_strip, device, gpu_plugin_args, omp_nthreads, mem_gb, sloppy,
+        seed,
     )  # fmt: skip
+    if given_mask:
+        workflow.connect(inputnode, 'in_mask', mask_wf, 'inputnode.in_mask')
     bias_correction_wf = init_bias_correction_wf(
-        omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, correct=given.preproc is None
+        omp_nthreads=omp_nthreads,
+        mem_gb=mem_gb,
+        sloppy=sloppy,
+        correct=correct_bias and given.preproc is None,
     )
     warp_priors = pe.Node(
         ApplyTransforms(dimension=3, input_image_type=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
@@ -440,6 +458,7 @@ def _connect_registration(
 
 def _mask_source(
     given: Precomputed,
+    given_mask: bool,
     scan_name: str,
     method: str,
     skull_strip: str,
@@ -450,20 +469,27 @@ def _mask_source(
     sloppy: bool,
     seed: int,
 ) -> pe.Workflow:
-    """Return the graph that makes the mask, or the one that takes over a given mask; their fields are the same."""
-    if given.brain_mask is None:
+    """Return the graph that makes the mask, or the one that takes over a given mask; their fields are the same.
+
+    One that is given when the graph runs is a further input, ``in_mask``.
+    """
+    if given.brain_mask is None and not given_mask:
         return init_brain_extraction_wf(
             scan_name=scan_name, method=method, skull_strip=skull_strip, device=device, gpu_plugin_args=gpu_plugin_args,
             omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, seed=seed,
         )  # fmt: skip
     workflow = pe.Workflow(name='brain_extraction_wf')
-    inputnode = pe.Node(niu.IdentityInterface(fields=['in_file', *EXTRACTION_FIELDS]), name='inputnode')
+    inputs = ['in_file', *EXTRACTION_FIELDS, *(['in_mask'] if given_mask else [])]
+    inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name='inputnode')
     fields = ['out_mask', 'mask_method', 'mask_sidecar', 'mask_warnings']
     outputnode = pe.Node(niu.IdentityInterface(fields=fields), name='outputnode')
-    reuse_mask = pe.Node(
-        ReuseMask(name=scan_name, mask_file=str(given.brain_mask), method=f'reused from {given.source}'),
-        name='reuse_mask', mem_gb=mem_gb,
-    )  # fmt: skip
+    reuse_mask = pe.Node(ReuseMask(name=scan_name), name='reuse_mask', mem_gb=mem_gb)
+    if given_mask:
+        reuse_mask.inputs.method = 'given by the pipeline around'
+        workflow.connect(inputnode, 'in_mask', reuse_mask, 'mask_file')
+    else:
+        reuse_mask.inputs.mask_file = str(given.brain_mask)
+        reuse_mask.inputs.method = f'reused from {given.source}'
     workflow.connect([
         (inputnode, reuse_mask, [('in_file', 'in_file')]),
         (reuse_mask, outputnode, [
@@ -474,6 +500,7 @@ def _mask_source(
     return workflow
 
 
+@tag('harmonize.registration')
 def init_template_registration_wf(
     *,
     kind: str = 'affine',

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bidsharm.workflows.tags import tag
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -13,6 +14,7 @@ from bidsharm.interfaces.preprocess import SegmentTissue
 from bidsharm.interfaces.qc import AssessScan, DrawFigures
 
 
+@tag('harmonize.quality')
 def init_qc_wf(
     *,
     identity: dict[str, Any],
@@ -52,8 +54,8 @@ def init_qc_wf(
 
     Outputs
     -------
-    qc, figures, tissue_after, dseg_after
-        Record (JSON), pictures, and the segmentation of the harmonized image.
+    qc, verdict, figures, tissue_after, dseg_after
+        Record (JSON), its verdict, pictures, and the segmentation of the harmonized image.
     """
     workflow = pe.Workflow(name=name)
     given = [
@@ -62,7 +64,8 @@ def init_qc_wf(
     ]  # fmt: skip
     inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=['qc', 'figures', 'tissue_after', 'dseg_after']), name='outputnode'
+        niu.IdentityInterface(fields=['qc', 'verdict', 'figures', 'tissue_after', 'dseg_after']),
+        name='outputnode',
     )
     segment_after = pe.Node(SegmentTissue(), name='segment_after', mem_gb=mem_gb)
     gather = pe.Node(niu.Merge(3, no_flatten=True), name='gather', run_without_submitting=True)
@@ -94,7 +97,7 @@ def init_qc_wf(
             ('template_brain', 'template'),
         ]),
         (warp, draw, [('output_image', 'warped')]),
-        (assess, outputnode, [('qc', 'qc')]),
+        (assess, outputnode, [('qc', 'qc'), ('verdict', 'verdict')]),
         (draw, outputnode, [('figures', 'figures')]),
         (segment_after, outputnode, [('tissue', 'tissue_after'), ('dseg', 'dseg_after')]),
     ])  # fmt: skip

@@ -163,6 +163,30 @@ def save_image(
         return fingerprint(temporary)
 
 
+class _NativeIn(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc='result, perhaps cropped, in canonical axis order')
+    native = File(exists=True, mandatory=True, desc='image whose grid it comes back to')
+    kind = traits.Enum(*DTYPES, usedefault=True, desc='what it is; decides the voxel type')
+    name = traits.Str(mandatory=True, desc='name of the file, without extension')
+
+
+class _NativeOut(TraitedSpec):
+    out_file = File(desc='the result on the grid of the native image, compressed')
+
+
+class OnNativeGrid(Interface):
+    """Put a result back on the voxels of the image that it was made of, for pipelines that write their own derivatives."""
+
+    input_spec = _NativeIn
+    output_spec = _NativeOut
+
+    def _compute(self, cwd: Path) -> dict[str, Any]:
+        target = cwd / f'{self.inputs.name}.nii.gz'
+        native = load_checked(Path(self.inputs.native))
+        save_image(open_image(self.inputs.in_file), target, kind=self.inputs.kind, native=native)
+        return {'out_file': str(target)}
+
+
 class _ClipIn(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='resampled image')
     mask_file = File(exists=True, mandatory=True, desc='mask on the same grid')

@@ -39,6 +39,7 @@ class _AssessIn(BaseInterfaceInputSpec):
 
 class _AssessOut(TraitedSpec):
     qc = File(desc='QC record, JSON')
+    verdict = traits.Enum('pass', 'warn', 'fail', desc='the verdict of that record')
 
 
 class AssessScan(Interface):
@@ -76,7 +77,7 @@ class AssessScan(Interface):
         qc = {**identity, **result, 'warnings': warnings, 'notes': notes, 'version': __version__}
         out_file = cwd / 'qc.json'
         out_file.write_text(json.dumps(qc, indent=1, allow_nan=False))
-        return {'qc': str(out_file)}
+        return {'qc': str(out_file), 'verdict': qc['verdict']}
 
 
 def _array(values: Any) -> NDArray[np.float64] | None:
