@@ -1,4 +1,7 @@
-"""``bidsharm-docker``: the same command line as ``bidsharm``, run in a container; folders and files become mounts."""
+"""``bidsharm-docker``: the same command line as ``bidsharm``, run in a container; folders and files become mounts.
+
+It needs nothing but Python: ``pip install --no-deps`` of bidsharm suffices for it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +22,11 @@ from bidsharm.errors import BidsharmError, ConfigurationError, UsageError
 
 #: Where things lie inside the container.
 DATA, OUT, WORK, DATABASE, WEIGHTS, MODEL = '/data', '/out', '/work', '/database', '/weights', '/model'
-DERIVATIVES, FILES = '/derivatives', '/files'
+DERIVATIVES, FILES, TEMPLATES, HANDOFF = '/derivatives', '/files', '/templateflow', '/fmriprep'
+#: The image that belongs to this version.
+IMAGE = f'bidsharm:{__version__}'
 #: Keys of a settings file that are paths, which mean nothing inside a container.
-PATH_KEYS = ('bids_dir', 'output_dir', 'work_dir', 'bids_filter_file', 'bids_database_dir', 'weights_dir', 'use_plugin', 'derivatives')  # fmt: skip
+PATH_KEYS = ('bids_dir', 'output_dir', 'work_dir', 'bids_filter_file', 'bids_database_dir', 'weights_dir', 'use_plugin', 'derivatives', 'fmriprep_derivatives')  # fmt: skip
 
 
 @dataclass
@@ -51,14 +57,15 @@ def build_wrapper() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='bidsharm-docker',
         description='Run bidsharm in a container. All options of bidsharm are understood too, with paths of this machine.',
-        epilog='The command that is run is printed first. bidsharm --help tells the other options.',
+        epilog='The command that is run is printed first.',
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument('-h', '--help', action='help', help='show this help')
+    parser.add_argument('-h', '--help', action='store_true', help='show this help, and that of bidsharm')
     parser.add_argument('--version', action='version', version=f'bidsharm-docker {__version__}')
-    parser.add_argument('-i', '--image', default=f'bidsharm:{__version__}', help='default: %(default)s')
+    parser.add_argument('-i', '--image', default=IMAGE, help='default: %(default)s')
     parser.add_argument('--engine', help='docker or podman; default: what is installed, docker first')
+    parser.add_argument('-u', '--user', help='UID or UID:GID that results belong to; default: yours')
     parser.add_argument('--gpus', action='store_true', help='let the container use the GPUs')
     parser.add_argument(
         '--network',
@@ -68,6 +75,7 @@ def build_wrapper() -> argparse.ArgumentParser:
     parser.add_argument(
         '-e', '--env', action='append', default=[], metavar='NAME=VALUE', help='set a variable'
     )
+    parser.add_argument('--shell', action='store_true', help='start a shell there instead of bidsharm')
     parser.add_argument('--print-only', action='store_true', help='print the command and end')
     return parser
 
@@ -75,8 +83,14 @@ def build_wrapper() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the command and become it; return an exit code only where that was not possible."""
     wrapper, rest = build_wrapper().parse_known_args(argv)
+    if wrapper.help:
+        print(build_wrapper().format_help())
+        print(build_parser().format_help())
+        return 0
     try:
         command = container_command(wrapper, vars(build_parser().parse_args(rest)))
+        if not wrapper.print_only:
+            _check_image(command[0], wrapper.image)
     except BidsharmError as error:
         print(f'bidsharm-docker: {error}', file=sys.stderr)
         return int(error.exit_code)
@@ -109,12 +123,15 @@ def container_command(wrapper: argparse.Namespace, given: dict[str, Any]) -> lis
     command = [engine, 'run', '--rm', '--network', wrapper.network]
     if sys.stdout.isatty():
         command.append('-t')
-    command += _user(engine)
+    command += ['--user', wrapper.user] if wrapper.user else _user(engine)
     if wrapper.gpus:
         command += ['--device', 'nvidia.com/gpu=all'] if engine.endswith('podman') else ['--gpus', 'all']
-    for pair in wrapper.env:
+    for pair in [*_templates(mounts), *wrapper.env]:
         command += ['-e', pair]
-    return [*command, *mounts.options(), wrapper.image, *as_arguments(inside)]
+    command += mounts.options()
+    if wrapper.shell:
+        return [*command, '-i', '--entrypoint', 'bash', wrapper.image]
+    return [*command, wrapper.image, *as_arguments(inside)]
 
 
 def translate(given: dict[str, Any], mounts: Mounts) -> dict[str, Any]:
@@ -122,7 +139,11 @@ def translate(given: dict[str, Any], mounts: Mounts) -> dict[str, Any]:
     found = dict(given)
     found['bids_dir'] = mounts.add(given['bids_dir'], DATA)
     found['output_dir'] = mounts.add(given['output_dir'], OUT, writable=True)
-    for name, inside in (('work_dir', WORK), ('bids_database_dir', DATABASE)):
+    for name, inside in (
+        ('work_dir', WORK),
+        ('bids_database_dir', DATABASE),
+        ('fmriprep_derivatives', HANDOFF),
+    ):
         if name in given:
             found[name] = mounts.add(given[name], inside, writable=True)
     if 'weights_dir' in given:
@@ -187,6 +208,28 @@ def _engine(name: str | None) -> str:
         where='--engine',
         fix='Install one, or run bidsharm without a container.',
     )
+
+
+def _templates(mounts: Mounts) -> list[str]:
+    """Mount the host's templates, if it says where they are, and return the variable that tells the container."""
+    folder = os.environ.get('TEMPLATEFLOW_HOME', '')
+    if not folder or not Path(folder).is_dir():
+        return []
+    return [f'TEMPLATEFLOW_HOME={mounts.add(Path(folder).absolute(), TEMPLATES)}']
+
+
+def _check_image(engine: str, image: str) -> None:
+    """Refuse the default image where it was not built: container programs would look for it in a registry."""
+    if image != IMAGE:
+        return
+    looked = subprocess.run([engine, 'image', 'inspect', image], capture_output=True, text=True, check=False)
+    if looked.returncode:
+        told = looked.stderr.strip().splitlines()
+        raise ConfigurationError(
+            f'The image cannot be used: {told[-1] if told else "no reason was given"}',
+            where=image,
+            fix=f'Build it in a copy of bidsharm ({engine} build -t {image} .), or name another one with --image.',
+        )
 
 
 def _user(engine: str) -> list[str]:

@@ -68,7 +68,7 @@ def _lend_home() -> None:
         raise ConfigurationError(
             'There is no folder for temporary files.',
             where=os.environ.get('TMPDIR', '/tmp'),
-            fix='Set TMPDIR to a folder that can be written.',
+            fix='Set TMPDIR to a folder that can be written; with docker run --read-only, add --tmpfs /tmp.',
         ) from error
     os.environ['HOME'] = home
     owner = os.getpid()

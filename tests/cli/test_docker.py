@@ -25,9 +25,14 @@ def host(tmp_path, monkeypatch) -> Path:
     (tmp_path / 'settings.toml').write_text('[bidsharm]\nharmonizer = "nyul"\n')
     (tmp_path / 'target.nii.gz').write_bytes(b'x')
     program = tmp_path / 'bin' / 'docker'
-    program.write_text(f'#!{sys.executable}\nimport sys, json\njson.dump(sys.argv, open({str(tmp_path / "told.json")!r}, "w"))\nsys.exit(7)\n')  # fmt: skip
+    program.write_text(
+        f'#!{sys.executable}\nimport json, sys\n'
+        'if sys.argv[1] == "image":\n    sys.exit(0)\n'
+        f'json.dump(sys.argv, open({str(tmp_path / "told.json")!r}, "w"))\nsys.exit(7)\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path / "bin"}')
+    monkeypatch.delenv('TEMPLATEFLOW_HOME', raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -130,9 +135,13 @@ def test_it_prints_and_becomes_the_command(host):
         (['--engine', 'podman'], ExitCode.CONFIGURATION, 'podman is not installed'),
         (['--weights-dir', 'a:b'], ExitCode.USAGE, 'colon'),
         (['--config-file', 'paths.toml'], ExitCode.USAGE, 'work_dir'),
+        (['--engine', 'bin/other'], ExitCode.CONFIGURATION, 'No such image'),
     ],
 )
 def test_what_cannot_be_run_says_why(host, capsys, arguments, code, says):
+    other = host / 'bin' / 'other'
+    other.write_text(f'#!{sys.executable}\nimport sys\nsys.exit("Error: No such image")\n')
+    other.chmod(0o755)
     (host / 'paths.toml').write_text('[bidsharm]\nwork_dir = "/scratch"\n')
     assert docker.main(['my data', 'out', 'participant', *arguments]) == code
     assert says in capsys.readouterr().err
@@ -143,3 +152,63 @@ def test_errors_of_options_are_those_of_bidsharm(host, capsys):
         docker.main(['nowhere', 'out', 'participant'])
     assert stopped.value.code == ExitCode.USAGE
     assert 'the folder nowhere does not exist' in capsys.readouterr().err
+
+
+def test_every_option_that_is_a_path_is_mounted(host, capsys):
+    """A new option with a path must not reach the container as a path of the host."""
+    parser = build_parser()
+    paths = [action for action in parser._actions if getattr(action.type, '__name__', '') in ('_absolute', '_file', '_folder')]  # fmt: skip
+    assert len(paths) > 6
+    places = {'_folder': 'my data', '_file': 'settings.toml', '_absolute': 'made'}
+    for action in paths:
+        if not action.option_strings:
+            continue
+        given = places[action.type.__name__]
+        command = command_of(capsys, 'my data', 'out', 'participant', action.option_strings[-1], given)
+        inner = command[command.index(f'bidsharm:{docker.__version__}') + 1 :]
+        assert str(host) not in ' '.join(inner), action.dest
+        assert f'{host}/{given}' in [text.rsplit(':', 1)[0] for text in mounts_of(command).values()], (
+            action.dest
+        )
+
+
+def test_who_owns_the_results_can_be_chosen(host, capsys):
+    command = command_of(capsys, '-u', '1234:99', 'my data', 'out', 'participant')
+    assert command.count('--user') == 1
+    assert command[command.index('--user') + 1] == '1234:99'
+
+
+def test_a_shell_has_the_same_mounts(host, capsys):
+    usual = command_of(capsys, 'my data', 'out', 'participant')
+    shell = command_of(capsys, '--shell', 'my data', 'out', 'participant')
+    assert mounts_of(shell) == mounts_of(usual)
+    assert shell[-4:] == ['-i', '--entrypoint', 'bash', f'bidsharm:{docker.__version__}']
+
+
+def test_templates_of_the_host_are_seen_inside(host, capsys, monkeypatch):
+    (host / 'templates').mkdir()
+    monkeypatch.setenv('TEMPLATEFLOW_HOME', 'templates')
+    command = command_of(capsys, 'my data', 'out', 'participant')
+    assert mounts_of(command)['/templateflow'] == f'{host}/templates:ro'
+    assert command[command.index('-e') + 1] == 'TEMPLATEFLOW_HOME=/templateflow'
+    monkeypatch.setenv('TEMPLATEFLOW_HOME', 'nowhere')
+    assert '-e' not in command_of(capsys, 'my data', 'out', 'participant')
+
+
+def test_help_tells_both_kinds_of_options(host, capsys):
+    assert docker.main(['--help']) == 0
+    told = capsys.readouterr().out
+    assert '--print-only' in told
+    assert '--participant-label' in told
+
+
+def test_it_needs_no_library(host):
+    """Users of containers install the wrapper alone (pip install --no-deps)."""
+    root = Path(docker.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, '-S', '-m', 'bidsharm.cli.docker', '--print-only', 'my data', 'out', 'participant',
+         '--config-file', 'settings.toml', '--mem', '4G'],
+        capture_output=True, text=True, check=False, env={**os.environ, 'PYTHONPATH': str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'docker run' in done.stdout
