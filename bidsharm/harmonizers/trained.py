@@ -273,7 +273,7 @@ class TrainedHarmonizer(Harmonizer):
         from bidsharm.training.options import Budget, Running
         from bidsharm.training.volumes import hold_out
 
-        self._check(data, target)
+        self.check_offers(data, target)
         if running is None:
             running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
         self.sites, self.contrasts = data.sites, data.contrasts
@@ -322,7 +322,16 @@ class TrainedHarmonizer(Harmonizer):
         offered = offers_of(data, self.target_site)
         return bool(data.volumes) and all(need in offered for need in self.card.needs_fit)
 
-    def _check(self, data: TrainingSet, target: Target) -> None:
+    def check_offers(self, data: TrainingSet, target: Target) -> None:
+        """Refuse volumes that do not offer what the method needs.
+
+        Raises
+        ------
+        MissingNeed
+            With one sentence that names what is missing, and the methods that could run instead.
+        UsageError
+            If the method cannot be trained for such a target.
+        """
         from bidsharm.harmonizers.training_data import offers_of
 
         if target_kind(target) not in self.card.targets:

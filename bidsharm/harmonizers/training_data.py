@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,11 @@ from bidsharm.harmonizers.contract import Cohort, Scan
 
 if TYPE_CHECKING:
     from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.imaging.alignment import Grid
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+#: Field of view of a training, along the axes of RAS order (mm); that of IGUANe (Roca et al. 2024).
+FRAME_MM = (160.0, 192.0, 160.0)
 
 
 def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
@@ -106,3 +111,59 @@ def offers_of(data: TrainingSet, target: str = '') -> frozenset[str]:
         'reference': bool(data.volumes),
     }
     return frozenset(name for name, there in found.items() if there)
+
+
+def common_frame(voxel_mm: float) -> Grid:
+    """Return the grid that all scans of a training are laid on: 160 x 192 x 160 mm around the brain of the template.
+
+    Sizes are rounded up to multiples of 16 voxels.
+    """
+    from bidsharm.imaging.alignment import Grid, template_brain
+    from bidsharm.imaging.grids import bounding_box
+
+    brain = template_brain()
+    box = bounding_box(brain.mask, 0)
+    middle = np.array([(part.start + part.stop - 1) / 2 for part in box] + [1.0])
+    shape = tuple(int(np.ceil(length / voxel_mm / 16)) * 16 for length in FRAME_MM)
+    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    affine[:3, 3] = (brain.affine @ middle)[:3] - voxel_mm * (np.array(shape) - 1) / 2
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def laid_on(scan: Scan, grid: Grid, world: NDArray[np.float64]) -> Scan:
+    """Return a scan on a common grid.
+
+    Parameters
+    ----------
+    scan
+        Any scan.
+    grid
+        Where it goes.
+    world
+        From the world of the scan to that of the grid, rigid, shape (4, 4).
+    """
+    mask = grid.sample(scan.mask.astype(np.float32), scan.affine, world) > 0.5
+    data = grid.sample(np.where(scan.mask, scan.data, 0), scan.affine, world, order=3)
+    tissue = None
+    if scan.tissue is not None:
+        tissue = np.stack([grid.sample(part, scan.affine, world) for part in scan.tissue])
+    return replace(
+        scan, data=np.where(mask, data, 0).astype(np.float32), mask=mask, affine=grid.affine, tissue=tissue
+    )
+
+
+def align(scan: Scan, anchor: tuple[Scan, NDArray[np.float64]] | None) -> NDArray[np.float64]:
+    """Return the rigid transform that lays a scan on the template, by way of another scan of the same person where there is one.
+
+    Raises
+    ------
+    ScanError
+        If it cannot be aligned.
+    """
+    from bidsharm.imaging.alignment import Brain, rigid, template_brain
+
+    brain = Brain(scan.data, scan.mask, scan.affine)
+    if anchor is None:
+        return rigid(brain, template_brain(), name=scan.name)
+    first, world = anchor
+    return np.asarray(world @ rigid(brain, Brain(first.data, first.mask, first.affine), name=scan.name))

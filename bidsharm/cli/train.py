@@ -1,0 +1,272 @@
+"""``bidsharm-train``: train a method on preprocessed scans, or learn another target for a trained one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidsharm.errors import BidsharmError, ExitCode, UsageError
+from bidsharm.settings import CONTRASTS, MAX_SEED
+
+if TYPE_CHECKING:
+    from bidsharm.bids.training_input import TrainingFile
+    from bidsharm.harmonizers.contract import Target
+    from bidsharm.harmonizers.trained import TrainedHarmonizer
+    from bidsharm.training.options import Budget, Running
+
+#: Names inside the output folder.
+MODEL, CACHE = 'model', 'cache'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog='bidsharm-train',
+        description='Train a harmonization method on scans that bidsharm has preprocessed.',
+        epilog='The model is OUT/model: bidsharm BIDS OUT participant --harmonizer NAME --model OUT/model. The same command goes on with a '
+        'training that was interrupted. On several machines start it by srun or torchrun with --nodes. '
+        'Exit codes: 0 trained; 1 the training failed, or scans had to be left out; 2 wrong use; 3 no scans; 78 no such device.',
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        'harmonizer', metavar='NAME', help='method; bidsharm-models list tells what each needs'
+    )
+    parser.add_argument('derivatives', metavar='DERIVATIVES', type=Path, help='output folder of bidsharm')
+    parser.add_argument(
+        'out', metavar='OUT', type=Path, help='folder for model, checkpoints, log and pictures'
+    )
+    data = parser.add_argument_group('scans')
+    data.add_argument('--target', default='', metavar='SITE', help='site that scans shall look like')
+    data.add_argument('--contrasts', nargs='+', choices=CONTRASTS, default=['T1w'], help='default: T1w')
+    data.add_argument(
+        '--participant-label',
+        nargs='+',
+        default=[],
+        metavar='LABEL',
+        help='subjects to train on (default: all)',
+    )
+    data.add_argument(
+        '--site',
+        default='',
+        metavar='RULE',
+        help='"session" or a column of participants.tsv (default: the sites of that run)',
+    )
+    data.add_argument(
+        '--person', default='', metavar='COLUMN', help='column that says which subjects are one person'
+    )
+    data.add_argument('--participants', type=Path, metavar='FOLDER', help='folder with participants.tsv')
+    how = parser.add_argument_group('training')
+    how.add_argument('--preset', choices=('paper', 'tiny'), default='paper', help='default: paper')
+    how.add_argument(
+        '--set',
+        nargs='+',
+        default=[],
+        type=_setting,
+        metavar='KEY=VALUE',
+        help='change settings of the method',
+    )
+    how.add_argument(
+        '--budget',
+        type=_budget,
+        metavar='N|TIME',
+        help='steps (20000) or time (90m, 8h); default: that of the preset',
+    )
+    how.add_argument(
+        '--interval', type=_count, default=200, metavar='N', help='steps between checkpoints (default: 200)'
+    )
+    how.add_argument(
+        '--patience',
+        type=int,
+        default=0,
+        metavar='N',
+        help='end after N intervals without a better validation (default: never)',
+    )
+    how.add_argument('--seed', type=int, default=0, metavar='N', help='default: 0')
+    where = parser.add_argument_group('machines')
+    where.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:N or mps (default: auto)')
+    where.add_argument(
+        '--devices', type=_count, default=1, metavar='N', help='processes of one device each, on each machine'
+    )
+    where.add_argument('--nodes', type=_count, default=1, metavar='N', help='machines')
+    where.add_argument(
+        '--precision',
+        choices=('32-true', 'bf16-mixed', '16-mixed'),
+        default='32-true',
+        help='default: 32-true',
+    )
+    where.add_argument(
+        '--accumulate', type=_count, default=1, metavar='N', help='batches whose gradients make a step'
+    )
+    where.add_argument('--threads', type=_count, metavar='N', help='threads of one process')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(_run(args))
+    except BidsharmError as error:
+        print(f'bidsharm-train: {error}', file=sys.stderr)
+        return int(error.exit_code)
+    except OSError as error:
+        print(f'bidsharm-train: {error.filename or args.out}: {error.strerror or error}', file=sys.stderr)
+        return int(ExitCode.SCAN_FAILED)
+    except KeyboardInterrupt:
+        print('bidsharm-train: stopped; the same command goes on from the last checkpoint.', file=sys.stderr)
+        return int(ExitCode.SCAN_FAILED)
+
+
+def _run(args: argparse.Namespace) -> ExitCode:
+    from bidsharm.bids.training_input import find_training_files
+    from bidsharm.cli.run import quiet_libraries
+    from bidsharm.harmonizers import bundle
+    from bidsharm.harmonizers.training_cache import prepare
+
+    quiet_libraries()
+    if not 0 <= args.seed <= MAX_SEED:
+        raise UsageError(f'The seed must lie between 0 and {MAX_SEED}.', where='--seed')
+    method = _method(args)
+    files = find_training_files(
+        args.derivatives, contrasts=args.contrasts, site=args.site, participants=args.participants, person=args.person,
+        subjects=[label.removeprefix('sub-') for label in args.participant_label],
+    )  # fmt: skip
+    target = _target(args, method, files)
+    running = _running(args, method)
+    first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+    if first and (args.out / MODEL).exists():
+        print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
+        return ExitCode.OK
+    with _bar(first) as progress:
+        prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
+        method.train(
+            prepared.data, target=target, running=running, seed=args.seed, progress=progress('training')
+        )
+    for problem in prepared.problems:
+        print(f'bidsharm-train: left out: {problem}', file=sys.stderr)
+    if first:
+        bundle.save(method, args.out / MODEL)
+        print(args.out / MODEL)
+    return ExitCode.SCAN_FAILED if prepared.problems else ExitCode.OK
+
+
+def _method(args: argparse.Namespace) -> TrainedHarmonizer:
+    """Return the method with its settings, untrained."""
+    from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.contract import Execution
+    from bidsharm.harmonizers.execution import resolve_device
+    from bidsharm.harmonizers.trained import TrainedHarmonizer
+
+    kind = registry.get(args.harmonizer)
+    if not issubclass(kind, TrainedHarmonizer):
+        raise UsageError(
+            f'{args.harmonizer} is not trained.', where='NAME', fix='Use it as it is: bidsharm --harmonizer.'
+        )
+    execution = Execution(device=resolve_device(args.device), seed=args.seed, threads=args.threads or 1)
+    return kind(execution, kind.preset(args.preset, **dict(args.set)))
+
+
+def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence[TrainingFile]) -> Target:
+    """Return the target, after checking that the scans offer what the method needs."""
+    from bidsharm.harmonizers.contract import Canonical, Site
+    from bidsharm.harmonizers.training_cache import sketch
+
+    data = sketch(files)
+    if not args.target and 'canonical' not in method.card.targets:
+        sites = ', '.join(f'{site} ({len(data.at(site))} scans)' for site in data.sites)
+        raise UsageError(
+            f'{method.card.name} needs a site to aim at.', where='--target', fix=f'There are: {sites}.'
+        )
+    target = Site(args.target) if args.target else Canonical()
+    method.check_offers(data, target)
+    return target
+
+
+def _running(args: argparse.Namespace, method: TrainedHarmonizer) -> Running:
+    import torch
+
+    from bidsharm.training.options import Budget, Running
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    budget: Budget = args.budget or Budget(steps=method.settings.steps)
+    return Running(
+        folder=args.out, device=method.execution.device, devices=args.devices, nodes=args.nodes, precision=args.precision,
+        accumulate=args.accumulate, interval=args.interval, patience=args.patience, seed=args.seed, budget=budget,
+    )  # fmt: skip
+
+
+class _bar:
+    """Progress bars on standard error; only the first of several processes shows them."""
+
+    def __init__(self, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn('{task.fields[said]}'),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True, highlight=False), disable=not shown)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return self.part
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def part(self, name: str) -> Any:
+        """Return a function that is told how far a part of the work is."""
+        from rich.markup import escape
+
+        task = self.bar.add_task(name, total=None, said='')
+        return lambda done, total, said: self.bar.update(task, completed=done, total=total, said=escape(said))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition('=')
+    if not separator or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _budget(text: str) -> Budget:
+    from bidsharm.training.options import Budget
+
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([mh]?)', text)
+    if not match or float(match[1]) <= 0 or (not match[2] and not text.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is no budget; write 20000 (steps), 90m or 8h')
+    if not match[2]:
+        return Budget(steps=int(text))
+    return Budget(minutes=float(match[1]) * (60 if match[2] == 'h' else 1))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Scans of a training, prepared once: aligned, on one grid, in units of the network, in files that are read as they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bidsharm.errors import ScanError
+from bidsharm.harmonizers.contract import Scan
+
+if TYPE_CHECKING:
+    from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+Progress = Callable[[int, int, str], None]
+
+
+class Source(Protocol):
+    """A scan that can be read."""
+
+    @property
+    def name(self) -> str:
+        """Name of the scan."""
+
+    @property
+    def person(self) -> str:
+        """Who was scanned."""
+
+    @property
+    def session(self) -> str:
+        """In which visit."""
+
+    @property
+    def site(self) -> str:
+        """Where."""
+
+    @property
+    def contrast(self) -> str:
+        """With which contrast."""
+
+    @property
+    def covariates(self) -> Mapping[str, float]:
+        """Numbers known about the person."""
+
+    @property
+    def key(self) -> str:
+        """What tells this state of the files from any other."""
+
+    def read(self) -> Scan:
+        """Read the scan."""
+
+
+@dataclass
+class Prepared:
+    """Volumes that can be trained on, and scans that cannot.
+
+    Parameters
+    ----------
+    data
+        The volumes.
+    problems
+        What is wrong with the others.
+    """
+
+    data: TrainingSet
+    problems: list[ScanError] = field(default_factory=list)
+
+
+def prepare(
+    sources: Sequence[Source], settings: NetworkSettings, folder: Path, progress: Progress | None = None
+) -> Prepared:
+    """Lay scans on one grid and keep them in a folder; what is there already is taken from it.
+
+    The first scan of each person is laid rigidly on the template, the others of the person on the first one. Several processes
+    may do this at once: one works, the others wait.
+
+    Parameters
+    ----------
+    sources
+        Scans, of any people in any order.
+    settings
+        Voxel size, scaling and background.
+    folder
+        Where prepared scans are kept.
+    progress
+        Told how many scans are ready.
+    """
+    from filelock import FileLock
+
+    from bidsharm.training.volumes import TrainingSet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    volumes: list[TrainingVolume] = []
+    problems: list[ScanError] = []
+    with FileLock(folder / '.lock'):
+        anchors: dict[str, tuple[Scan, NDArray[np.float64]]] = {}
+        for number, source in enumerate(sorted(sources, key=lambda item: (item.person, item.name)), start=1):
+            try:
+                volumes.append(_prepared(source, settings, folder, anchors))
+            except ScanError as error:
+                problems.append(ScanError(error.what, where=error.where or source.name, fix=error.fix))
+            if progress is not None:
+                progress(number, len(sources), source.name)
+    return Prepared(TrainingSet(volumes, settings.background), problems)
+
+
+def _prepared(
+    source: Source,
+    settings: NetworkSettings,
+    folder: Path,
+    anchors: dict[str, tuple[Scan, NDArray[np.float64]]],
+) -> TrainingVolume:
+    from bidsharm.harmonizers.training_data import align, common_frame, laid_on, volume_of
+
+    chosen = [settings.voxel_mm, settings.scaling, settings.background, 2]
+    stem = folder / hashlib.sha256(repr([source.key, chosen]).encode()).hexdigest()[:24]
+    if not stem.with_suffix('.json').is_file():
+        scan = source.read()
+        first = anchors.get(source.person)
+        world = align(scan, first)
+        if first is None:
+            anchors[source.person] = (scan, world)
+        grid = common_frame(settings.voxel_mm)
+        _write(stem, volume_of(laid_on(scan, grid, world), settings, grid.shape), world)
+    elif source.person not in anchors:
+        anchors[source.person] = (
+            source.read(),
+            np.array(json.loads(stem.with_suffix('.json').read_text())['world']),
+        )
+    return _read(stem, source)
+
+
+def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64]) -> None:
+    """Write a volume; the small file that says it is whole comes last."""
+    arrays = {'values': volume.values, 'mask': volume.mask}
+    if volume.tissue is not None:
+        arrays['tissue'] = volume.tissue
+    for name, array in arrays.items():
+        partial = stem.with_suffix(f'.{name}.part.npy')
+        np.save(partial, array)
+        os.replace(partial, stem.with_suffix(f'.{name}.npy'))
+    partial = stem.with_suffix('.part')
+    partial.write_text(json.dumps({'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays)}))
+    os.replace(partial, stem.with_suffix('.json'))
+
+
+def _read(stem: Path, source: Source) -> TrainingVolume:
+    from bidsharm.training.volumes import TrainingVolume
+
+    about = json.loads(stem.with_suffix('.json').read_text())
+    parts = {name: np.load(stem.with_suffix(f'.{name}.npy'), mmap_mode='r') for name in about['arrays']}
+    return TrainingVolume(
+        values=parts['values'], mask=parts['mask'], name=source.name, person=source.person, session=source.session,
+        site=source.site, contrast=source.contrast, tissue=parts.get('tissue'), covariates=source.covariates,
+        unit=float(about['unit']),
+    )  # fmt: skip
+
+
+def sketch(sources: Sequence[Source]) -> TrainingSet:
+    """Return volumes without voxels, to check early whether a method is offered what it needs."""
+    from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+    nothing = np.zeros((1, 1, 1), np.float32)
+    empty = TrainingVolume(nothing, nothing > 0, '', '', '', '', '')
+    return TrainingSet([
+        replace(
+            empty, name=source.name, person=source.person, session=source.session, site=source.site, contrast=source.contrast,
+            tissue=np.zeros((1, 1, 1), np.uint8) if getattr(source, 'tissue', ()) else None, covariates=source.covariates,
+        )
+        for source in sources
+    ])  # fmt: skip
