@@ -46,7 +46,7 @@ from bidsharm.bids.atomic import write_text
 from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
 from bidsharm.bids.dataset import prepare_root
 from bidsharm.bids.handoff import prepare_handoff
-from bidsharm.bids.index import open_layout
+from bidsharm.bids.index import INDEX_FILE, open_layout
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import select_scans
 from bidsharm.bids.resume import read_record
@@ -159,10 +159,12 @@ def plan_run(settings: Settings) -> Plan:
     selection = select_scans(settings, layout)
     everyone = selection
     narrowed = settings.participant_label or settings.session_label or settings.run
-    if narrowed and (settings.target != 'canonical' or _needs_cohort(settings)):
+    if narrowed and not settings.model and (settings.target != 'canonical' or _needs_cohort(settings)):
         # A target is learnt from the whole data set, so that jobs for single subjects agree on it.
         whole = replace(settings, participant_label=(), session_label=(), run=(), bids_database_dir=None)
-        everyone = select_scans(whole)
+        database = settings.bids_database_dir
+        kept = database is not None and (database / INDEX_FILE).is_file()  # it holds all subjects
+        everyone = select_scans(whole, layout if kept else None)
     return make_plan(settings, selection, everyone=everyone)
 
 

@@ -443,3 +443,47 @@ def test_device_of_jobs(asked_for, gpu, method, expected, make_settings):
     card = registry.get(method).card
     found = devices(make_settings(device=asked_for), card, ('SLURM', {}, gpu))
     assert found == (expected, 'cpu')
+
+
+# What a job of one subject reads.
+
+
+@pytest.mark.parametrize(
+    ('values', 'everyone'),
+    [
+        ({'harmonizer': 'nyul'}, True),
+        ({'harmonizer': 'nyul', 'model': '/models/nyul'}, False),
+        ({'harmonizer': 'tscore'}, False),
+    ],
+)
+def test_job_of_one_subject_looks_at_all_only_to_learn(
+    values, everyone, make_settings, make_data_set, tmp_path, monkeypatch
+):
+    from bidsharm.workflows import participant
+
+    make_data_set(tmp_path / 'bids', {'01': 'A', '02': 'A', '03': 'B'})
+    seen = []
+    monkeypatch.setattr(
+        participant, 'make_plan', lambda settings, selection, *, everyone: seen.append(everyone)
+    )
+    participant.plan_run(make_settings(participant_label=('01',), **values))
+    assert len(seen[0].subjects) == (3 if everyone else 1)
+
+
+def test_index_that_is_kept_serves_the_target_too(make_settings, make_data_set, tmp_path, monkeypatch):
+    from bidsharm.workflows import participant
+
+    from bidsharm.bids import index
+
+    make_data_set(tmp_path / 'bids', {'01': 'A', '02': 'A', '03': 'B'})
+    settings = make_settings(
+        participant_label=('01',), harmonizer='nyul', bids_database_dir=tmp_path / 'index'
+    )
+    monkeypatch.setattr(participant, 'make_plan', lambda settings, selection, *, everyone: everyone)
+    made = []
+    whole = index._layout
+    monkeypatch.setattr(index, '_layout', lambda *given, **more: made.append(more) or whole(*given, **more))
+    assert len(participant.plan_run(settings).subjects) == 3
+    assert len(made) == 2, 'once to make it, once to open it'
+    assert len(participant.plan_run(settings).subjects) == 3
+    assert len(made) == 3
