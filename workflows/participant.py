@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from bidsharm.workflows.planning import (
 )
 from bidsharm.workflows.progress import Progress
 from bidsharm.workflows.reporting import records_of, report_subject
+from bidsharm.workflows.scratch import working_folder
 from bidsharm.workflows.summary import Outcome, show_outcome, show_plan, show_problems
 from bidsharm.workflows.targets import ensure_target
 from filelock import FileLock, Timeout
@@ -97,7 +97,7 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
     log_dir = start_log(settings)
     write_citations(log_dir, boilerplate)
     progress = Progress(console, total=len(plan.selection.scans))
-    with working_folder(settings) as work_dir, progress:
+    with working_folder(settings, largest_batch(plan, settings)) as work_dir, progress:
         configure(settings, log_dir)
         plan = ensure_target(plan, settings, work_dir, log_dir, progress)
         options = replace(
@@ -187,16 +187,15 @@ def write_citations(folder: Path, boilerplate: Boilerplate) -> None:
     write_text(folder / 'CITATION.bib', boilerplate.to_bibtex())
 
 
-@contextmanager
-def working_folder(settings: Settings) -> Iterator[Path]:
-    """Give the working folder: the one asked for, or a temporary one that goes away."""
-    if settings.work_dir is None:
-        with tempfile.TemporaryDirectory(prefix='bidsharm-') as folder:
-            yield Path(folder)
-        return
-    folder_path = settings.work_dir / 'bidsharm_work'
-    folder_path.mkdir(parents=True, exist_ok=True)
-    yield folder_path
+def largest_batch(plan: Plan, settings: Settings) -> int:
+    """Return the number of scans of the largest batch."""
+    groups = batches(plan.selection.subjects, batch_size(settings))
+    return max(sum(len(plan.selection.of_subject(subject)) for subject in group) for group in groups)
+
+
+def batch_size(settings: Settings) -> int:
+    """Return how many subjects are worked on in one graph."""
+    return max(2 * settings.nprocs, 4)
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _run_batches(run: Run) -> Outcome:
     plan, settings, digest = run.plan, run.settings, run.plan.options.digest
     outcome = Outcome(left_out=list(plan.selection.left_out))
     subjects = plan.selection.subjects
-    for group in batches(subjects, max(2 * settings.nprocs, 4)):
+    for group in batches(subjects, batch_size(settings)):
         todo: dict[str, set[str]] = {}
         for subject in group:
             scans = plan.selection.of_subject(subject)
@@ -228,6 +227,8 @@ def _run_batches(run: Run) -> Outcome:
         failures = read_failures(run.log_dir, since=crashes)
         _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
         _report(group, settings, outcome, plan, plan.options.methods)
+        if settings.work_dir is None:  # of thousands of scans, the files of a few at a time
+            shutil.rmtree(run.work_dir / WORKFLOW, ignore_errors=True)
         if settings.stop_on_first_crash and outcome.failures:
             after = subjects[subjects.index(group[-1]) + 1 :]
             outcome.not_run += [scan.name for subject in after for scan in plan.selection.of_subject(subject)]
