@@ -21,6 +21,12 @@ COPY container/fetch_ants.py /src/
 RUN python3 /src/fetch_ants.py "$ANTS_URL" "$ANTS_SHA256" /opt/ants/bin
 
 
+# What has to be installed, in a stage of its own: other changes of pyproject.toml leave the libraries alone.
+FROM ${BASE} AS requirements
+COPY pyproject.toml /src/
+RUN python3 -c "import tomllib; p = tomllib.load(open('/src/pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['validate'], sep='\n')" > /src/requirements.txt
+
+
 FROM ${BASE} AS libraries
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_USE_PEP517=1
 # The pip of the base installs into the environment; so none has to be inside.
@@ -33,9 +39,9 @@ ARG DEVICE=cpu
 ARG TORCH_INDEX=""
 RUN python3 -m pip --python /opt/bidsharm install "$(grep '^torch==' /src/constraints.txt)" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
  && /opt/bidsharm/bin/python3 -c "import sys, torch; found = 'cuda' if torch.version.cuda else 'cpu'; found == '$DEVICE' or sys.exit('This index has torch for ' + found + ', not for $DEVICE: give TORCH_INDEX.')"
-COPY pyproject.toml container/trim.sh /src/
-RUN python3 -c "import tomllib; p = tomllib.load(open('/src/pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['validate'], sep='\n')" > /src/requirements.txt \
- && python3 -m pip --python /opt/bidsharm install -r /src/requirements.txt \
+COPY --from=requirements /src/requirements.txt /src/
+COPY container/trim.sh /src/
+RUN python3 -m pip --python /opt/bidsharm install -r /src/requirements.txt \
  && python3 -m pip --python /opt/bidsharm check \
  && sh /src/trim.sh /opt/bidsharm
 

@@ -29,6 +29,7 @@ def main(listed: Path, prefix: Path, version: str, out: Path) -> None:
         'licenses': [{'license': {'id': 'Apache-2.0'}}],
     }  # fmt: skip
     content['components'] += [
+        python(),
         *debian(),
         *ants(),
         *weights(prefix),
