@@ -22,7 +22,7 @@ OTHER = {
     'bids_database_dir': Path('/db'), 'skip_bids_validation': True, 'harmonizer': 'nyul', 'target': 'site "A"\nx',
     'target_scans': 3, 'site': 'a,b', 'model': Path('/m'), 'weights_dir': Path('/w'), 'skull_strip': 'force',
     'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': 7,
-    'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'),
+    'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'), 'fmriprep_derivatives': Path('/harm'),
     'clean_workdir': True, 'nprocs': 5, 'omp_nthreads': 3, 'mem_gb': 0.1 + 0.2, 'use_plugin': Path('/p.yml'),
     'device': 'cuda:1', 'oom_fallback': 'cpu', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
     'dry_run': True, 'force': True, 'stop_on_first_crash': True, 'resource_monitor': True, 'write_graph': True,

@@ -370,19 +370,15 @@ def init_structural_wf(
 
     Inputs
     ------
-    in_file
-        Raw scan.
-    in_mask
-        Its brain mask, on any grid of the same world; only with ``given_mask``.
+    in_file, in_mask
+        Raw scan; its brain mask on any grid of the same world (only with ``given_mask``).
     template_coarse, template_mask, template_head, template_priors, template_brain
         From :class:`bidsharm.interfaces.preprocess.PrepareTemplate`.
 
     Outputs
     -------
-    preproc
-        Bias-corrected whole image.
-    brain, brain_mask
-        Cut to the brain, and the mask on that grid.
+    preproc, brain, brain_mask
+        Bias-corrected whole image; cut to the brain, and the mask on that grid.
     tissue, dseg, priors
         Tissue probabilities, labels, and the template's priors on that grid.
     to_template, from_template
@@ -391,7 +387,8 @@ def init_structural_wf(
     """
     given = precomputed or Precomputed()
     workflow = pe.Workflow(name=name)
-    inputs = ['in_file', *TEMPLATE_FIELDS, *(['in_mask'] if given_mask else [])]
+    for_mask = [*EXTRACTION_FIELDS, *(['in_mask'] if given_mask else [])]
+    inputs = ['in_file', *dict.fromkeys([*TEMPLATE_FIELDS, *for_mask])]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=SCAN_FIELDS), name='outputnode')
     conform = pe.Node(ConformScan(), name='conform', mem_gb=mem_gb)
@@ -400,16 +397,11 @@ def init_structural_wf(
     else:
         workflow.connect(inputnode, 'in_file', conform, 'in_file')
     mask_wf = _mask_source(
-        given, given_mask, scan_name, brain_extraction, skull_strip, device, gpu_plugin_args, omp_nthreads, mem_gb, sloppy,
-        seed,
+        given, given_mask, scan_name, brain_extraction, skull_strip, device, gpu_plugin_args, omp_nthreads, mem_gb, sloppy, seed
     )  # fmt: skip
-    if given_mask:
-        workflow.connect(inputnode, 'in_mask', mask_wf, 'inputnode.in_mask')
+    correct = correct_bias and given.preproc is None
     bias_correction_wf = init_bias_correction_wf(
-        omp_nthreads=omp_nthreads,
-        mem_gb=mem_gb,
-        sloppy=sloppy,
-        correct=correct_bias and given.preproc is None,
+        omp_nthreads=omp_nthreads, mem_gb=mem_gb, sloppy=sloppy, correct=correct
     )
     warp_priors = pe.Node(
         ApplyTransforms(dimension=3, input_image_type=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
@@ -419,7 +411,7 @@ def init_structural_wf(
     workflow.connect([
         (conform, outputnode, [('warnings', 'conform_warnings')]),
         (conform, mask_wf, [('out_file', 'inputnode.in_file')]),
-        (inputnode, mask_wf, [(field, f'inputnode.{field}') for field in EXTRACTION_FIELDS]),
+        (inputnode, mask_wf, [(field, f'inputnode.{field}') for field in for_mask]),
         (conform, bias_correction_wf, [('out_file', 'inputnode.in_file')]),
         (mask_wf, bias_correction_wf, [('outputnode.out_mask', 'inputnode.in_mask')]),
         (mask_wf, outputnode, [(f'outputnode.{field}', field) for field in MASK_FIELDS]),
@@ -435,18 +427,21 @@ def init_structural_wf(
         outputnode.inputs.to_template = str(given.to_template)
         outputnode.inputs.from_template = str(given.from_template)
         warp_priors.inputs.transforms = [str(given.from_template)]
-        return workflow
-    register_wf = init_template_registration_wf(
-        kind=registration, omp_nthreads=omp_nthreads, sloppy=sloppy, seed=seed, name='register_wf'
-    )
-    _connect_registration(workflow, register_wf, bias_correction_wf, warp_priors)
+    else:
+        _connect_registration(workflow, registration, omp_nthreads, sloppy, seed)
     return workflow
 
 
 def _connect_registration(
-    workflow: pe.Workflow, register_wf: pe.Workflow, bias_correction_wf: pe.Workflow, warp_priors: pe.Node
+    workflow: pe.Workflow, kind: str, omp_nthreads: int, sloppy: bool, seed: int
 ) -> None:
     """Register the coarse brain to the template, and hand the transforms on."""
+    register_wf = init_template_registration_wf(
+        kind=kind, omp_nthreads=omp_nthreads, sloppy=sloppy, seed=seed, name='register_wf'
+    )
+    bias_correction_wf, warp_priors = (
+        workflow.get_node(name) for name in ('bias_correction_wf', 'warp_priors')
+    )
     ways = [(f'outputnode.{field}', field) for field in ('to_template', 'from_template')]
     workflow.connect([
         (workflow.get_node('inputnode'), register_wf, [('template_coarse', 'inputnode.template_coarse')]),

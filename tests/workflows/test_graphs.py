@@ -42,7 +42,7 @@ from bidsharm.interfaces.harmonize import FitTarget, HarmonizeScan
 from bidsharm.interfaces.preprocess import ExtractBrain, PrepareTemplate
 from bidsharm.settings import Settings
 
-MODULES = ('base', 'harmonize', 'outputs', 'preprocess', 'qc')
+MODULES = ('base', 'embed', 'handoff', 'harmonize', 'outputs', 'preprocess', 'qc')
 GPU_ARGUMENTS = {'sbatch_args': '--gres=gpu:1', 'overwrite': True}
 
 #: Scans of one subject, and those of them that are still to be done (None: all).
@@ -645,7 +645,7 @@ def needed(make_raw, make_method, tmp_path) -> dict[str, Any]:
     return {
         'method': method, 'contrast': 'T1w', 'scan': scan, 'output_dir': tmp_path, 'out_dir': tmp_path / 'model',
         'native': scan.path, 'space': Space('MNI152NLin2009aSym', '1'), 'digest': 'd', 'sinks': 2, 'there': 'Other',
-        'sources': {'bids:raw:x': scan.path},
+        'sources': {'bids:raw:x': scan.path}, 'folder': tmp_path / 'harm', 'spaces': ['Other'],
         'identity': {'scan': scan.name, 'contrast': 'T1w', 'harmonizer': {}},
         'plans': [ScanPlan(scan, scan)], 'subjects': {'01': [ScanPlan(scan, scan)]},
     }  # fmt: skip
@@ -675,6 +675,48 @@ def test_builder_takes_keywords_only_and_says_what_goes_in_and_out(name, needed)
     if 'inputnode' in nodes and name != 'init_ds_qc_wf':  # whose inputs are counted
         for field in workflow.get_node('inputnode').inputs.copyable_trait_names():
             assert field in documented, field
+
+
+@pytest.mark.parametrize('given', [False, True])
+def test_fmriprep_gets_the_transforms_that_were_made_or_given(given, make_raw, make_method, files, tmp_path):
+    scan = make_raw(tmp_path, 'sub-01_T1w')
+    there = tmp_path / 'sub-01_from-T1w_to-Other_mode-image_xfm.h5'
+    ways = {'Other': there} if given else {}
+    plan = ScanPlan(scan, scan, space_transforms=ways, handoff=tmp_path / 'harm')
+    options = Options(templates=(Template(Space('Other', '1'), files['brain']),))
+    workflow = init_single_subject_wf(
+        plans=[plan], method=make_method(), output_dir=tmp_path, options=options
+    )
+    graph = expanded(workflow)
+    assert list(unset_inputs(graph)) == []
+    (collect,) = (node for node in graph if node.fullname.endswith('ds_handoff_sub_01_T1w_wf.collect'))
+    (sink,) = (node for node in graph if node.name == 'ds_handoff')
+    specs = [spec['path'] for spec in sink.inputs.specs]
+    assert [str(path).rsplit('_from-', 1)[-1] for path in specs[4:]] == [
+        'T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5', 'MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5',
+        'T1w_to-Other_mode-image_xfm.h5', 'Other_to-T1w_mode-image_xfm.h5',
+    ]  # fmt: skip
+    assert sink.inputs.alone_in == 'sub-01/anat'
+    made = {data: source.fullname for source, _, edge in graph.in_edges(collect, data=True) for _, data in edge['connect']}  # fmt: skip
+    if given:
+        assert collect.inputs.in7 == str(there)
+        assert collect.inputs.in8 == str(there).replace('from-T1w_to-Other', 'from-Other_to-T1w')
+    else:
+        assert made['in7'] == made['in8']
+        assert 'register_sub_01_T1w_template_Other_1_wf' in made['in7']
+    assert 'prep_sub_01_T1w_wf.register_wf' in made['in5']
+    (harmonize,) = (node for node in graph if node.name == 'harmonize')
+    assert {'head_file', 'head_sidecar'} <= fed(graph, harmonize)
+
+
+def test_the_head_is_not_harmonized_for_nobody(make_raw, make_method, tmp_path):
+    scan = make_raw(tmp_path, 'sub-01_T1w')
+    graph = expanded(
+        init_single_subject_wf(plans=[ScanPlan(scan, scan)], method=make_method(), output_dir=tmp_path)
+    )
+    (harmonize,) = (node for node in graph if node.name == 'harmonize')
+    assert not {'head_file', 'head_sidecar'} & fed(graph, harmonize)
+    assert not [node for node in graph if node.name == 'ds_handoff']
 
 
 @pytest.mark.parametrize('kind', ['deepbet', 'ants', 'mask'])
