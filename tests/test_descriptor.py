@@ -110,3 +110,52 @@ def test_an_invocation_becomes_a_command_that_is_understood(file, tmp_path, monk
 def test_the_examples_cover_both_levels():
     levels = {json.loads(file.read_text())['analysis_level'] for file in INVOCATIONS}
     assert levels == {'participant', 'group'}
+
+
+def test_what_nipoppy_gets_becomes_a_command_that_is_understood(tmp_path, monkeypatch):
+    from bidsharm import __version__
+
+    folder = ROOT / 'descriptors' / 'nipoppy'
+    assert json.loads((folder / 'config.json').read_text())['VERSION'] == __version__
+    (tmp_path / 'data').mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = (folder / 'invocation.json').read_text()
+    for name, value in (
+        ('DPATH_BIDS', 'data'), ('DPATH_PIPELINE_OUTPUT', 'out'), ('DPATH_PIPELINE_WORK', 'work'), ('PARTICIPANT_ID', '01'),
+        ('SESSION_ID', 'a'),
+    ):  # fmt: skip
+        assert f'[[NIPOPPY_{name}]]' in text
+        text = text.replace(f'[[NIPOPPY_{name}]]', value)
+    assert '[[' not in text
+    (tmp_path / 'invocation.json').write_text(text)
+    line = bosh(['exec', 'simulate', '-i', 'invocation.json', str(FILE)]).stdout
+    settings = parse_settings(shlex.split(line.strip().partition('; ')[2])[1:])
+    assert (settings.bids_dir, settings.output_dir) == (tmp_path / 'data', tmp_path / 'out')
+    assert (settings.participant_label, settings.session_label) == (('01',), ('a',))
+    assert settings.work_dir == tmp_path / 'work'
+    for pattern in json.loads((folder / 'tracker.json').read_text())['PATHS']:
+        assert pattern.endswith(('_desc-harmonized_T1w.nii.gz', '_desc-T1w_qc.json'))
+
+
+def test_what_babs_adds_to_the_command_is_understood(tmp_path):
+    import yaml
+
+    from bidsharm import __version__
+
+    config = yaml.safe_load((ROOT / 'descriptors' / 'babs' / 'bidsharm.yaml').read_text())
+    assert config['zip_foldernames'] == {'bidsharm': __version__.replace('.', '-')}
+    given = dict(config['bids_app_args'])
+    flag = given.pop('$SUBJECT_SELECTION_FLAG')
+    assert given['-w'] == '$BABS_TMPDIR'
+    given['-w'] = str(tmp_path / 'work')
+    (tmp_path / 'data').mkdir()
+    words = [word for pair in given.items() for word in pair if word]
+    arguments = [str(tmp_path / 'data'), str(tmp_path / 'out'), 'participant', *words, flag, 'sub-01']
+    settings = parse_settings(arguments)
+    assert settings.participant_label == ('01',)
+    assert (settings.offline, settings.skip_bids_validation, settings.nprocs, settings.mem_gb) == (
+        True,
+        True,
+        4,
+        8,
+    )
