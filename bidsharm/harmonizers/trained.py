@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.scaling import Scaling
     from bidsharm.training.views import View
-    from bidsharm.training.volumes import TrainingSet
+    from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,8 @@ class TrainedHarmonizer(Harmonizer):
     tiny: ClassVar[Mapping[str, Any]] = {}
     #: Set by the training loop: another batch of the same kind.
     more: Callable[[], Batch]
+    #: Set by the training loop: the part of the training that is over, from 0 to 1.
+    done: float = 0.0
 
     def __init__(self, execution: Execution | None = None, settings: NetworkSettings | None = None) -> None:
         super().__init__(execution)
@@ -124,6 +126,8 @@ class TrainedHarmonizer(Harmonizer):
         self._units: dict[str, float] = {}
         self._quantiles: dict[str, NDArray[np.float64]] = {}
         self._styles: dict[str, NDArray[np.float32]] = {}
+        #: Number of the site that :meth:`style_of` is told scans of; -1 where it is unknown or they are of several sites.
+        self.described_site = -1
 
     # --- What a method says ---
 
@@ -176,16 +180,24 @@ class TrainedHarmonizer(Harmonizer):
     def style_of(
         self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
     ) -> dict[str, Tensor]:
-        """Return what describes a target: from volumes of it in units of the network, shape (X, Y, Z)."""
+        """Return what describes a target: from volumes of it in units of the network, shape (X, Y, Z), of one contrast."""
         del scans, masks
         return {}
+
+    def draws(self, given: Given) -> Sequence[Given]:
+        """Return what else the target could look like, drawn at random; the spread of these images is the uncertainty.
+
+        None by default. The seed of the execution fixes what is drawn.
+        """
+        del given
+        return ()
 
     def preview(self, batch: Batch) -> Sequence[Tensor]:
         """Return images to look at during the training: what goes in, what comes out, and what should, where that is known."""
         x = batch.get('x')
         if x is None:
             return []
-        given = Given(site=int(batch['site'][0]) if 'site' in batch else 0, style=self._style_tensors())
+        given = Given(site=int(batch['site'][0]) if 'site' in batch else 0, style=self._style_tensors(''))
         shown = [x, self.translate(x, given)]
         return [*shown, batch['y']] if 'y' in batch else shown
 
@@ -312,6 +324,7 @@ class TrainedHarmonizer(Harmonizer):
             )  # fmt: skip
         data = training_set(cohort, self.settings)
         self._target = (target_kind(target), target.label)
+        self._units, self._quantiles = {}, {}
         self._learn_units(data)
         self._describe(list(data.volumes))
         return FitReport(tuple(volume.name for volume in data.volumes))
@@ -363,16 +376,10 @@ class TrainedHarmonizer(Harmonizer):
             if units:
                 self._units[contrast] = float(np.median(units))
 
-    def _describe(self, volumes: Sequence[Any]) -> None:
-        """Keep the style and the quantiles of the target's volumes."""
+    def _describe(self, volumes: Sequence[TrainingVolume]) -> None:
+        """Keep the styles and the quantiles of the target's volumes, for each contrast."""
         if type(self).style_of is not TrainedHarmonizer.style_of:
-            import torch
-
-            with torch.no_grad():
-                found = self.style_of(
-                    [np.asarray(volume.values) for volume in volumes], [volume.mask for volume in volumes]
-                )
-            self._styles = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
+            self._describe_styles(volumes)
         for contrast in self.contrasts:
             rows = [
                 np.percentile(volume.values[volume.mask] - self.settings.background, PERCENTILES) * self._units[contrast]
@@ -380,6 +387,22 @@ class TrainedHarmonizer(Harmonizer):
             ]  # fmt: skip
             if rows:
                 self._quantiles[contrast] = np.mean(rows, axis=0)
+
+    def _describe_styles(self, volumes: Sequence[TrainingVolume]) -> None:
+        import torch
+
+        sites = {volume.site for volume in volumes}
+        site = sites.pop() if len(sites) == 1 else ''
+        self.described_site = self.sites.index(site) if site in self.sites else -1
+        self._styles = {}
+        for contrast in sorted({volume.contrast for volume in volumes}):
+            some = [volume for volume in volumes if volume.contrast == contrast]
+            with torch.no_grad():
+                found = self.style_of(
+                    [np.asarray(volume.values) for volume in some], [volume.mask for volume in some]
+                )
+            for name, value in found.items():
+                self._styles[f'{contrast}/{name}'] = value.detach().float().cpu().numpy()
 
     # --- One scan ---
 
@@ -419,8 +442,13 @@ class TrainedHarmonizer(Harmonizer):
         """Return the translated volume, and its standard deviation where the method draws several."""
         given = Given(
             site=self.sites.index(scan.site) if scan.site in self.sites else -1,
-            contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(),
+            contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast),
         )  # fmt: skip
+        image = self._through(volume, given)
+        several = [self._through(volume, other) for other in self.draws(given)]
+        return image, np.std(several, axis=0, ddof=1) if len(several) > 1 else None
+
+    def _through(self, volume: NDArray[np.float32], given: Given) -> NDArray[np.float32]:
         view = self.view()
 
         def run(tile: TileSettings) -> NDArray[np.float32]:
@@ -430,7 +458,7 @@ class TrainedHarmonizer(Harmonizer):
             )  # fmt: skip
 
         ladder = memory_ladder(TileSettings(batch=8, device=self.execution.device), tiles=())
-        return with_memory_ladder(run, execution=self.execution, ladder=ladder), None
+        return with_memory_ladder(run, execution=self.execution, ladder=ladder)
 
     def _scaling(self, values: NDArray[np.floating], name: str) -> Scaling:
         from bidsharm.training.scaling import measure
@@ -457,17 +485,26 @@ class TrainedHarmonizer(Harmonizer):
                 f'{self.card.name} was trained on {", ".join(self.contrasts)}, not on {scan.contrast}.', where=scan.name,
                 fix='Leave that contrast out, or train it on scans that include it.',
             )  # fmt: skip
+        if scan.contrast not in self._units:
+            raise ScanError(
+                f'{self.card.name} has not seen {scan.contrast} at "{self._target[1]}".', where=scan.name,
+                fix='Leave that contrast out, or let it learn the target from scans that include it.',
+            )  # fmt: skip
         if 'site' in self.card.needs_apply and scan.site not in self.sites:
             raise ScanError(
                 f'{self.card.name} has networks for the sites {", ".join(self.sites)}, not for "{scan.site}".',
                 where=scan.name, fix='Train it with scans of this site, or choose a method that works on any scanner.',
             )  # fmt: skip
 
-    def _style_tensors(self) -> dict[str, Any]:
+    def _style_tensors(self, contrast: str) -> dict[str, Any]:
         import torch
 
         device = next(self.networks.parameters()).device
-        return {name: torch.from_numpy(value).to(device) for name, value in self._styles.items()}
+        return {
+            name.removeprefix(f'{contrast}/'): torch.from_numpy(value).to(device)
+            for name, value in self._styles.items()
+            if name.startswith(f'{contrast}/')
+        }
 
     @property
     def grid_mm(self) -> float:

@@ -37,6 +37,8 @@ class Learner(Protocol):
     networks: nn.ModuleDict
     #: Set by the loop: draws another batch of the step, for methods that need more than one.
     more: Callable[[], Batch]
+    #: Set by the loop: the part of the training that is over, from 0 to 1, for weights of losses that change.
+    done: float
 
     @property
     def players(self) -> Mapping[str, Player]:
@@ -155,6 +157,7 @@ class Loop:
     def _take_step(self, batches: Sequence[Batch], done: float) -> None:
         torch.manual_seed(hash((self.running.seed, self.fabric.global_rank, self.step)) % 2**62)
         extra = np.random.default_rng((self.running.seed, self.fabric.global_rank, self.step, 1))
+        self.learner.done = done
         self.learner.more = lambda: self._moved(self.sampler.draw(extra))
         for number, batch in enumerate(batches, start=1):
             with self.fabric.autocast():
@@ -183,7 +186,7 @@ class Loop:
         self._share_gradients(weights)
         optimizer = self.optimizers[player]
         for group in optimizer.param_groups:
-            group['lr'] = settings.rate * settings.schedule(done)
+            group['lr'] = settings.rate * settings.schedule(done) * group['factor']
         if settings.clip:
             nn.utils.clip_grad_norm_(weights, settings.clip)
         optimizer.step()
@@ -316,8 +319,13 @@ def _outside_autocast(device: torch.device) -> Any:
 
 
 def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer:
-    weights = [weight for name in player.networks for weight in networks[name].parameters()]
-    return torch.optim.AdamW(weights, lr=player.rate, betas=player.betas, weight_decay=player.weight_decay)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name in player.networks:
+        groups.setdefault(player.factors.get(name, 1.0), []).extend(networks[name].parameters())
+    return torch.optim.AdamW(
+        [{'params': weights, 'factor': factor} for factor, weights in groups.items()],
+        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay,
+    )  # fmt: skip
 
 
 def _fabric(running: Running) -> Any:

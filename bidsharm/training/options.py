@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,8 @@ class Player:
         Largest norm of the gradient; 0 for none.
     schedule
         How the rate changes.
+    factors
+        Multiplies the rate of a network, by its name; 1 where it is not named.
     """
 
     networks: tuple[str, ...]
@@ -49,6 +51,7 @@ class Player:
     weight_decay: float = 0.0
     clip: float = 0.0
     schedule: Schedule = constant
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

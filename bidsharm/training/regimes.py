@@ -6,8 +6,9 @@ generator gives the same batch, so a training that was interrupted goes on with 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -52,10 +53,21 @@ class Sampler(ABC):
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """Draw a batch: named tensors, shape (B, C, ...), or (B,) for numbers."""
-        examples = [self.example(rng) for _ in range(self.batch)]
+        one = self.narrowed(rng)
+        examples = [one.example(rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     # --- For samplers ---
+
+    def narrowed(self, rng: np.random.Generator) -> Self:
+        """Return this sampler for one batch, whose slices all run along one axis, for their sizes differ between axes."""
+        one = copy.copy(self)
+        one.view = self.view.narrowed(rng)
+        return one
+
+    def like(self, volume: TrainingVolume, others: list[TrainingVolume]) -> list[TrainingVolume]:
+        """Return the volumes that have the contrast of another one; all of them where none has."""
+        return [other for other in others if other.contrast == volume.contrast] or others
 
     def site(self, volume: TrainingVolume) -> NDArray:
         """Return the number of a volume's site."""
@@ -139,8 +151,8 @@ class Unpaired(Sampler):
         if not self.one_site:
             return super().draw(rng)
         site = str(rng.choice([name for name in self.data.sites if name != self.target]))
-        here = self.data.at(site)
-        examples = [self._example(self.pick(here, rng), rng) for _ in range(self.batch)]
+        here, one = self.data.at(site), self.narrowed(rng)
+        examples = [one._example(self.pick(here, rng), rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     def example(self, rng: np.random.Generator) -> Example:
@@ -148,7 +160,7 @@ class Unpaired(Sampler):
         return self._example(self.pick(self.sources, rng), rng)
 
     def _example(self, source: TrainingVolume, rng: np.random.Generator) -> Example:
-        wanted = self.pick(self.targets, rng)
+        wanted = self.pick(self.like(source, self.targets), rng)
         place = self.view.choose(source.mask, rng)
         flips = self.mirrored(rng), self.mirrored(rng)
         return {
@@ -158,9 +170,9 @@ class Unpaired(Sampler):
 
 
 class Domains(Sampler):
-    """A scan (``x``, ``x_site``) and two of another site as references (``y``, ``z``, ``y_site``), at the same place of the head.
+    """A scan (``x``, ``x_site``) and two of any site as references (``y``, ``z``, ``y_site``), at the same place of the head.
 
-    The other site is the target in every second example, where there is one.
+    The references have the contrast of the scan; their site is the target in every second example, where there is one.
     """
 
     needs = ('two_sites',)
@@ -171,7 +183,7 @@ class Domains(Sampler):
         there = str(rng.choice(self.data.sites))
         if self.target and rng.random() < 0.5:
             there = self.target
-        references = self.data.at(there)
+        references = self.like(x, self.data.at(there))
         y, z = self.pick(references, rng), self.pick(references, rng)
         place = self.view.choose(x.mask, rng)
         flips = [self.mirrored(rng) for _ in range(3)]

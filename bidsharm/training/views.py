@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -49,6 +49,11 @@ class View(ABC):
     def channels(self) -> int:
         """Channels that one image becomes."""
         return 1
+
+    def narrowed(self, rng: np.random.Generator) -> View:
+        """Return a view whose places all have one shape, so that a batch of them can be made; it may be another one each time."""
+        del rng
+        return self
 
     @abstractmethod
     def choose(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> Place:
@@ -103,6 +108,10 @@ class Slices(View):
     def channels(self) -> int:
         """Channels that one image becomes."""
         return 2 * self.neighbours + 1
+
+    def narrowed(self, rng: np.random.Generator) -> Slices:
+        """Return slices of one of the axes."""
+        return replace(self, axes=(int(rng.choice(self.axes)),))
 
     def choose(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> Place:
         """Return a random slice that holds enough brain."""
