@@ -28,6 +28,7 @@ from bidsharm.harmonizers.contract import (
     Site,
     Target,
 )
+from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.standard import PERCENTILES, alternatives, check_scan, paint, target_kind
 
@@ -90,12 +91,18 @@ class Given:
         Axis of the slices; -1 for patches and volumes.
     style
         What the method has learnt of the target: named tensors, such as codes.
+    tuned
+        What the method has learnt of the scan itself (:meth:`TrainedHarmonizer.prepare`): named tensors, such as weights.
+    effort
+        Takes note of work at test time (:mod:`bidsharm.harmonizers.effort`).
     """
 
     site: int = -1
     contrast: int = 0
     axis: int = -1
     style: Mapping[str, Any] | None = None
+    tuned: Mapping[str, Any] | None = None
+    effort: Effort | None = None
 
 
 class TrainedHarmonizer(Harmonizer):
@@ -176,6 +183,31 @@ class TrainedHarmonizer(Harmonizer):
     def translate(self, x: Tensor, given: Given) -> Tensor:
         """Return a harmonized batch, shape (B, 1, ...), for a batch of one scan, shape (B, C, ...)."""
         raise NotImplementedError
+
+    def prepare(
+        self, volume: NDArray[np.float32], given: Given, batch: int
+    ) -> tuple[NDArray[np.float32], Given]:
+        """Work on one scan before it is translated; here is the place to adapt copies of weights to it.
+
+        Gradients are off (``torch.enable_grad()`` turns them on), and the networks must stay as they are: what is learnt goes into
+        ``given.tuned``. Steps are bounded by the settings and noted in ``given.effort``; :meth:`translate` may note work of its own there.
+
+        Parameters
+        ----------
+        volume
+            The scan in units of the network, shape (1, X, Y, Z).
+        given
+            What is known of the scan.
+        batch
+            Slices or patches that fit into the memory of the device at once.
+
+        Returns
+        -------
+        tuple of ndarray and Given
+            What the view cuts for :meth:`translate`, shape (C, X, Y, Z), and what is known now.
+        """
+        del batch
+        return volume, given
 
     def style_of(
         self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
@@ -427,33 +459,38 @@ class TrainedHarmonizer(Harmonizer):
         device = self.execution.device
         self.networks.to(device).eval()
         torch.manual_seed(self.execution.seed)
+        effort = Effort()
         with torch.no_grad():
-            found, deviation = self._put_through(volume, scan)
+            found, deviation = self._put_through(volume, scan, effort)
         back = replace(scaling, unit=self._units[scan.contrast])
         image = paint(scan, back.inverse(found[mask]).astype(np.float64))
         uncertainty = (
             None if deviation is None else paint(scan, (deviation[mask] * back.unit).astype(np.float64))
         )
-        return Harmonized(image, uncertainty, {'unit': scaling.unit, 'target_unit': back.unit})
+        details = {'unit': scaling.unit, 'target_unit': back.unit, **effort.details()}
+        return Harmonized(image, uncertainty, details)
 
     def _put_through(
-        self, volume: NDArray[np.float32], scan: Scan
+        self, volume: NDArray[np.float32], scan: Scan, effort: Effort
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the translated volume, and its standard deviation where the method draws several."""
         given = Given(
             site=self.sites.index(scan.site) if scan.site in self.sites else -1,
-            contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast),
+            contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast), effort=effort,
         )  # fmt: skip
         image = self._through(volume, given)
-        several = [self._through(volume, other) for other in self.draws(given)]
+        several = [self._through(volume, replace(other, effort=None)) for other in self.draws(given)]
         return image, np.std(several, axis=0, ddof=1) if len(several) > 1 else None
 
     def _through(self, volume: NDArray[np.float32], given: Given) -> NDArray[np.float32]:
         view = self.view()
 
         def run(tile: TileSettings) -> NDArray[np.float32]:
+            if given.effort is not None:
+                given.effort.clear()
+            channels, known = self.prepare(volume[None], given, tile.batch)
             return view.through(
-                volume[None], lambda x, axis: self.translate(x, replace(given, axis=axis)),
+                channels, lambda x, axis: self.translate(x, replace(known, axis=axis)),
                 background=self.settings.background, batch=tile.batch, device=self.execution.device,
             )  # fmt: skip
 
