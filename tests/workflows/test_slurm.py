@@ -59,7 +59,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
 def run(make_settings, tmp_path, cluster, clean_nipype):
     """Return a function that runs a graph with one of the plugins and returns what failed."""
 
-    def run(make, plugin, **values):
+    def run(make, plugin, on_node=None, **values):
         log_dir = tmp_path / f'logs{time.monotonic_ns()}'
         log_dir.mkdir()
         file = tmp_path / 'plugin.yml'
@@ -69,7 +69,8 @@ def run(make_settings, tmp_path, cluster, clean_nipype):
         config.set('execution', 'poll_sleep_duration', '0.2')
         seen = []
         workflow = make()  # it takes the configuration of its birth along
-        run_graph(workflow, settings, on_node=lambda node, status, **_: seen.append((node.fullname, status)))
+        on_node = on_node or (lambda node, status, **_: seen.append((node.fullname, status)))
+        run_graph(workflow, settings, on_node=on_node)
         states = [item.read_text() for item in cluster.glob('*.state')]
         assert set(states) <= {'COMPLETED', 'FAILED', 'CANCELLED'}, 'nothing is left in the queue'
         return read_failures(log_dir), seen
@@ -155,6 +156,29 @@ def test_result_of_an_earlier_run_does_not_stand_in_for_a_killed_job(plugin, run
     (failure,), _ = run(lambda: chain(tmp_path, die, 'once_wf'), plugin)
     assert failure.node == 'once_wf.one'
     assert not (tmp_path / 'once_wf.txt').exists()
+
+
+def sleep(value):
+    import time
+
+    time.sleep(120)
+
+
+@pytest.mark.parametrize('plugin', ['SLURM', 'SLURMGraph'])
+def test_whoever_interrupts_leaves_no_job_behind(plugin, run, tmp_path, cluster):
+    started = []
+
+    def interrupt(node, status, **_):
+        started.append(node.fullname)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+
+    steps = {'one': sleep, 'other': sleep}
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda: side_by_side(tmp_path, **steps), plugin, on_node=interrupt)
+    states = [item.read_text() for item in cluster.glob('*.state')]
+    assert states
+    assert set(states) == {'CANCELLED'}
 
 
 @pytest.mark.parametrize('plugin', ['SLURM', 'SLURMGraph'])
