@@ -30,7 +30,7 @@ def detail(image: Any, inside: Any) -> float:
 
 
 def compare(scan: Any) -> list[dict[str, Any]]:
-    from bidsharm.imaging.carry import carry_change, model_grid
+    from bidsharm.imaging.carry import carry_change, local_change, model_grid
     from bidsharm.imaging.grids import resample
 
     native = np.where(scan.mask, scan.data, 0)
@@ -47,7 +47,7 @@ def compare(scan: Any) -> list[dict[str, Any]]:
     )
     truth = np.where(scan.mask, change(native, scan.affine, scale), 0)
     ways = {
-        'carry the change': carry_change(scan.data, scan.mask, scan.affine, before, after, affine),
+        'carry the change': carry_change(scan.data, scan.mask, scan.affine, local_change(before, after, affine)),
         'resample (linear)': resample(after, affine, native.shape, scan.affine, order=1),
         'resample (cubic)': resample(after, affine, native.shape, scan.affine, order=3),
     }

@@ -176,7 +176,7 @@ def load(file: Path) -> UNet:
 @torch.no_grad()
 def harmonize(net: UNet, scan: Any) -> Any:
     """Return what the network makes of a scan, on the scan's own voxels, shape (X, Y, Z)."""
-    from bidsharm.imaging.carry import carry_change
+    from bidsharm.imaging.carry import carry_change, local_change
     from bidsharm.imaging.lowres import look_at
 
     seen = look_at(scan.data, scan.mask, scan.affine)
@@ -184,7 +184,7 @@ def harmonize(net: UNet, scan: Any) -> Any:
     before, after = np.zeros(seen.shape, np.float32), np.zeros(seen.shape, np.float32)
     before[place] = seen.values
     after[place] = predict(net, torch.from_numpy(seen.values), torch.from_numpy(seen.voxels)).numpy()
-    return carry_change(scan.data, scan.mask, scan.affine, before, after, seen.affine)
+    return carry_change(scan.data, scan.mask, scan.affine, local_change(before, after, seen.affine))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ MAX_SEED = 2**31 - 2
 #: Fields that change what a scan looks like afterwards; all others only change how the work is done.
 RESULT_FIELDS = (
     'harmonizer', 'target', 'model', 'target_scans', 'skull_strip', 'brain_extraction', 'registration',
-    'output_spaces', 'derivatives', 'random_seed', 'sloppy', 'qc_thresholds', 'site', 'oom_fallback',
+    'output_spaces', 'derivatives', 'random_seed', 'sloppy', 'qc_thresholds', 'site', 'oom_fallback', 'guard',
 )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ class Settings:
     use_plugin: Path | None = None
     device: str = 'auto'
     oom_fallback: Literal['fail', 'cpu'] = 'fail'
+    guard: Literal['report', 'blend', 'refuse'] = 'blend'
     offline: bool = False
     # what to do
     reports_only: bool = False

@@ -24,7 +24,7 @@ OTHER = {
     'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': 7,
     'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'), 'fmriprep_derivatives': Path('/harm'),
     'clean_workdir': True, 'nprocs': 5, 'omp_nthreads': 3, 'mem_gb': 0.1 + 0.2, 'use_plugin': Path('/p.yml'),
-    'device': 'cuda:1', 'oom_fallback': 'cpu', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
+    'device': 'cuda:1', 'oom_fallback': 'cpu', 'guard': 'refuse', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
     'dry_run': True, 'force': True, 'stop_on_first_crash': True, 'resource_monitor': True, 'write_graph': True,
     'notrack': False, 'verbose': 2,
 }  # fmt: skip
@@ -138,7 +138,7 @@ def test_other_choices_are_refused(name, value):
 
 @pytest.mark.parametrize('name', CHOICES)
 def test_every_choice_is_accepted(name):
-    assert len(CHOICES) == 5
+    assert len(CHOICES) == 6
     for choice in CHOICES[name]:
         assert getattr(from_dict({'bids_dir': '/a', 'output_dir': '/b', name: choice}), name) == choice
 
@@ -188,7 +188,7 @@ def test_settings_cannot_be_changed():
 #: What can make a harmonized scan look different; said here a second time, so that neither list changes unseen.
 DECISIVE = {
     'harmonizer', 'target', 'model', 'target_scans', 'site', 'derivatives', 'skull_strip', 'brain_extraction',
-    'registration', 'output_spaces', 'random_seed', 'sloppy', 'qc_thresholds', 'oom_fallback',
+    'registration', 'output_spaces', 'random_seed', 'sloppy', 'qc_thresholds', 'oom_fallback', 'guard',
 }  # fmt: skip
 
 

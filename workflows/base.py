@@ -323,7 +323,7 @@ def _connect_scan(
             (out('from_anchor' if plan.follows else 'from_template'), 'inputnode.backward'),
         ]),
         (harmonize_wf, ds_harmonized_wf, [
-            (out(item), f'inputnode.{item}') for item in ('harmonized', 'uncertainty', 'sidecar')
+            (out(item), f'inputnode.{item}') for item in ('harmonized', 'uncertainty', 'unsupported', 'sidecar')
         ]),
         (qc_wf, ds_harmonized_wf, [(out('dseg_after'), 'inputnode.dseg_after')]),
     ])  # fmt: skip

@@ -107,6 +107,8 @@ def init_harmonize_wf(
         Harmonized brain, same grid.
     uncertainty
         Standard deviation per voxel that the method expects of its error, in units of ``harmonized``; undefined where it gives none.
+    unsupported
+        Structure that the method drew without support of the scan, in units of ``harmonized``; undefined for methods that cannot draw.
     record
         Details, device, precision, seconds, quantiles of the target.
     sidecar
@@ -117,7 +119,7 @@ def init_harmonize_wf(
     """
     workflow = pe.Workflow(name=name)
     given = ['brain', 'brain_mask', 'tissue', 'preproc', 'mask_sidecar']
-    results = ['harmonized', 'uncertainty', 'record', 'sidecar', 'head', 'head_sidecar']
+    results = ['harmonized', 'uncertainty', 'unsupported', 'record', 'sidecar', 'head', 'head_sidecar']
     inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=results), name='outputnode')
     harmonize = pe.Node(

@@ -98,8 +98,8 @@ def init_ds_harmonized_wf(
 
     Inputs
     ------
-    harmonized, dseg_after, uncertainty, sidecar
-        Results, and the sidecar's ``Harmonization`` fields; ``uncertainty`` may be undefined.
+    harmonized, dseg_after, uncertainty, unsupported, sidecar
+        Results, and the sidecar's ``Harmonization`` fields; ``uncertainty`` and ``unsupported`` may be undefined.
 
     Outputs
     -------
@@ -108,7 +108,8 @@ def init_ds_harmonized_wf(
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'uncertainty', 'sidecar']), name='inputnode'
+        niu.IdentityInterface(fields=['harmonized', 'dseg_after', 'uncertainty', 'unsupported', 'sidecar']),
+        name='inputnode',
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
     names = OutputNames(scan)
@@ -120,15 +121,18 @@ def init_ds_harmonized_wf(
         image,
         sidecars.dseg_spec(scan, 'harmonized', f'bids::{names.image("harmonized")}'),
         sidecars.uncertainty_spec(scan),
+        sidecars.unsupported_spec(scan),
     ]
-    collect = pe.Node(niu.Merge(3), name='collect', run_without_submitting=True)
+    collect = pe.Node(niu.Merge(4), name='collect', run_without_submitting=True)
     ds_harmonized = pe.Node(
         SaveDerivatives(specs=specs, out_root=str(output_dir), native=str(native)),
         name='ds_harmonized',
         mem_gb=1.0,
     )
     workflow.connect([
-        (inputnode, collect, [('harmonized', 'in1'), ('dseg_after', 'in2'), ('uncertainty', 'in3')]),
+        (inputnode, collect, [
+            ('harmonized', 'in1'), ('dseg_after', 'in2'), ('uncertainty', 'in3'), ('unsupported', 'in4'),
+        ]),
         (inputnode, ds_harmonized, [('sidecar', 'extra')]),
         (collect, ds_harmonized, [('out', 'in_files')]),
         (ds_harmonized, outputnode, [(field, field) for field in SINK_FIELDS]),

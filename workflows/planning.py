@@ -93,7 +93,7 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     parse_thresholds(settings.qc_thresholds)  # a wrong name ends the run here, not after the first scan
     execution: dict[str, Any] = {
         'device': device, 'seed': settings.random_seed,
-        'oom_fallback': settings.oom_fallback,
+        'oom_fallback': settings.oom_fallback, 'guard': settings.guard,
     }  # fmt: skip
     method = Method(
         name=settings.harmonizer,

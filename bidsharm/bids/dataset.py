@@ -32,6 +32,7 @@ _DESCRIPTIONS = (
     ('desc_id', 'description'),
     ('desc-harmonized', 'Brain as the target scanner would have made it'),
     ('desc-uncertainty', 'Standard deviation that the method expects of the error of desc-harmonized'),
+    ('desc-unsupported', 'Structure that the method drew and that the scan does not support'),
     ('desc-preproc', 'Bias field removed, intensities of the scanner'),
     ('desc-brain', 'Brain mask'),
     *(

@@ -65,7 +65,16 @@ def uncertainty_spec(scan: ScanFile) -> dict[str, Any]:
     """Return the specification of the uncertainty of the harmonized image, which not every method gives."""
     own = f'bids::{OutputNames(scan).image("harmonized")}'
     text = 'Standard deviation that the method expects of its error, in units of the harmonized image'
-    return {**image_spec(scan, 'uncertainty', text, [own], SkullStripped=True), 'optional': True}
+    return {**image_spec(scan, 'uncertainty', text, [own], SkullStripped=True), 'optional': 'uncertainty'}
+
+
+def unsupported_spec(scan: ScanFile) -> dict[str, Any]:
+    """Return the specification of the structure that a method drew without support of the scan; only methods that can draw have it."""
+    own = [f'bids::{OutputNames(scan).image(desc)}' for desc in ('harmonized', 'preproc')]
+    text = (
+        'Structure that the method drew and that the scan does not support, in units of the harmonized image'
+    )
+    return {**image_spec(scan, 'unsupported', text, own, SkullStripped=True), 'optional': 'unsupported'}
 
 
 def probseg_spec(scan: ScanFile, source: str) -> dict[str, Any]:

@@ -124,6 +124,12 @@ def _add_method(parser: Parser) -> None:
     )
     group.add_argument('--device', type=_device, help='auto, cpu, cuda, cuda:N or mps; default auto')
     group.add_argument(
+        '--guard',
+        choices=('report', 'blend', 'refuse'),
+        help='what to do with structure that a method drew and that the scan does not support: keep it and tell, remove it '
+        'and tell (default: blend), or refuse the scan where it is much',
+    )
+    group.add_argument(
         '--oom-fallback',
         choices=('fail', 'cpu'),
         help='when the card is too small even for small tiles; default fail',

@@ -121,6 +121,8 @@ class Scan:
         Who was scanned, and in which visit; scans of one person belong together in a training.
     covariates
         Numbers known about the person (age), by name.
+    companions
+        Scans of other contrasts of the visit, on the same grid; they need no companions of their own.
     """
 
     data: Volume
@@ -133,6 +135,7 @@ class Scan:
     person: str = ''
     session: str = ''
     covariates: Mapping[str, float] = field(default_factory=dict)
+    companions: tuple[Scan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,9 @@ class Execution:
     threads: int = 1
     seed: int = 0
     oom_fallback: Literal['fail', 'cpu'] = 'fail'
+    guard: Literal['report', 'blend', 'refuse'] = (
+        'blend'  # structure that a method drew: keep, remove, or refuse the scan
+    )
     steps: list[str] = field(default_factory=list)  # what the out-of-memory ladder did
 
 
@@ -227,6 +233,9 @@ class Harmonized:
     beyond
         The map that made ``image``, where it holds outside the mask too: it takes intensities in the units of the scan. None
         where the method knows the brain only. See :mod:`bidsharm.harmonizers.beyond`.
+    unsupported
+        Structure that the method drew without support of the scan, in the same units; None for methods that cannot draw. See
+        :mod:`bidsharm.harmonizers.guard`.
     """
 
     image: Volume
@@ -234,6 +243,7 @@ class Harmonized:
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     beyond: Map | None = None
+    unsupported: Volume | None = None
 
 
 class Harmonizer(ABC):

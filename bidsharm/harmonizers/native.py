@@ -6,30 +6,43 @@ from dataclasses import replace
 
 import numpy as np
 
-from bidsharm.harmonizers.contract import Harmonized, Harmonizer, Scan, Target
+from bidsharm.harmonizers.contract import Harmonized, Harmonizer, Scan, Target, Volume
 
 
 def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized:
     """Harmonize a scan on its own grid, whichever grid the method works on.
 
     A method that works on a model grid sees the scan resampled; its change is carried back to the native
-    voxels (:func:`bidsharm.imaging.carry.carry_change`).
+    voxels (:func:`bidsharm.imaging.carry.carry_change`). What it drew there without support of the scan is measured, and removed unless it is to be
+    kept (:mod:`bidsharm.harmonizers.guard`).
+
+    Raises
+    ------
+    ScanError
+        If the method drew too much, and such scans are to be refused.
     """
     if method.card.geometry == 'native':
         return method.harmonize(scan, target)
-    from bidsharm.imaging.carry import carry_change
+    from bidsharm.harmonizers.guard import inspect, warnings_of
+    from bidsharm.imaging.carry import carry_change, local_change
     from bidsharm.imaging.grids import resample
 
-    size_mm = getattr(method, 'grid_mm', 1.0)
+    size_mm, mode = getattr(method, 'grid_mm', 1.0), method.execution.guard
     on_grid = on_model_grid(scan, size_mm)
-    affine = on_grid.affine
     result = method.harmonize(on_grid, target)
-    image = carry_change(scan.data, scan.mask, scan.affine, on_grid.data, result.image, affine)
-    uncertainty = result.uncertainty
-    if uncertainty is not None:
-        uncertainty = resample(uncertainty, affine, scan.data.shape, scan.affine)
-    details = {**result.details, 'carried_back_from_mm': size_mm}
-    return Harmonized(image, uncertainty, details, result.warnings)
+    change = local_change(on_grid.data, result.image, on_grid.affine)
+    finding = inspect(change, result.image, np.asarray(on_grid.mask).astype(bool))
+    warnings = (*result.warnings, *warnings_of(finding, mode, scan.name))
+    image = carry_change(scan.data, scan.mask, scan.affine, change, unexplained=mode == 'report')
+
+    def here(values: Volume) -> Volume:
+        return np.where(scan.mask, resample(values, on_grid.affine, scan.data.shape, scan.affine), 0).astype(
+            np.float32
+        )
+
+    uncertainty = None if result.uncertainty is None else here(result.uncertainty)
+    details = {**result.details, 'carried_back_from_mm': size_mm, 'guard': finding.details(mode)}
+    return Harmonized(image, uncertainty, details, warnings, unsupported=here(finding.map))
 
 
 def on_model_grid(scan: Scan, size_mm: float) -> Scan:
@@ -49,9 +62,13 @@ def on_model_grid(scan: Scan, size_mm: float) -> Scan:
     if fits and np.allclose(voxel_sizes(scan.affine), size_mm, rtol=0, atol=1e-3):
         return scan
     shape, affine = model_grid(scan.mask, scan.affine, size_mm=size_mm)
-    data = resample(np.where(scan.mask, scan.data, 0), scan.affine, shape, affine, order=3)
-    mask = resample(scan.mask, scan.affine, shape, affine) > 0.5
-    tissue = None
-    if scan.tissue is not None:
-        tissue = np.stack([resample(part, scan.affine, shape, affine) for part in scan.tissue])
-    return replace(scan, data=np.where(mask, data, 0), mask=mask, affine=affine, tissue=tissue)
+
+    def moved(one: Scan) -> Scan:
+        data = resample(np.where(one.mask, one.data, 0), one.affine, shape, affine, order=3)
+        mask = resample(one.mask, one.affine, shape, affine) > 0.5
+        tissue = None
+        if one.tissue is not None:
+            tissue = np.stack([resample(part, one.affine, shape, affine) for part in one.tissue])
+        return replace(one, data=np.where(mask, data, 0), mask=mask, affine=affine, tissue=tissue)
+
+    return replace(moved(scan), companions=tuple(moved(other) for other in scan.companions))

@@ -7,6 +7,8 @@ are smooth, so they survive resampling), and that function is applied to the nat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -33,34 +35,39 @@ def model_grid(
     return shape, onto
 
 
-def carry_change(
-    native: NDArray,
-    native_mask: NDArray[np.bool_],
-    native_affine: Affine,
-    before: NDArray,
-    after: NDArray,
-    grid_affine: Affine,
-    *,
-    radius_mm: float = 3.0,
-    stiffness: float = 1e-3,
-) -> Floats:
-    """Apply to native voxels the change that turned ``before`` into ``after``.
+@dataclass(frozen=True)
+class LocalChange:
+    """A change of a volume as a linear function of its intensities at every place, and what no such function explains.
 
     Parameters
     ----------
-    native, native_mask, native_affine
-        The scan on its own grid.
+    gain, offset
+        Of the linear function, smooth over space, shape (X, Y, Z).
+    unexplained
+        What is left of the changed volume, same shape, 0 outside the brain.
+    affine
+        Of the grid.
+    """
+
+    gain: Floats
+    offset: Floats
+    unexplained: Floats
+    affine: Affine
+
+
+def local_change(
+    before: NDArray, after: NDArray, grid_affine: Affine, *, radius_mm: float = 3.0, stiffness: float = 1e-3
+) -> LocalChange:
+    """Describe the change that turned ``before`` into ``after`` (He et al. 2013, eq. 5 to 8).
+
+    Parameters
+    ----------
     before, after, grid_affine
-        Input and output of the method on the model grid; 0 outside the brain.
+        Input and output of a method on the model grid; 0 outside the brain.
     radius_mm
         Standard deviation of the window in which the change is taken as linear.
     stiffness
         Regularization, relative to the variance of the whole brain: flat regions take the mean change.
-
-    Returns
-    -------
-    numpy.ndarray
-        Harmonized image on the native grid, 0 outside the mask.
     """
     weight = (before != 0).astype(np.float32)
     sigma = radius_mm / voxel_sizes(grid_affine)
@@ -77,9 +84,40 @@ def carry_change(
     floor = max(stiffness * float(np.var(x[weight > 0])), float(np.finfo(np.float32).tiny))
     gain = covariance / (variance + floor)
     offset = mean_y - gain * mean_x
-    shape = native.shape
-    gain_n, offset_n = (
-        resample(local_mean(field), grid_affine, shape, native_affine, order=1, mode='nearest')
-        for field in (gain, offset)
-    )
-    return np.where(native_mask, gain_n * native + offset_n, 0).astype(np.float32)
+    gain, offset = local_mean(gain), local_mean(offset)
+    return LocalChange(gain, offset, (y - gain * x - offset) * weight, grid_affine)
+
+
+def carry_change(
+    native: NDArray,
+    native_mask: NDArray[np.bool_],
+    native_affine: Affine,
+    change: LocalChange,
+    *,
+    unexplained: bool = False,
+) -> Floats:
+    """Apply a change to native voxels.
+
+    Parameters
+    ----------
+    native, native_mask, native_affine
+        The scan on its own grid.
+    change
+        From :func:`local_change`.
+    unexplained
+        Add what the linear function does not explain, too: then the result is the method's own image, and may hold structure that is not
+        in the scan.
+
+    Returns
+    -------
+    numpy.ndarray
+        Harmonized image on the native grid, 0 outside the mask.
+    """
+
+    def here(field: NDArray) -> Floats:
+        return resample(field, change.affine, native.shape, native_affine, order=1, mode='nearest')
+
+    image = here(change.gain) * native + here(change.offset)
+    if unexplained:
+        image = image + here(change.unexplained)
+    return np.where(native_mask, image, 0).astype(np.float32)

@@ -26,7 +26,7 @@ class _SaveIn(BaseInterfaceInputSpec):
     in_files = traits.List(
         File(exists=True),
         mandatory=True,
-        desc='results, in the order of specs; optional ones at the end may be missing',
+        desc='results, in the order of specs; optional ones stand last, are known by the names of their files, and may be missing',
     )
     specs = traits.List(traits.Dict, mandatory=True, desc='what becomes of each: see save_result')
     out_root = traits.Str(mandatory=True, desc='output folder')
@@ -61,11 +61,23 @@ class SaveDerivatives(Interface):
         files, specs = self.inputs.in_files, list(self.inputs.specs)
         if self.inputs.alone_in:
             remove_others(root / self.inputs.alone_in, specs)
-        while len(specs) > len(files) and specs[-1].get('optional'):
-            _remove(specs.pop(), root)
-        for file, spec in zip(files, specs, strict=True):
+        for file, spec in zip(*_matched(files, specs, root), strict=True):
             written |= save_result(Path(file), spec, root, native, extra)
         return {'out_files': [str(root / name) for name in written], 'fingerprints': written}
+
+
+def _matched(
+    files: Sequence[str], specs: Sequence[dict[str, Any]], root: Path
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return files and what becomes of them; what an earlier run wrote for an optional one that is missing is removed."""
+    sure = [spec for spec in specs if not spec.get('optional')]
+    given = {Path(file).name.split('.')[0]: file for file in files[len(sure) :]}
+    optional = [spec for spec in specs if spec.get('optional')]
+    for spec in optional:
+        if spec['optional'] not in given:
+            _remove(spec, root)
+    there = [spec for spec in optional if spec['optional'] in given]
+    return [*files[: len(sure)], *(given[spec['optional']] for spec in there)], [*sure, *there]
 
 
 def _remove(spec: dict[str, Any], root: Path) -> None:
@@ -102,7 +114,7 @@ def save_result(
         ``path``: relative name, or a list of names for the volumes of a 4-D image. ``kind``: ``image``,
         ``mask``, ``dseg``, ``probseg`` or ``file`` (copied as it is). ``native``: put it on the raw grid.
         ``sidecar``: JSON fields, or a list of them; left out for files. ``extra``: add ``extra`` to it.
-        ``optional``: a method may not give it; such specs stand last.
+        ``optional``: the name of a file that a method may not give; such specs stand last.
     root
         Output folder.
     native

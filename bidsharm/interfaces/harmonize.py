@@ -83,8 +83,9 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         result = harmonize_scan(method, scan, parse_target(request['target']))
         seconds = time.perf_counter() - started
-    maps = [result.image, *([] if result.uncertainty is None else [result.uncertainty])]
-    if not all(np.isfinite(each[scan.mask]).all() for each in maps):
+    maps = {'uncertainty': result.uncertainty, 'unsupported': result.unsupported}
+    given = {name: values for name, values in maps.items() if values is not None}
+    if not all(np.isfinite(each[scan.mask]).all() for each in (result.image, *given.values())):
         raise ScanError(f'{method.card.name} gave values that are not numbers.', where=scan.name)
     image = np.where(scan.mask, result.image, 0).astype(np.float32)
     answer: dict[str, Any] = {
@@ -98,11 +99,9 @@ def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
         answer |= _head_of(result, scan, image, request)
     quantiles = method.target_quantiles(scan.contrast)
     answer['target_quantiles'] = None if quantiles is None else [float(value) for value in quantiles]
-    if result.uncertainty is not None:
-        name = Path(request['out_file']).with_name('uncertainty.nii')
-        answer['uncertainty'] = write(
-            name, np.where(scan.mask, result.uncertainty, 0).astype(np.float32), scan.affine
-        )
+    for name, values in given.items():
+        file = Path(request['out_file']).with_name(f'{name}.nii')
+        answer[name] = write(file, np.where(scan.mask, values, 0).astype(np.float32), scan.affine)
     return answer
 
 
@@ -154,6 +153,9 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
 class _HarmonizeOut(TraitedSpec):
     out_file = File(desc='harmonized brain')
     uncertainty = File(desc='standard deviation per voxel, where the method gives one')
+    unsupported = File(
+        desc='structure that the method drew without support of the scan, for methods that can'
+    )
     record = traits.Dict(desc='details, execution, target quantiles')
     sidecar = traits.Dict(desc='fields for the sidecar of the harmonized image')
     head = File(desc='whole image, harmonized; the brain alone where the method cannot go on beyond the mask')
@@ -177,7 +179,9 @@ class HarmonizeScan(Interface):
         }  # fmt: skip
         answer = run_isolated('harmonize', request, cwd, threads=inputs.num_threads)
         outputs: dict[str, Any] = {
-            key: answer.pop(key) for key in ('out_file', 'uncertainty', 'head') if key in answer
+            key: answer.pop(key)
+            for key in ('out_file', 'uncertainty', 'unsupported', 'head')
+            if key in answer
         }
         sidecar = {'Harmonization': self._provenance(answer)}
         if 'head' in outputs:

@@ -101,7 +101,7 @@ class Loop:
             for name, player in learner.players.items()
         }
         self.means = {name: value.detach().clone() for name, value in learner.networks.state_dict().items()}
-        self.step, self.seconds, self.stage = 0, 0.0, ''
+        self.step, self.seconds, self.stage, self.begun = 0, 0.0, '', False
         self.best = Best()
         self.log = TrainingLog(running.folder if self.fabric.global_rank == 0 else None)
 
@@ -134,17 +134,24 @@ class Loop:
         return self.running.budget.done(self.step, self.seconds)
 
     def _tired(self) -> bool:
-        return bool(self.running.patience) and self.best.waiting >= self.running.patience
+        last = self.stage == self.learner.stages[-1].name  # earlier stages have others that need their share
+        return last and bool(self.running.patience) and self.best.waiting >= self.running.patience
 
     def _enter(self, done: float) -> None:
-        """Begin the stage that this part of the training belongs to."""
+        """Begin the stage that this part of the training belongs to, from the best weights of the one before."""
         shares = np.cumsum([stage.share for stage in self.learner.stages])
         index = int(np.searchsorted(shares / shares[-1], done, side='right'))
         stage = self.learner.stages[min(index, len(shares) - 1)].name
-        if stage != self.stage:
-            self.stage = stage
-            self.learner.networks.train()
-            self.learner.begin(stage)
+        if stage == self.stage and self.begun:
+            return
+        if stage != self.stage and self.best.weights:
+            # Validations of two stages may measure different things, and best weights of an early one lack what later ones learn.
+            self.learner.networks.load_state_dict(self.best.weights)
+            self.means = _copy(self.best.weights)
+            self.best = Best()
+        self.stage, self.begun = stage, True
+        self.learner.networks.train()
+        self.learner.begin(stage)
 
     def _batches(self, step: int) -> list[Batch]:
         """Draw the batches of a step."""
@@ -273,7 +280,7 @@ class Loop:
 
     def _state(self) -> dict[str, Any]:
         return {
-            'step': self.step, 'seconds': self.seconds, 'networks': self.learner.networks.state_dict(), 'means': self.means,
+            'step': self.step, 'seconds': self.seconds, 'stage': self.stage, 'networks': self.learner.networks.state_dict(), 'means': self.means,
             'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, **self.best.state(),
         }  # fmt: skip
 
@@ -291,7 +298,7 @@ class Loop:
                 where=str(self.running.folder), fix='Give another folder, or the settings that it was made with.',
             ) from None  # fmt: skip
         self.means, self.step, self.seconds = state['means'], int(state['step']), float(state['seconds'])
-        self.best = Best.of(state)
+        self.best, self.stage = Best.of(state), str(state['stage'])
         self.log.drop_after(self.step)
 
 
@@ -329,7 +336,12 @@ def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer
 
 
 def _fabric(running: Running) -> Any:
+    import warnings
+
     from lightning_fabric import Fabric
+
+    # Not every job on a cluster is one of several that srun has started.
+    warnings.filterwarnings('ignore', message='The `srun` command is available')
 
     accelerator, _, index = running.device.partition(':')
     devices: Any = [int(index)] if index else running.devices

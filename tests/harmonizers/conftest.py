@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,3 +59,22 @@ def cohort() -> Cohort:
     scans = [build(seed=index, gain=1 + 0.1 * index, site='A') for index in range(3)]
     scans += [build(seed=3 + index, gain=2 + 0.2 * index, site='B') for index in range(3)]
     return Cohort(scans)
+
+
+def people_at_two_sites(people: int = 4) -> list[Scan]:
+    """Return scans of people who were at sites A and B, each with two contrasts, in voxels of 4 mm; B shows them by another curve."""
+    scans = []
+    for person in range(people):
+        for contrast in ('T1w', 'T2w'):
+            seen = build(seed=person, contrast=contrast, shape=(36, 40, 36), tissue=True)
+            for site in ('A', 'B'):
+                data = seen.data.copy()
+                inside = np.maximum(data[seen.mask], 0)
+                data[seen.mask] = inside if site == 'A' else 900 * (inside / 900) ** 2 + 50
+                scans.append(
+                    replace(
+                        seen, data=data, site=site, person=f'{person}', session=site, affine=np.diag([4.0, 4, 4, 1]),
+                        name=f'sub-{person}_ses-{site}_{contrast}',
+                    )
+                )  # fmt: skip
+    return scans

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bidsharm.imaging.carry import carry_change, model_grid
+from bidsharm.imaging.carry import carry_change, local_change, model_grid
 from bidsharm.imaging.grids import resample, voxel_sizes
 
 
@@ -49,7 +49,7 @@ def through_the_model_grid(
     mask = resample(scan.mask, scan.affine, shape, affine) > 0.5
     before = resample(np.where(scan.mask, scan.data, 0), scan.affine, shape, affine, order=3) * mask
     after = (change(before, world_of(affine, shape)) * mask).astype(np.float32)
-    carried = carry_change(scan.data, scan.mask, scan.affine, before, after, affine)
+    carried = carry_change(scan.data, scan.mask, scan.affine, local_change(before, after, affine))
     resampled = resample(after, affine, scan.data.shape, scan.affine, order=3)
     return carried, np.where(scan.mask, resampled, 0)
 
@@ -121,7 +121,7 @@ def test_a_flat_region_takes_the_mean_change():
     data[:20] += rng.normal(0, 0.01, (20, 40, 40))
     after = np.where(before > 75, 10.0, 30.0).astype(np.float32)
     mask = np.ones(before.shape, bool)
-    carried = carry_change(data, mask, np.eye(4), before, after, np.eye(4))
+    carried = carry_change(data, mask, np.eye(4), local_change(before, after, np.eye(4)))
     np.testing.assert_allclose(carried[3:8], 30, atol=0.05)
     np.testing.assert_allclose(carried[32:37], 10, atol=0.05)
 
@@ -130,7 +130,7 @@ def test_a_flat_region_takes_the_mean_change():
 def test_a_brain_without_any_contrast_gives_numbers(level):
     mask = np.ones((20, 20, 20), bool)
     flat = np.full(mask.shape, level, np.float32)
-    carried = carry_change(flat, mask, np.eye(4), flat, flat * 2, np.eye(4))
+    carried = carry_change(flat, mask, np.eye(4), local_change(flat, flat * 2, np.eye(4)))
     np.testing.assert_allclose(carried, 2 * level, rtol=1e-3)
 
 
@@ -142,7 +142,7 @@ def test_a_large_offset_does_not_cost_accuracy(phantom, world_of):
     mask = resample(scan.mask, scan.affine, shape, affine) > 0.5
     before = resample(high.data, high.affine, shape, affine, order=3, mode='nearest') * mask
     after = np.where(mask, (before - 5000) * 2, 0).astype(np.float32)
-    carried = carry_change(high.data, high.mask, high.affine, before, after, affine)
+    carried = carry_change(high.data, high.mask, high.affine, local_change(before, after, affine))
     truth = 2 * scan.data
     assert rms((carried - truth)[scan.mask]) < 0.02 * float(np.std(truth[scan.mask]))
 
