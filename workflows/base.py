@@ -560,6 +560,7 @@ def init_target_wf(
     fit = pe.Node(
         FitTarget(
             harmonizer=method.name, target=method.target, out_dir=str(out_dir), execution=method.execution,
+            model_dir=method.model_dir, model_digest=method.model_digest,
             contrasts=[plan.scan.suffix for plan in used], names=[plan.scan.name for plan in used],
             sites=[plan.scan.site for plan in used], num_threads=options.omp_nthreads, use_gpu=method.uses_gpu,
         ),

@@ -104,7 +104,7 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     )
     fit_scans: tuple[ScanFile, ...] = ()
     if settings.model:
-        method, served = _with_model(method, settings)
+        method, served, fit_scans = _with_model(method, settings, card, everyone or selection)
     else:
         target, fit_scans = resolve_target(settings, card, everyone or selection)
         method = replace(method, target=target)
@@ -120,8 +120,10 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
     return Plan(selection, method, options, spaces, fit_scans, everyone or selection)
 
 
-def _with_model(method: Method, settings: Settings) -> tuple[Method, set[str]]:
-    """Return the method with the bundle of ``--model`` and the bundle's target, and the contrasts that it serves."""
+def _with_model(
+    method: Method, settings: Settings, card: Card, everyone: Selection
+) -> tuple[Method, set[str], tuple[ScanFile, ...]]:
+    """Return the method with the bundle of ``--model``, the contrasts that it serves, and the scans that another target is learnt from."""
     from bidsharm.harmonizers import bundle
 
     folder = find_model(settings)
@@ -131,14 +133,19 @@ def _with_model(method: Method, settings: Settings) -> tuple[Method, set[str]]:
     kind, label = str(learnt.get('target_kind') or 'canonical'), str(learnt.get('target') or 'canonical')
     # A bundle knows the reference image that it was learnt from by its file name.
     asked = Reference(settings.target).label if kind == 'reference' else settings.target
+    method = replace(method, model_dir=str(folder), model_digest=bundle.digest(folder))
+    served = {str(contrast) for contrast in learnt.get('contrasts', ())}
     if settings.target != 'canonical' and label not in (settings.target, asked):
+        if loaded.aims_anew():
+            aimed, scans = resolve_target(settings, card, everyone, with_model=True)
+            scans = tuple(scan for scan in scans if scan.suffix in served)
+            return replace(method, target=aimed), served, scans
         raise UsageError(
             f'The model was learnt for the target "{label}", not "{settings.target}".', where='--target',
             fix='Leave --target away, or give another --model.',
         )  # fmt: skip
     target = f'site:{label}' if kind == 'site' else label
-    method = replace(method, target=target, model_dir=str(folder), model_digest=bundle.digest(folder))
-    return method, {str(contrast) for contrast in learnt.get('contrasts', ())}
+    return replace(method, target=target), served, ()
 
 
 def find_model(settings: Settings) -> Path:
@@ -159,7 +166,9 @@ def find_model(settings: Settings) -> Path:
     )
 
 
-def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple[str, tuple[ScanFile, ...]]:
+def resolve_target(
+    settings: Settings, card: Card, everyone: Selection, *, with_model: bool = False
+) -> tuple[str, tuple[ScanFile, ...]]:
     """Return the target as the nodes know it, and the scans that it must be learnt from.
 
     ``--target`` is ``canonical``, the label of a site of the data set, or a file. The scans are chosen by
@@ -170,6 +179,8 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
     UsageError
         If it is neither, or the method cannot aim at it.
     """
+    if 'weights' in card.needs_apply and not with_model and settings.target == 'canonical':
+        raise _untrained(card)
     text, found = settings.target, 0
     if text == 'canonical':
         kind, target = 'canonical', 'canonical'
@@ -204,9 +215,16 @@ def resolve_target(settings: Settings, card: Card, everyone: Selection) -> tuple
             where='--harmonizer',
             fix=f'Give --target a site or a reference image, or choose one of: {", ".join(_without_cohort())}.',
         )
-    if 'weights' in card.needs_apply:
-        raise ConfigurationError(f'{card.name} needs {NEED_PHRASES["weights"]}.', where='--model')
+    if 'weights' in card.needs_apply and not with_model:
+        raise _untrained(card)
     return target, tuple(scans)
+
+
+def _untrained(card: Card) -> ConfigurationError:
+    return ConfigurationError(
+        f'{card.name} needs {NEED_PHRASES["weights"]}.', where='--model',
+        fix=f'Train one: bidsharm-train {card.name} DERIVATIVES OUT, then --model OUT/model.',
+    )  # fmt: skip
 
 
 def _without_cohort() -> list[str]:

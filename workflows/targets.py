@@ -29,7 +29,7 @@ def target_folder(plan: Plan, settings: Settings) -> Path:
     """Return where the bundle of a target lives: named by what it is learnt from, so that a change makes a new one."""
     content = {
         'harmonizer': plan.method.name,
-        'weights': plan.method.weights_digest,
+        'weights': plan.method.learnt,
         'kind': plan.method.target_label,
         'seed': settings.random_seed,
         'preprocessing': [

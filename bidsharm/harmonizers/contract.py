@@ -259,6 +259,11 @@ class Harmonizer(ABC):
         self.execution = execution or Execution()
 
     @classmethod
+    def aims_anew(cls) -> bool:
+        """Say whether a model can learn another target than that it was trained for, by :meth:`fit`, with its networks as they are."""
+        return False
+
+    @classmethod
     def weights_digest(cls) -> str:
         """Return a digest of the weights that ship with the method; empty for a method without."""
         return ''

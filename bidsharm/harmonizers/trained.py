@@ -7,7 +7,7 @@ and exactly back, padding, fusion, devices, memory, saving and training are the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -95,6 +95,8 @@ class Given:
         What the method has learnt of the scan itself (:meth:`TrainedHarmonizer.prepare`): named tensors, such as weights.
     effort
         Takes note of work at test time (:mod:`bidsharm.harmonizers.effort`).
+    companions
+        Other contrasts of the visit by their numbers, in units of the network, shape (X, Y, Z).
     """
 
     site: int = -1
@@ -103,6 +105,7 @@ class Given:
     style: Mapping[str, Any] | None = None
     tuned: Mapping[str, Any] | None = None
     effort: Effort | None = None
+    companions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class TrainedHarmonizer(Harmonizer):
@@ -118,6 +121,8 @@ class TrainedHarmonizer(Harmonizer):
     tiny: ClassVar[Mapping[str, Any]] = {}
     #: Set by the training loop: another batch of the same kind.
     more: Callable[[], Batch]
+    #: Set while the networks are trained: the volumes they are trained on.
+    data: TrainingSet
     #: Set by the training loop: the part of the training that is over, from 0 to 1.
     done: float = 0.0
 
@@ -233,6 +238,11 @@ class TrainedHarmonizer(Harmonizer):
         shown = [x, self.translate(x, given)]
         return [*shown, batch['y']] if 'y' in batch else shown
 
+    @classmethod
+    def aims_anew(cls) -> bool:
+        """Say whether scans of another target give a style for it."""
+        return cls.style_of is not TrainedHarmonizer.style_of
+
     # --- Training ---
 
     @classmethod
@@ -328,10 +338,9 @@ class TrainedHarmonizer(Harmonizer):
         rest = data.of(others)
         checks = self.sampler(rest) if others and self._serves(rest) else None
         self._learn_units(data)
-        Loop(
-            self, self.sampler(data.of(some)) if self._serves(data.of(some)) else self.sampler(data), running,
-            checks=checks, progress=progress,
-        ).run()  # fmt: skip
+        self.data = data.of(some) if self._serves(data.of(some)) else data
+        Loop(self, self.sampler(self.data), running, checks=checks, progress=progress).run()
+        del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))
         return FitReport(tuple(volume.name for volume in data.volumes), {'validation': sorted(others)})
@@ -349,7 +358,7 @@ class TrainedHarmonizer(Harmonizer):
         target = target or Canonical()
         if (target_kind(target), target.label) == self._target:
             return FitReport(tuple(scan.name for scan in cohort.scans))
-        if type(self).style_of is TrainedHarmonizer.style_of:
+        if not self.aims_anew():
             raise UsageError(
                 f'This {self.card.name} was trained for the target "{self._target[1]}" and knows no other.',
                 where='--target', fix='Leave --target away, or train it for this one.',
@@ -410,7 +419,7 @@ class TrainedHarmonizer(Harmonizer):
 
     def _describe(self, volumes: Sequence[TrainingVolume]) -> None:
         """Keep the styles and the quantiles of the target's volumes, for each contrast."""
-        if type(self).style_of is not TrainedHarmonizer.style_of:
+        if self.aims_anew():
             self._describe_styles(volumes)
         for contrast in self.contrasts:
             rows = [
@@ -477,6 +486,7 @@ class TrainedHarmonizer(Harmonizer):
         given = Given(
             site=self.sites.index(scan.site) if scan.site in self.sites else -1,
             contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast), effort=effort,
+            companions=self._companions(scan),
         )  # fmt: skip
         image = self._through(volume, given)
         several = [self._through(volume, replace(other, effort=None)) for other in self.draws(given)]
@@ -496,6 +506,17 @@ class TrainedHarmonizer(Harmonizer):
 
         ladder = memory_ladder(TileSettings(batch=8, device=self.execution.device), tiles=())
         return with_memory_ladder(run, execution=self.execution, ladder=ladder)
+
+    def _companions(self, scan: Scan) -> dict[int, NDArray[np.float32]]:
+        """Return the other contrasts of the visit that the networks know, in units of the network."""
+        found = {}
+        for other in scan.companions:
+            if other.contrast in self.contrasts and other.contrast != scan.contrast:
+                values, mask = check_scan(other), np.asarray(other.mask).astype(bool)
+                volume = np.full(other.data.shape, self.settings.background, np.float32)
+                volume[mask] = self._scaling(values, other.name).forward(values.astype(np.float32))
+                found[self.contrasts.index(other.contrast)] = volume
+        return found
 
     def _scaling(self, values: NDArray[np.floating], name: str) -> Scaling:
         from bidsharm.training.scaling import measure

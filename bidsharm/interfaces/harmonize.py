@@ -123,7 +123,7 @@ def fit_files(request: Mapping[str, Any]) -> dict[str, Any]:
     execution = Execution(**request.get('execution', {}))
     cohort = Cohort([read_scan(record) for record in request['scans']])
     with device_lock(execution.device):
-        method = registry.get(request['harmonizer'])(execution)
+        method = open_method(request)  # a trained one learns what describes the target
         report = method.fit(cohort, target=parse_target(request['target']), seed=int(request.get('seed', 0)))
     digest = bundle.save(method, Path(request['out_dir']))
     return {'digest': digest, 'scans': list(report.scans)}
@@ -215,6 +215,10 @@ class _FitIn(BaseInterfaceInputSpec):
     harmonizer = traits.Str(mandatory=True, desc='registry name')
     target = traits.Str(mandatory=True, desc='canonical, site:NAME or reference:FILE')
     out_dir = traits.Str(mandatory=True, desc='where the bundle goes')
+    model_dir = traits.Str(
+        '', usedefault=True, nohash=True, desc='bundle of a trained method that learns a target'
+    )
+    model_digest = traits.Str('', usedefault=True, desc='its digest')
     use_gpu = traits.Bool(
         False, usedefault=True, nohash=True, desc='tells the scheduler that a card is needed'
     )
@@ -246,7 +250,7 @@ class FitTarget(Interface):
         keys = ('image', 'mask', 'tissue', 'contrast', 'name', 'site')
         request = {
             'scans': [dict(zip(keys, row, strict=True)) for row in columns],
-            'harmonizer': inputs.harmonizer, 'target': inputs.target, 'out_dir': inputs.out_dir,
+            'harmonizer': inputs.harmonizer, 'target': inputs.target, 'out_dir': inputs.out_dir, 'model_dir': inputs.model_dir,
             'execution': self.given('execution', {}), 'seed': self.given('execution', {}).get('seed', 0),
         }  # fmt: skip
         return {'record': run_isolated('fit', request, cwd, threads=inputs.num_threads)}

@@ -527,20 +527,21 @@ def test_harmonize_graph_works_inside_another_pipeline(make_method, tmp_path):
     assert harmonize.inputs.in_file == str(tmp_path / 'image.nii')
 
 
-@pytest.mark.parametrize('given', [True, False])
-def test_uncertainty_is_written_where_the_method_gives_one(given, make_raw, tmp_path):
+@pytest.mark.parametrize('given', [(), ('uncertainty',), ('unsupported',), ('uncertainty', 'unsupported')])
+def test_maps_are_written_where_the_method_gives_them(given, make_raw, tmp_path):
     scan = make_raw(tmp_path / 'bids', 'sub-01_T1w')
     image = nib.Nifti1Image(np.ones((40, 40, 40), np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
     image.to_filename(tmp_path / 'image.nii')
     image.to_filename(scan.path)
     sink = init_ds_harmonized_wf(scan=scan, output_dir=tmp_path / 'out', native=scan.path)
-    for field in ('harmonized', 'dseg_after', *(['uncertainty'] if given else [])):
-        setattr(sink.inputs.inputnode, field, str(tmp_path / 'image.nii'))
+    for field in ('harmonized', 'dseg_after', *given):
+        image.to_filename(tmp_path / f'{field}.nii')
+        setattr(sink.inputs.inputnode, field, str(tmp_path / f'{field}.nii'))
     sink.inputs.inputnode.sidecar = {'Harmonization': {'Method': 'any'}}
     sink.base_dir = str(tmp_path)
     sink.run()
     names = {path.name.removeprefix('sub-01_') for path in (tmp_path / 'out/sub-01/anat').iterdir()}
-    wanted = {'desc-harmonized_T1w', 'desc-harmonized_dseg', *(['desc-uncertainty_T1w'] if given else [])}
+    wanted = {'desc-harmonized_T1w', 'desc-harmonized_dseg', *(f'desc-{name}_T1w' for name in given)}
     assert names == {f'{name}.{kind}' for name in wanted for kind in ('nii.gz', 'json')}
 
 

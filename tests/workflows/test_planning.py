@@ -535,7 +535,7 @@ def test_output_spaces(sites, make_settings):
     plan = make_plan(
         make_settings(
             output_spaces=['native', 'T1w', 'MNI152NLin2009aSym', 'MNI152NLin2009aSym:res-1', 'MNI152NLin2009aSym:res-02'],
-            random_seed=7, oom_fallback='cpu', registration='syn', sloppy=True, offline=True,
+            random_seed=7, oom_fallback='cpu', guard='refuse', registration='syn', sloppy=True, offline=True,
         ), sites,
     )  # fmt: skip
     assert [(space.name, space.resolution) for space in plan.spaces] == [
@@ -544,7 +544,7 @@ def test_output_spaces(sites, make_settings):
     assert [template.space for template in plan.options.templates] == list(plan.spaces[2:])
     assert plan.options.t1w_space
     assert (plan.options.seed, plan.options.registration, plan.options.sloppy) == (7, 'syn', True)
-    assert plan.method.execution == {'device': 'cpu', 'seed': 7, 'oom_fallback': 'cpu'}
+    assert plan.method.execution == {'device': 'cpu', 'seed': 7, 'oom_fallback': 'cpu', 'guard': 'refuse'}
 
 
 def test_template_that_is_not_there(sites, make_settings, tmp_path, monkeypatch):

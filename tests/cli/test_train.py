@@ -1,0 +1,144 @@
+"""``bidsharm-train``: from derivatives to a model, again from where it stopped, and in words where it cannot."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bidsharm.bids.training_input import find_training_files
+from bidsharm.cli.train import build_parser, main
+from bidsharm.harmonizers import bundle
+from bidsharm.harmonizers.contract import Site
+from bidsharm.imaging.templates import bundled_files
+
+TINY = ['--preset', 'tiny', '--threads', '1', '--device', 'cpu', '--set', 'batch=2', 'voxel_mm=8.0']
+
+
+@pytest.fixture(scope='module')
+def derivatives(tmp_path_factory):
+    """Three people at two sites, made of the template: site B shows them darker, and one of its images is broken."""
+    root = tmp_path_factory.mktemp('derivatives')
+    template = nib.load(bundled_files()['T1w'])
+    data, affine = (
+        np.asarray(template.dataobj, np.float32)[::3, ::3, ::3],
+        template.affine @ np.diag([3, 3, 3, 1]),
+    )
+    for subject in ('01', '02', '03'):
+        for site in ('A', 'B'):
+            folder = root / f'sub-{subject}' / f'ses-{site}' / 'anat'
+            folder.mkdir(parents=True)
+            stem = f'sub-{subject}_ses-{site}'
+            image = data * (1 + 0.05 * int(subject)) if site == 'A' else 255 * (data / 255) ** 2
+            nib.Nifti1Image(image.astype(np.float32), affine).to_filename(
+                folder / f'{stem}_desc-preproc_T1w.nii.gz'
+            )
+            nib.Nifti1Image((data > 0).astype(np.uint8), affine).to_filename(
+                folder / f'{stem}_desc-brain_mask.nii.gz'
+            )
+            (folder / f'{stem}_desc-T1w_qc.json').write_text(json.dumps({'site': f'scanner{site}'}))
+    (root / 'participants.tsv').write_text(
+        'participant_id\tage\tlab\nsub-01\t40\tx\nsub-02\tn/a\ty\nsub-03\t60\tx\n'
+    )
+    return root
+
+
+def test_scans_are_found_with_what_is_known_of_them(derivatives):
+    files = find_training_files(derivatives)
+    assert len(files) == 6
+    first = files[0]
+    assert (first.person, first.session, first.site, first.contrast) == ('01', 'A', 'scannerA', 'T1w')
+    assert first.covariates == {'age': 40.0}
+    assert first.tissue == ()
+    assert {file.site for file in find_training_files(derivatives, site='session')} == {'A', 'B'}
+    assert {file.site for file in find_training_files(derivatives, site='lab')} == {'x', 'y'}
+    assert {file.person for file in find_training_files(derivatives, person='lab')} == {'x', 'y'}
+    assert {file.person for file in find_training_files(derivatives, subjects=['02'])} == {'02'}
+
+
+def test_a_model_is_trained_and_the_same_command_does_nothing_more(derivatives, tmp_path, capsys):
+    command = [
+        'deepharmony',
+        str(derivatives),
+        str(tmp_path / 'out'),
+        '--target',
+        'scannerA',
+        '--budget',
+        '30',
+        '--interval',
+        '10',
+        *TINY,
+    ]
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / 'out' / 'model')
+    method = bundle.load(tmp_path / 'out' / 'model')
+    assert method.sites == ('scannerA', 'scannerB')
+    scans = {file.name: file.read() for file in find_training_files(derivatives)}
+    dark, bright = scans['sub-01_ses-B_T1w'], scans['sub-01_ses-A_T1w']
+    found = method.harmonize(dark, Site('scannerA')).image
+    inside = dark.mask
+
+    def distance(image):
+        return float(np.abs(image - bright.data)[inside].mean())
+
+    assert distance(found) < 0.7 * distance(dark.data)
+    rows = (tmp_path / 'out' / 'log.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == ['step', '10', '20', '30']
+    assert len(list((tmp_path / 'out' / 'examples').glob('*.png'))) == 3
+    assert main(command) == 0
+    assert 'trained already' in capsys.readouterr().out
+
+
+def test_a_broken_scan_is_left_out_and_told(derivatives, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / 'copy'
+    shutil.copytree(derivatives, copy)
+    broken = copy / 'sub-03' / 'ses-B' / 'anat' / 'sub-03_ses-B_desc-preproc_T1w.nii.gz'
+    broken.write_bytes(b'no image')
+    assert (
+        main(
+            ['deepharmony', str(copy), str(tmp_path / 'out'), '--target', 'scannerA', '--budget', '2', *TINY]
+        )
+        == 1
+    )
+    said = capsys.readouterr()
+    assert 'left out' in said.err
+    assert 'sub-03_ses-B' in said.err
+    assert bundle.load(tmp_path / 'out' / 'model').card.name == 'deepharmony'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'said'),
+    [
+        (['deepharmony', 'D', 'O'], 2, 'scannerA (3 scans), scannerB (3 scans)'),
+        (['deepharmony', 'D', 'O', '--target', 'elsewhere'], 2, 'No scan comes from the site "elsewhere"'),
+        (['tscore', 'D', 'O'], 2, 'is not trained'),
+        (['deepharmnoy', 'D', 'O'], 2, 'deepharmony'),
+        (['deepharmony', 'D', 'O', '--target', 'scannerA', '--set', 'wdth=3'], 2, 'no setting "wdth"'),
+        (['deepharmony', 'D', 'O', '--target', 'scannerA', '--contrasts', 'T2w'], 3, 'no preprocessed scan'),
+        (['deepharmony', 'D/none', 'O', '--target', 'scannerA'], 2, 'does not exist'),
+        (['deepharmony', 'D', 'O', '--target', 'scannerA', '--person', 'age', '--site', 'age'], 2, 'No scan comes from'),
+        (['deepharmony', 'D', 'O', '--target', '40', '--site', 'age'], 2, 'scans of the same people at several sites'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said(arguments, code, said, derivatives, tmp_path, capsys):
+    command = [text.replace('D', str(derivatives)) if text.startswith('D') else text for text in arguments]
+    assert main([str(tmp_path / 'out') if text == 'O' else text for text in command]) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / 'out' / 'model').exists()
+
+
+@pytest.mark.parametrize('text', ['0', '-3', '3.5', 'm', '0m', '3d', ''])
+def test_a_budget_that_is_none(text):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['x', 'd', 'o', f'--budget={text}'])
+
+
+def test_budgets():
+    parse = build_parser().parse_args
+    assert parse(['x', 'd', 'o', '--budget', '200']).budget.done(50, 0) == 0.25
+    assert parse(['x', 'd', 'o', '--budget', '2h']).budget.done(10**9, 1800) == 0.25
+    assert parse(['x', 'd', 'o', '--budget', '90m']).budget.done(0, 90 * 60) == 1
