@@ -247,21 +247,38 @@ def _given_mask(mask: ImageLike, native: nib.Nifti1Image, folder: Path) -> NDArr
 
 
 class _Progress:
-    """A bar that goes when all is done; nothing where it is not wanted."""
+    """A bar that goes when all is done; nothing where it is not wanted.
+
+    A notebook shows it as an output that changes: rich's own way there needs ipywidgets, which is often not installed.
+    """
 
     def __init__(self, wanted: bool, steps: int) -> None:
+        from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(transient=True, disable=not wanted)
+        console = Console()
+        self._notebook = wanted and console.is_jupyter
+        self._shown: Any = None
+        self._bar = Progress(console=console, transient=True, disable=not wanted)
         self._task = self._bar.add_task('', total=steps)
 
     def __enter__(self) -> _Progress:
-        self._bar.start()
+        if self._notebook:
+            from IPython.display import display
+
+            self._shown = display(self._bar, display_id=True)
+        else:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._notebook:
+            self._shown.update({'text/plain': ''}, raw=True)
+        else:
+            self._bar.stop()
 
     def step(self, text: str) -> None:
         """Say what comes now; what came before is done."""
-        self._bar.update(self._task, description=text, advance=1, refresh=True)
+        self._bar.update(self._task, description=text, advance=1, refresh=not self._notebook)
+        if self._notebook:
+            self._shown.update(self._bar)

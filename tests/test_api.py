@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import nibabel as nib
 import numpy as np
@@ -111,6 +112,38 @@ def test_the_figure_shows_both(brains, mask):
 def test_progress_is_shown_on_wish(brains, mask, capsys):
     bidsharm.harmonize(brains[0], harmonizer='robust', mask=mask, progress=False)
     assert capsys.readouterr().out == ''
+
+
+def test_a_terminal_shows_each_step(brains, mask, monkeypatch, capsys):
+    monkeypatch.setenv('FORCE_COLOR', '1')  # rich then takes what is captured for a terminal
+    bidsharm.harmonize(brains[0], harmonizer='robust', mask=mask, correct_bias=False)
+    shown = capsys.readouterr().out
+    places = [shown.index(step) for step in ('brain mask', 'bias field', 'harmonization')]
+    assert places == sorted(places)
+
+
+def test_a_notebook_shows_each_step_in_one_output_that_empties(brains, mask, monkeypatch):
+    import rich.console
+
+    shown = []
+
+    class Handle:
+        def update(self, what: object, raw: bool = False) -> None:
+            shown.append(what['text/plain'] if raw else what._repr_mimebundle_([], [])['text/plain'])
+
+    fake = types.ModuleType('IPython.display')
+    fake.display = lambda what, display_id: Handle()
+    monkeypatch.setitem(sys.modules, 'IPython', types.ModuleType('IPython'))
+    monkeypatch.setitem(sys.modules, 'IPython.display', fake)
+    monkeypatch.setattr(rich.console, '_is_jupyter', lambda: True)
+    bidsharm.harmonize(brains[0], harmonizer='robust', mask=mask, correct_bias=False)
+    monkeypatch.undo()
+    assert [text.split('\x1b')[0].strip() for text in shown] == [
+        'brain mask',
+        'bias field',
+        'harmonization',
+        '',
+    ]
 
 
 @pytest.mark.parametrize(
