@@ -37,6 +37,9 @@ _BUILTIN = {
     'trans-unet-cgan': 'bidsharm.harmonizers.unet:TransUNetCGAN',
     'osman': 'bidsharm.harmonizers.unet:Osman',
     'iguane': 'bidsharm.harmonizers.cyclegan:Iguane',
+    'ssl-restore': 'bidsharm.harmonizers.ssl_restore:SslRestore',
+    'harmonizing-flows': 'bidsharm.harmonizers.ssl_restore:HarmonizingFlows',
+    'mispel': 'bidsharm.harmonizers.mispel:Mispel',
 }
 
 _log = logging.getLogger(__name__)

@@ -33,6 +33,12 @@ class GainAndBias(nn.Module):
         backwards = list(reversed(widths))
         self.decoders = nn.ModuleList(_twice(low + skip, skip) for low, skip in itertools.pairwise(backwards))
         self.gain, self.bias = conv(2, widths[-1], 1, 1), conv(2, widths[0], 1, 1)
+        self._begin_as_identity()
+
+    def _begin_as_identity(self) -> None:
+        for layer, value in ((self.gain, 1.0), (self.bias, 0.0)):
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.constant_(layer.bias, value)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map slices, shape (B, 1, H, W); sizes are divisible by 2 to the number of levels less one."""
