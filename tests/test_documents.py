@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsharm.cli import evaluate, simulate
+from bidsharm.cli import evaluate, simulate, train
 from bidsharm.cli.parser import build_parser
 from bidsharm.evaluation.catalogue import METRICS
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Canonical, Scan
 from bidsharm.harmonizers.linear import Identity, LinearHarmonizer
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / 'README.md', ROOT / 'benchmarks' / 'README.md', *(ROOT / 'docs').glob('*.md')])
 figures = runpy.run_path(str(ROOT / 'benchmarks' / 'figures.py'))
 card = runpy.run_path(str(ROOT / 'benchmarks' / 'card.py'))
+methods = runpy.run_path(str(ROOT / 'docs' / 'methods.py'))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -55,9 +57,9 @@ def _options(parser: argparse.ArgumentParser) -> list[list[str]]:
 
 
 def test_every_option_is_explained() -> None:
-    text = (ROOT / 'docs' / 'usage.md').read_text()
+    text = (ROOT / 'docs' / 'usage.md').read_text() + (ROOT / 'docs' / 'training.md').read_text()
     named = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', text))
-    parsers = (build_parser(), simulate.build_parser(), evaluate.build_parser())
+    parsers = (build_parser(), simulate.build_parser(), evaluate.build_parser(), train.build_parser())
     options = [names for parser in parsers for names in _options(parser)]
     silent = [names for names in options if names and not named & set(names)]
     assert not silent
@@ -94,15 +96,38 @@ def test_the_card_of_the_weights_holds_the_results() -> None:
 def test_every_method_has_a_chapter_and_a_row_of_figures() -> None:
     text = (ROOT / 'docs' / 'choosing.md').read_text()
     measured = (ROOT / 'benchmarks' / 'results' / 'classical_real.md').read_text()
-    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-    for name in project['entry-points']['bidsharm.harmonizers']:
+    for name in _methods():
         assert f'\n### {name}\n' in text
         assert f'\n| {name} |' in measured
 
 
-def _methods() -> list[str]:
+def _registered() -> list[str]:
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     return list(project['entry-points']['bidsharm.harmonizers'])
+
+
+def _methods() -> list[str]:
+    """Return the methods that are ready as they are; trained ones have pages of their own."""
+    return [name for name in _registered() if not issubclass(registry.get(name), TrainedHarmonizer)]
+
+
+def test_entry_points_and_registry_name_the_same_methods() -> None:
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    assert project['entry-points']['bidsharm.harmonizers'] == registry._BUILTIN
+
+
+@pytest.mark.parametrize('name', methods['trained']())
+def test_every_trained_method_has_a_page_with_its_card(name: str) -> None:
+    text = (ROOT / 'docs' / 'methods' / f'{name}.md').read_text()
+    assert text.startswith(f'# {name}\n')
+    assert methods['filled'](text, registry.card(name)) == text, 'run `python docs/methods.py`'
+    assert len(text.partition(methods['CLOSE'])[2].split()) > 60
+
+
+def test_the_list_of_trained_methods_is_whole() -> None:
+    assert (ROOT / 'docs' / 'methods' / 'README.md').read_text() == methods['index'](), (
+        'run `python docs/methods.py`'
+    )
 
 
 def _named_in(text: str) -> set[str]:

@@ -18,6 +18,8 @@ SHORT_NEEDS = {
     'site': 'sites',
     'reference': 'reference',
     'paired': 'travelling subjects',
+    'two_sites': 'two sites',
+    'travellers': 'everyone everywhere',
     'multi_contrast': 'contrasts',
     'tissue': 'tissues',
     'weights': 'weights',
@@ -165,8 +167,26 @@ def _show(name: str, *, as_json: bool) -> int:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key, value in rows.items():
         table.add_row(Text(key, style='bold'), Text(value))
+    for key, value in _settings(name):
+        table.add_row(Text(key, style='bold'), Text(value))
     Console(highlight=False).print(table)
     return 0
+
+
+def _settings(name: str) -> list[tuple[str, str]]:
+    """Return the settings of a trained method and their defaults, as one row; nothing for other methods."""
+    from dataclasses import asdict
+
+    from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.trained import TrainedHarmonizer
+
+    kind = registry.get(name)
+    if not issubclass(kind, TrainedHarmonizer):
+        return []
+    return [
+        ('Settings', ', '.join(f'{key}={value}' for key, value in asdict(kind.preset()).items())),
+        ('Preset "tiny"', ', '.join(f'{key}={value}' for key, value in kind.tiny.items())),
+    ]
 
 
 def _check(folder: Path) -> int:
