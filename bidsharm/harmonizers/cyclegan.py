@@ -1,21 +1,24 @@
 """Adversarial networks that learn from scans of different people, by the way there and back: CycleGAN and its relatives.
 
 A generator maps scans of other sites to the target site, another one leads back, and both ways together have to end where they began (Zhu et al.
-2017, doi:10.1109/ICCV.2017.244). IGUANe has one generator to the target for all sites, and one back to each.
+2017, doi:10.1109/ICCV.2017.244). IGUANe has one generator to the target for all sites, and one back to each; AG-GAN's generators say where to
+change anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, judged, masked
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -23,42 +26,66 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleSettings(NetworkSettings):
+class CycleSettings(AdversarialSettings):
     """Settings of the cycle-consistent methods; defaults are those of CycleGAN on axial slices.
 
     Parameters
     ----------
-    dims
-        2 for slices, 3 for volumes.
     axes
-        Axes of the slices.
+        Axes of the slices; empty for patches of volumes.
+    edge
+        Edge of a patch in voxels.
     width, blocks
         Channels after the first convolution of the residual generator, and its residual blocks.
+    head
+        What the generator says (:class:`bidsharm.nn.resnet.ResNet`).
+    masks
+        Number of attention masks, where the head has them.
     discriminator
         Channels of the discriminators' strided layers.
+    middle
+        Channels of the discriminators' layer without stride; 0 for none.
+    judge_norm
+        Norm of the discriminators. Instance norm hides how bright a whole patch is; ``none`` shows it to them.
     cycle, identity
         Weights of the losses, next to 1 for the adversarial one.
-    spectral
-        Spectral normalization in the discriminators.
     """
 
-    dims: int = 2
     axes: tuple[int, ...] = (2,)
+    edge: int = 64
     width: int = 64
     blocks: int = 9
+    head: Literal['direct', 'residual', 'attention'] = 'direct'
+    masks: int = 10
     discriminator: tuple[int, ...] = (64, 128, 256)
+    middle: int = 512
+    judge_norm: Norm = 'instance'
     cycle: float = 10.0
     identity: float = 5.0
-    spectral: bool = False
-    scaling: str = 'p99'
-    background: float = 0.0
     batch: int = 1
     steps: int = 100_000
     rate: float = 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class IguaneSettings(NetworkSettings):
+class VolumeSettings(CycleSettings):
+    """CycleGAN on patches of volumes, with the smaller generator."""
+
+    axes: tuple[int, ...] = ()
+    width: int = 32
+    blocks: int = 6
+    middle: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(CycleSettings):
+    """AG-GAN: nine images and the input, combined by ten masks."""
+
+    head: Literal['direct', 'residual', 'attention'] = 'attention'
+
+
+@dataclass(frozen=True, kw_only=True)
+class IguaneSettings(AdversarialSettings):
     """Settings of IGUANe (Roca et al. 2024; its public code).
 
     Parameters
@@ -67,12 +94,15 @@ class IguaneSettings(NetworkSettings):
         Channels of the levels of the generators.
     discriminator
         Channels of the discriminators' strided layers.
+    judge_norm
+        Norm of the discriminators.
     cycle, identity
         Weights of the losses, next to 1 for the adversarial one.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     discriminator: tuple[int, ...] = (64, 128, 256)
+    judge_norm: Norm = 'mad'
     cycle: float = 30.0
     identity: float = 15.0
     scaling: str = 'median'
@@ -82,13 +112,166 @@ class IguaneSettings(NetworkSettings):
     rate: float = 2e-4
 
 
-class Iguane(TrainedHarmonizer):
+class CycleConsistent(TrainedHarmonizer):
+    """Two generators and two discriminators, and their losses; base of this file's methods."""
+
+    settings: Any
+
+    def sampler(self, data: TrainingSet) -> Sampler:
+        """Return scans of other sites, and of the target."""
+        from bidsharm.training.regimes import Unpaired
+
+        s = self.settings
+        return Unpaired(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
+
+    def parts(self, batch: Batch) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """Return the generator to the target and the one back, and what judges the target and the other site."""
+        del batch
+        net = self.networks
+        return net['generator'], net['backward'], net['of_target'], net['of_source']
+
+    def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Least-squares adversarial, cycle and identity losses (Zhu et al. 2017, eq. 1 to 3 and section 5.2)."""
+        from bidsharm.nn.losses import l1, least_squares_gan
+
+        del stage
+        s = self.settings
+        forward, back, of_target, of_source = self.parts(batch)
+        x, y = self.covered(batch['x'], batch, 'x'), self.covered(batch['y'], batch, 'y')
+        to_target, to_source = self.covered(forward(x), batch, 'x'), self.covered(back(y), batch, 'y')
+        yield (
+            'generators',
+            {
+                'adversarial': least_squares_gan(of_target(to_target), True)
+                + least_squares_gan(of_source(to_source), True),
+                'cycle': s.cycle
+                * (
+                    l1(self.covered(back(to_target), batch, 'x'), x)
+                    + l1(self.covered(forward(to_source), batch, 'y'), y)
+                ),
+                'identity': s.identity
+                * (l1(self.covered(forward(y), batch, 'y'), y) + l1(self.covered(back(x), batch, 'x'), x)),
+            },
+        )
+        yield (
+            'discriminators',
+            {
+                'of_target': judged(of_target, y, to_target, s.penalty),
+                'of_source': judged(of_source, x, to_source, s.penalty),
+            },
+        )
+
+    def covered(self, images: Tensor, batch: Batch, name: str) -> Tensor:
+        """Return images with the background outside the brain of ``x`` or ``y``."""
+        return masked(images, batch[f'{name}_mask'], self.settings.background)
+
+    def translate(self, x: Tensor, given: Given) -> Tensor:
+        """Put a batch through the generator to the target."""
+        del given
+        return self.networks['generator'](x)
+
+    def preview(self, batch: Batch) -> list[Tensor]:
+        """Return a scan and what becomes of it."""
+        return [batch['x'], self.covered(self.translate(batch['x'], Given()), batch, 'x')]
+
+
+class CycleGAN(CycleConsistent):
+    """CycleGAN on slices: all other sites are one (Bashyam et al. 2020)."""
+
+    settings: CycleSettings
+    Preset: ClassVar[type[NetworkSettings]] = CycleSettings
+    tiny: ClassVar[Mapping[str, Any]] = {
+        'voxel_mm': 8.0, 'width': 8, 'blocks': 1, 'head': 'residual', 'discriminator': (8, 16), 'middle': 0, 'judge_norm': 'none', 'spectral': True,
+        'batch': 8, 'steps': 60, 'rate': 5e-3, 'cycle': 0.5, 'identity': 0.25,
+    }  # fmt: skip
+    card = Card(
+        name='cyclegan', title='CycleGAN on axial slices', family='gan', supervision='unpaired',
+        paper='Bashyam VM, et al. Medical image harmonization using deep learning based canonical mapping: toward robust and generalizable learning in imaging. arXiv:2010.05355, 2020.',
+        doi='10.48550/arXiv.2010.05355', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
+        changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
+        deviations='No code of the paper is public; networks, losses and weights are those of CycleGAN. The last layer has no tanh, borders are padded with zeros, '
+        'and discriminators see no buffer of earlier images.',
+    )  # fmt: skip
+
+    def view(self) -> View:
+        """Return slices or patches."""
+        from bidsharm.training.views import Patches, Slices
+
+        return Slices(self.settings.axes) if self.settings.axes else Patches(self.settings.edge)
+
+    def build(self) -> dict[str, nn.Module]:
+        """Return both generators and both discriminators."""
+        return {
+            'generator': self.generator(), 'backward': self.generator(),
+            'of_target': self.discriminator(), 'of_source': self.discriminator(),
+        }  # fmt: skip
+
+    def generator(self) -> nn.Module:
+        """Return a residual generator."""
+        from bidsharm.nn.resnet import ResNet
+
+        s = self.settings
+        return ResNet(dims=self.view().dims, width=s.width, blocks=s.blocks, head=s.head, masks=s.masks)
+
+    def discriminator(self) -> nn.Module:
+        """Return a discriminator of patches."""
+        from bidsharm.nn.discriminators import PatchDiscriminator
+
+        s = self.settings
+        return PatchDiscriminator(
+            self.view().dims, widths=s.discriminator, kind=s.judge_norm, middle=s.middle, spectral=s.spectral
+        )
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """Generators, and discriminators; the rate falls to 0 in the second half."""
+        from bidsharm.training.options import Player, linear_after_half
+
+        rate, betas = self.settings.rate, (0.5, 0.999)
+        return {
+            'generators': Player(('generator', 'backward'), rate, betas, schedule=linear_after_half),
+            'discriminators': Player(('of_target', 'of_source'), rate, betas, schedule=linear_after_half),
+        }
+
+
+class CycleGAN3D(CycleGAN):
+    """CycleGAN on volumes (Komandur et al. 2023)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = VolumeSettings
+    tiny: ClassVar[Mapping[str, Any]] = {**CycleGAN.tiny, 'width': 4, 'edge': 16, 'batch': 4}
+    card = Card(
+        name='cyclegan3d', title='CycleGAN on patches of volumes', family='gan', supervision='unpaired',
+        paper='Komandur D, et al. Unsupervised harmonization of brain MRI using 3D CycleGANs and its effect on brain age prediction. SIPAIM, 2023.',
+        doi='10.1109/SIPAIM56729.2023.10373501', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
+        changes_anatomy=True, uses_device=True, memory_gb=8.0, fidelity='adapted',
+        deviations='No code of the paper is public; width and depth of the networks are ours, losses and weights are those of CycleGAN. '
+        'The networks see patches that are blended, the last layer has no tanh, and discriminators see no buffer of earlier images.',
+    )  # fmt: skip
+
+
+class AttentionGAN(CycleGAN):
+    """AG-GAN: masks say which of several images counts where, and where the input stays (Sinha et al. 2021)."""
+
+    Preset: ClassVar[type[NetworkSettings]] = AttentionSettings
+    tiny: ClassVar[Mapping[str, Any]] = {**CycleGAN.tiny, 'head': 'attention', 'masks': 4}
+    card = Card(
+        name='aggan', title='CycleGAN whose generators mask their change', family='gan', supervision='unpaired',
+        paper="Sinha S, et al. Alzheimer's disease classification accuracy is improved by MRI harmonization based on attention-guided generative adversarial networks. Proc SPIE 12088:180-189, 2021.",
+        doi='10.1117/12.2606155', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
+        changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
+        deviations='No code of the paper is public; networks and losses are those of AttentionGAN and CycleGAN. Axial slices; the mask of the input begins with nine '
+        'tenths of the weight; the images that are combined have no tanh.',
+    )  # fmt: skip
+
+
+class Iguane(CycleConsistent):
     """IGUANe: one universal generator to the target site, one back to each source site (Roca et al. 2024)."""
 
     settings: IguaneSettings
     Preset: ClassVar[type[NetworkSettings]] = IguaneSettings
     tiny: ClassVar[Mapping[str, Any]] = {
-        'voxel_mm': 8.0, 'widths': (4, 8, 16), 'discriminator': (8, 16), 'steps': 40, 'rate': 2e-3,
+        'voxel_mm': 8.0, 'widths': (4, 8), 'discriminator': (8, 16), 'judge_norm': 'none', 'spectral': True, 'steps': 60, 'rate': 5e-3,
+        'cycle': 0.5, 'identity': 0.25,
     }  # fmt: skip
     card = Card(
         name='iguane', title='One generator from every site to one, with cycles back', family='gan', supervision='unpaired',
@@ -126,16 +309,20 @@ class Iguane(TrainedHarmonizer):
         """Return the universal generator, and for each source site a generator back and two discriminators."""
         from torch import nn
 
+        from bidsharm.nn.blocks import silent
         from bidsharm.nn.discriminators import PatchDiscriminator
         from bidsharm.nn.unet import TanhResidual, UNet
 
         def generator() -> nn.Module:
-            return TanhResidual(UNet(dims=3, widths=self.settings.widths, kind='mad', skip_input=True))
+            body = UNet(dims=3, widths=self.settings.widths, kind='mad', skip_input=True)
+            silent(body.last)  # the generators begin as the identity
+            return TanhResidual(body)
 
         def discriminator() -> nn.Module:
             return PatchDiscriminator(
-                3, widths=self.settings.discriminator, kind='mad', middle=0, last_kernel=3, padding_value=-1.0
-            )
+                3, widths=self.settings.discriminator, kind=self.settings.judge_norm, middle=0, last_kernel=3,
+                padding_value=-1.0, spectral=self.settings.spectral,
+            )  # fmt: skip
 
         many = range(len(self.sources))
         return {
@@ -156,47 +343,10 @@ class Iguane(TrainedHarmonizer):
             'discriminators': Player(('of_target', 'of_source'), rate, schedule=polynomial),
         }
 
-    def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Least-squares adversarial, 30 times cycle and 15 times identity losses."""
-        from bidsharm.nn.losses import l1, least_squares_gan
-
-        del stage
-        s, net = self.settings, self.networks
-        index = self.sources.index(self.sites[int(batch['x_site'][0])])
-        forward, back, of_target, of_source = net['generator'], net['backward'][index], net['of_target'][index], net['of_source'][index]  # type: ignore[index]  # fmt: skip
-        x, y, x_mask, y_mask = batch['x'], batch['y'], batch['x_mask'], batch['y_mask']
-        to_target, to_source = masked(forward(x), x_mask), masked(back(y), y_mask)
-        yield (
-            'generators',
-            {
-                'adversarial': least_squares_gan(of_target(to_target), True)
-                + least_squares_gan(of_source(to_source), True),
-                'cycle': s.cycle
-                * (l1(masked(back(to_target), x_mask), x) + l1(masked(forward(to_source), y_mask), y)),
-                'identity': s.identity * (l1(masked(forward(y), y_mask), y) + l1(masked(back(x), x_mask), x)),
-            },
+    def parts(self, batch: Batch) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """Return the universal generator, and what belongs to the site of the batch."""
+        net, index = self.networks, self.sources.index(self.sites[int(batch['x_site'][0])])
+        back, of_target, of_source = (
+            net[name].get_submodule(str(index)) for name in ('backward', 'of_target', 'of_source')
         )
-        to_target, to_source = to_target.detach(), to_source.detach()
-        yield (
-            'discriminators',
-            {
-                'of_target': least_squares_gan(of_target(y), True)
-                + least_squares_gan(of_target(to_target), False),
-                'of_source': least_squares_gan(of_source(x), True)
-                + least_squares_gan(of_source(to_source), False),
-            },
-        )
-
-    def translate(self, x: Tensor, given: Given) -> Tensor:
-        """Put a batch through the universal generator."""
-        del given
-        return self.networks['generator'](x)
-
-    def preview(self, batch: Batch) -> list[Tensor]:
-        """Return a scan and what becomes of it."""
-        return [batch['x'], masked(self.networks['generator'](batch['x']), batch['x_mask'])]
-
-
-def masked(x: Tensor, mask: Tensor, background: float = -1.0) -> Tensor:
-    """Return images with the background outside the brain."""
-    return x * mask + background * (1 - mask)
+        return net['generator'], back, of_target, of_source

@@ -108,17 +108,25 @@ class ResidualBlock(nn.Module):
         Channels; the shortcut is a 1 x 1 convolution where they differ.
     kind, act
         Norm and activation.
+    after
+        Activation of the sum, where it is another one.
     """
 
     def __init__(
-        self, dims: int, ins: int, outs: int, kind: Norm = 'instance', act: Activation = 'relu'
+        self,
+        dims: int,
+        ins: int,
+        outs: int,
+        kind: Norm = 'instance',
+        act: Activation = 'relu',
+        after: Activation | None = None,
     ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             conv(dims, ins, outs), norm(kind, dims, outs), activation(act), conv(dims, outs, outs), norm(kind, dims, outs)
         )  # fmt: skip
         self.shortcut = nn.Identity() if ins == outs else conv(dims, ins, outs, 1)
-        self.last = activation(act)
+        self.last = activation(after or act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features, shape (B, C, ...)."""
@@ -168,6 +176,13 @@ class Up(nn.Module):
         if self.smooth:
             x = functional.interpolate(x, scale_factor=2, mode=self.smooth, align_corners=False)
         return self.body(x)
+
+
+def silent(layer: nn.Module) -> nn.Module:
+    """Return a layer whose weights begin with 0: a network that says a change begins with none."""
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+    return layer
 
 
 def count_parameters(module: nn.Module) -> int:
