@@ -43,6 +43,7 @@ _BUILTIN = {
     'ssl-restore': 'bidsharm.harmonizers.ssl_restore:SslRestore',
     'harmonizing-flows': 'bidsharm.harmonizers.ssl_restore:HarmonizingFlows',
     'mispel': 'bidsharm.harmonizers.mispel:Mispel',
+    'blindharmony': 'bidsharm.harmonizers.blindharmony:BlindHarmony',
 }
 
 _log = logging.getLogger(__name__)
