@@ -55,7 +55,7 @@ def method_of(name: str, model: Path | str | None = None, *, seed: int = 0, devi
     """
     kind = registry.get(name)
     card = kind.card
-    execution = {'device': resolve_device(device) if card.uses_device else 'cpu', 'seed': seed, 'oom_fallback': 'fail'}  # fmt: skip
+    execution: dict[str, Any] = {'device': resolve_device(device) if card.uses_device else 'cpu', 'seed': seed, 'oom_fallback': 'fail'}  # fmt: skip
     needs = [need for need in ('cohort', 'weights') if need in (*card.needs_fit, *card.needs_apply)]
     if model is None and needs:
         raise UsageError(
