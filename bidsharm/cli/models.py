@@ -39,6 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument('--json', action='store_true', help='print the card as JSON')
     check = commands.add_parser('check', help='check that a model bundle is whole and can be loaded')
     check.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle')
+    iguane = commands.add_parser(
+        'import-iguane', help='make a model bundle from the published weights of IGUANe'
+    )
+    iguane.add_argument('file', metavar='FILE.h5', type=Path, help='iguane_weights.h5 of its repository')
+    iguane.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle, which is made')
     return parser
 
 
@@ -58,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _list(as_json=arguments.json)
         if arguments.command == 'show':
             return _show(arguments.name, as_json=arguments.json)
+        if arguments.command == 'import-iguane':
+            return _import_iguane(arguments.file, arguments.folder)
         return _check(arguments.folder)
     except BidsharmError as error:
         # What lies below speaks of options of `bidsharm`, which this command does not have.
@@ -187,6 +194,15 @@ def _settings(name: str) -> list[tuple[str, str]]:
         ('Settings', ', '.join(f'{key}={value}' for key, value in asdict(kind.preset()).items())),
         ('Preset "tiny"', ', '.join(f'{key}={value}' for key, value in kind.tiny.items())),
     ]
+
+
+def _import_iguane(file: Path, folder: Path) -> int:
+    from bidsharm.harmonizers import bundle
+    from bidsharm.harmonizers.iguane_import import import_generator, read_keras
+
+    bundle.save(import_generator(read_keras(file), str(file)), folder)
+    print(f'{folder}: --harmonizer iguane --model {folder}')
+    return 0
 
 
 def _check(folder: Path) -> int:

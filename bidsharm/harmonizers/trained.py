@@ -575,6 +575,19 @@ class TrainedHarmonizer(Harmonizer):
 
     # --- Bundles ---
 
+    def take_trained(self, *, units: Mapping[str, float], kind: str, label: str) -> None:
+        """Take networks that came from elsewhere for trained ones; sites, contrasts and networks are set.
+
+        Parameters
+        ----------
+        units
+            Intensity of the target that the networks see as 1, by contrast.
+        kind, label
+            Of the target.
+        """
+        self.networks.eval()
+        self._units, self._target, self._trained = dict(units), (kind, label), True
+
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return weights, styles and quantiles, and what is needed to build the networks again."""
         if not self._trained:
