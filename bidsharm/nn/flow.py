@@ -58,7 +58,7 @@ class ActNorm(Invertible):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.offset, self.log_scale = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer('ready', torch.tensor(False))
+        self.register_buffer('ready', torch.zeros(1, dtype=torch.uint8))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return scaled images."""
@@ -78,7 +78,7 @@ class ActNorm(Invertible):
         axes = (0, *range(2, x.ndim))
         self.offset.copy_(-x.mean(axes))
         self.log_scale.copy_(-(x.std(axes) + 1e-3).log())
-        self.ready.fill_(True)
+        self.ready.fill_(1)
 
 
 class Mixing(Invertible):
