@@ -44,6 +44,8 @@ _BUILTIN = {
     'harmonizing-flows': 'bidsharm.harmonizers.ssl_restore:HarmonizingFlows',
     'mispel': 'bidsharm.harmonizers.mispel:Mispel',
     'blindharmony': 'bidsharm.harmonizers.blindharmony:BlindHarmony',
+    'stargan2': 'bidsharm.harmonizers.stargan2:StarGAN2',
+    'styletransfer': 'bidsharm.harmonizers.stargan2:StyleTransfer',
 }
 
 _log = logging.getLogger(__name__)

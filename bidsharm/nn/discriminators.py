@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bidsharm.nn.blocks import Norm, activation, conv, norm
+from bidsharm.nn.style import Heads, ResidualTrunk, widths_of
 
 
 class PatchDiscriminator(nn.Module):
@@ -86,29 +87,24 @@ class DomainDiscriminator(nn.Module):
 
     Parameters
     ----------
-    dims, in_channels
-        Of images.
+    dims, channels
+        Axes of space, and channels of images.
     sites
         Number of sites.
-    widths
-        Channels after each halving.
+    width, most, downs
+        Channels at the finest level and at most; halvings.
     """
 
     def __init__(
-        self, dims: int, in_channels: int, sites: int, widths: Sequence[int] = (64, 128, 256, 512, 512, 512)
+        self, dims: int, channels: int, sites: int, *, width: int = 64, most: int = 512, downs: int = 6
     ) -> None:
         super().__init__()
-        parts: list[nn.Module] = [conv(dims, in_channels, widths[0])]
-        for ins, outs in itertools.pairwise(widths):
-            parts += [activation('leaky'), conv(dims, ins, outs, 4, 2)]
-        parts += [activation('leaky')]
-        self.body = nn.Sequential(*parts)
-        self.heads = nn.Linear(widths[-1], sites)
+        self.body = ResidualTrunk(dims, channels, width=width, most=most, downs=downs)
+        self.heads = Heads(widths_of(width, downs, most)[-1], 1, sites)
 
     def forward(self, x: Tensor, site: Tensor) -> Tensor:
         """Return one score for each image at its site, shape (B,)."""
-        features = self.body(x).flatten(2).mean(dim=2)
-        return self.heads(features).gather(1, site[:, None])[:, 0]
+        return self.heads(self.body(x), site)[:, 0]
 
 
 class LatentClassifier(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,9 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - ((overlap + 1) / (shares.sum(axes) + truth.sum(axes) + 1)).mean()
 
 
-def patch_nce(found: Tensor, wanted: Tensor, temperature: float = 0.07) -> Tensor:
+def patch_nce(
+    found: Tensor, wanted: Tensor, temperature: float = 0.07, negatives: Tensor | None = None
+) -> Tensor:
     """Return the contrastive loss of patches: each should be like itself and unlike the others (Park et al. 2020, eq. 3).
 
     Parameters
@@ -128,10 +131,31 @@ def patch_nce(found: Tensor, wanted: Tensor, temperature: float = 0.07) -> Tenso
         Features of the same patches in output and input, of length 1, shape (B, patches, features).
     temperature
         Divides the similarities.
+    negatives
+        Features of other patches to be unlike of, shape (B, more patches, features).
     """
     alike = found @ wanted.detach().transpose(1, 2) / temperature
     same = torch.arange(alike.shape[1], device=alike.device).expand(alike.shape[0], -1)
+    if negatives is not None:
+        alike = torch.cat([alike, found @ negatives.detach().transpose(1, 2) / temperature], dim=2)
     return functional.cross_entropy(alike.flatten(0, 1), same.flatten())
+
+
+def distance_nce(found: Tensor, wanted: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
+    """Return the contrastive loss of codes by their squared distances: each should be nearer to its partner than to the others.
+
+    Parameters
+    ----------
+    found, wanted
+        Codes and their partners, shape (B, numbers).
+    negatives
+        Codes to be far from, shape (B, N, numbers).
+    temperature
+        Divides the distances.
+    """
+    others = torch.cat([wanted[:, None], negatives], dim=1)
+    scores = -(found[:, None] - others).square().sum(dim=2) / temperature
+    return functional.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 class _Reversal(torch.autograd.Function):
@@ -167,6 +191,19 @@ def moment_distance(found: Tensor, wanted: Tensor) -> Tensor:
     return sum(
         (l2(a, b) for a, b in zip(moments(found), moments(wanted), strict=True)), start=found.new_zeros(())
     )
+
+
+@contextmanager
+def held(*modules: nn.Module) -> Iterator[None]:
+    """Keep the weights of modules from learning for the time of a block; gradients still pass through them."""
+    weights = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -175,15 +177,12 @@ class Domains(Sampler):
     The references have the contrast of the scan; their site is the target in every second example, where there is one.
     """
 
-    needs = ('two_sites',)
+    needs: ClassVar[tuple[str, ...]] = ('two_sites',)
 
     def example(self, rng: np.random.Generator) -> Example:
         """Draw a scan and two references."""
         x = self.pick(list(self.data.volumes), rng)
-        there = str(rng.choice(self.data.sites))
-        if self.target and rng.random() < 0.5:
-            there = self.target
-        references = self.like(x, self.data.at(there))
+        references = self.like(x, self.references(x, rng))
         y, z = self.pick(references, rng), self.pick(references, rng)
         place = self.view.choose(x.mask, rng)
         flips = [self.mirrored(rng) for _ in range(3)]
@@ -192,6 +191,30 @@ class Domains(Sampler):
             found[name] = self.image(volume, place, flipped)
             found[f'{name}_mask'] = self.mask(volume, place, flipped)
         return found
+
+    def references(self, x: TrainingVolume, rng: np.random.Generator) -> list[TrainingVolume]:
+        """Return the scans of a site drawn at random."""
+        del x
+        there = str(rng.choice(self.data.sites))
+        if self.target and rng.random() < 0.5:
+            there = self.target
+        return self.data.at(there)
+
+
+class OneDomain(Domains):
+    """As :class:`Domains`, with references from anywhere: all sites are one, number 0, and nobody needs their labels."""
+
+    needs = ()
+
+    def site(self, volume: TrainingVolume) -> NDArray:
+        """Return 0."""
+        del volume
+        return np.asarray(0, dtype=np.int64)
+
+    def references(self, x: TrainingVolume, rng: np.random.Generator) -> list[TrainingVolume]:
+        """Return all scans."""
+        del x, rng
+        return list(self.data.volumes)
 
 
 class AnyScan(Sampler):
@@ -217,6 +240,35 @@ class AnyScan(Sampler):
             'other': self.image(volume, other, flipped), 'other_mask': self.mask(volume, other, flipped),
             'tissue': self.labels(volume, place, flipped),
         }  # fmt: skip
+
+
+class Orientations(Sampler):
+    """A slice (``x``) and a slice of the same scan along another axis (``other``); their masks, and the ``site``."""
+
+    needs = ()
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """Draw a batch, whose slices run along one axis, and the others along another one."""
+        axes = list(getattr(self.view, 'axes', (0, 1, 2)))
+        first, second = rng.permutation(axes)[:2] if len(axes) > 1 else (axes[0], axes[0])
+        views = [replace(self.view, axes=(int(axis),)) for axis in (first, second)]  # type: ignore[type-var]
+        examples = [self._of(views, rng) for _ in range(self.batch)]
+        return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw two slices along any axis."""
+        return self._of([self.view, self.view], rng)
+
+    def _of(self, views: Sequence[View], rng: np.random.Generator) -> Example:
+        volume, flipped = self.pick(list(self.data.volumes), rng), self.mirrored(rng)
+        places = [view.choose(volume.mask, rng) for view in views]
+        found: Example = {'site': self.site(volume)}
+        for image, mask, place in zip(('x', 'other'), ('mask', 'other_mask'), places, strict=True):
+            found[image], found[mask] = (
+                self.image(volume, place, flipped),
+                self.mask(volume, place, flipped),
+            )
+        return found
 
 
 class TargetOnly(AnyScan):

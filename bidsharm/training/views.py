@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 #: From a batch of inputs, shape (B, C, ...), and the axis they were cut along (-1 for volumes) to a batch of outputs.
 Translate = Callable[[Tensor, int], Tensor]
@@ -89,18 +89,22 @@ class Slices(View):
     neighbours
         Slices on either side that come along as channels (2.5-D).
     fuse
-        ``median`` (Dewey et al. 2019) or ``mean``.
+        ``median`` (Dewey et al. 2019), ``mean``, or ``learnt`` (Zuo et al. 2021): by a network that was trained after that of the slices
+        (:mod:`bidsharm.training.fusion`).
     least_brain
         A slice is chosen if at least this part of it is brain.
     multiple
         Sizes are padded to multiples of this.
+    network
+        The network that fuses, from (1, axes, X, Y, Z) to (1, 1, X, Y, Z).
     """
 
     axes: Sequence[int] = (2,)
     neighbours: int = 0
-    fuse: Literal['median', 'mean'] = 'median'
+    fuse: Literal['median', 'mean', 'learnt'] = 'median'
     least_brain: float = 0.05
     multiple: int = 16
+    network: nn.Module | None = None
 
     dims = 2
 
@@ -116,9 +120,12 @@ class Slices(View):
     def choose(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> Place:
         """Return a random slice that holds enough brain."""
         axis = int(rng.choice(self.axes))
+        return Place(axis, (int(rng.choice(self.usable(mask, axis))), 0, 0))
+
+    def usable(self, mask: NDArray[np.bool_], axis: int) -> NDArray[np.intp]:
+        """Return the slices along an axis that hold enough brain."""
         shares = mask.mean(axis=tuple(other for other in range(3) if other != axis))
-        usable = np.flatnonzero(shares >= min(self.least_brain, shares.max()))
-        return Place(axis, (int(rng.choice(usable)), 0, 0))
+        return np.flatnonzero(shares >= min(self.least_brain, shares.max()))
 
     def cut(self, values: NDArray, place: Place) -> NDArray:
         """Return a slice and its neighbours, shape (2 neighbours + 1, rows, columns)."""
@@ -130,10 +137,19 @@ class Slices(View):
         self, volumes: Array, translate: Translate, *, background: float, batch: int, device: str
     ) -> Array:
         """Put all slices through the network and fuse the axes."""
-        wide, inside = padded(volumes, self.multiple, background)
-        results = [self._along(wide, axis, translate, batch, device)[inside] for axis in self.axes]
-        fused = np.median(results, axis=0) if self.fuse == 'median' else np.mean(results, axis=0)
+        results = self.along_axes(volumes, translate, background=background, batch=batch, device=device)
+        if self.fuse == 'learnt' and self.network is not None:
+            with torch.no_grad():
+                return self.network(torch.from_numpy(results)[None].to(device))[0, 0].float().cpu().numpy()
+        fused = np.mean(results, axis=0) if self.fuse == 'mean' else np.median(results, axis=0)
         return np.asarray(fused, dtype=np.float32)
+
+    def along_axes(
+        self, volumes: Array, translate: Translate, *, background: float, batch: int, device: str
+    ) -> Array:
+        """Put all slices through the network; return one volume for each axis, shape (axes, X, Y, Z)."""
+        wide, inside = padded(volumes, self.multiple, background)
+        return np.stack([self._along(wide, axis, translate, batch, device)[inside] for axis in self.axes])
 
     def _along(self, wide: Array, axis: int, translate: Translate, batch: int, device: str) -> Array:
         count = wide.shape[axis + 1]
