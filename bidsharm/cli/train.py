@@ -139,21 +139,28 @@ def _run(args: argparse.Namespace) -> ExitCode:
     )  # fmt: skip
     target = _target(args, method, files)
     running = _running(args, method)
-    first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
-    if first and (args.out / MODEL).exists():
-        print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
+    first = _is_first()
+    if (args.out / MODEL).exists():
+        if first:
+            print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
         return ExitCode.OK
     with _bar(first) as progress:
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
         method.train(
             prepared.data, target=target, running=running, seed=args.seed, progress=progress('training')
         )
-    for problem in prepared.problems:
+    for problem in prepared.problems if first else ():
         print(f'bidsharm-train: left out: {problem}', file=sys.stderr)
     if first:
         bundle.save(method, args.out / MODEL)
         print(args.out / MODEL)
     return ExitCode.SCAN_FAILED if prepared.problems else ExitCode.OK
+
+
+def _is_first() -> bool:
+    """Say whether this is the first of the processes that Fabric, torchrun or srun has started."""
+    ranks = ('RANK',) if 'RANK' in os.environ else ('LOCAL_RANK', 'NODE_RANK', 'SLURM_PROCID')
+    return all(os.environ.get(name, '0') == '0' for name in ranks)
 
 
 def _method(args: argparse.Namespace) -> TrainedHarmonizer:

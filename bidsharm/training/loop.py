@@ -7,6 +7,7 @@ and processes; gradients of several processes are averaged here, because adversa
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -285,7 +286,13 @@ class Loop:
         }  # fmt: skip
 
     def _resume(self) -> None:
-        state = read_checkpoint(self.running.folder, self.device)
+        try:
+            state = read_checkpoint(self.running.folder, self.device)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+            raise TrainingFailed(
+                f'The checkpoint cannot be read ({str(error).splitlines()[0]}).', where=str(self.running.folder),
+                fix='Remove checkpoint.pt to begin anew.',
+            ) from None  # fmt: skip
         if state is None:
             return
         try:

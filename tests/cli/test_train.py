@@ -142,3 +142,20 @@ def test_budgets():
     assert parse(['x', 'd', 'o', '--budget', '200']).budget.done(50, 0) == 0.25
     assert parse(['x', 'd', 'o', '--budget', '2h']).budget.done(10**9, 1800) == 0.25
     assert parse(['x', 'd', 'o', '--budget', '90m']).budget.done(0, 90 * 60) == 1
+
+
+def test_two_processes_train_one_model(derivatives, tmp_path):
+    """Gradients are averaged: both processes end with the same weights, and the first one alone writes."""
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable, '-m', 'bidsharm.cli.train', 'deepharmony', str(derivatives), str(tmp_path / 'out'), '--target', 'scannerA', '--budget', '4',
+        '--interval', '2', '--devices', '2', *TINY,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(str(tmp_path / 'out' / 'model')) == 1
+    assert bundle.load(tmp_path / 'out' / 'model').sites == ('scannerA', 'scannerB')
+    rows = (tmp_path / 'out' / 'log.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == ['step', '2', '4']

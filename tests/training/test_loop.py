@@ -1,0 +1,188 @@
+"""The training loop on a method small enough to compute by hand."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bidsharm.training.loop import Loop, TrainingFailed
+from bidsharm.training.options import Budget, Player, Running, Stage, linear_after_half, polynomial
+from bidsharm.training.regimes import Sampler
+from bidsharm.training.views import Whole
+from bidsharm.training.volumes import TrainingSet, hold_out
+
+
+class Numbers(Sampler):
+    """Batches that hold the number 2."""
+
+    def __init__(self, value=2.0):
+        super().__init__(TrainingSet([]), Whole(), batch=1)
+        self.value = value
+
+    def example(self, rng):
+        return {'x': np.full((1, 2, 2), self.value, np.float32)}
+
+
+class Two:
+    """Two players with one weight each: the first wants `a = 3`, the second wants `b = a`."""
+
+    average = 0.0
+    stages = (Stage(),)
+
+    def __init__(self, players=None, broken_at=10**9):
+        self.networks = nn.ModuleDict({'a': nn.Linear(1, 1, bias=False), 'b': nn.Linear(1, 1, bias=False)})
+        for net in self.networks.values():
+            nn.init.constant_(net.weight, 1.0)
+        self.players = players or {'first': Player(('a',), 0.1), 'second': Player(('b',), 0.1)}
+        self.seen, self.stage_names, self.count, self.broken_at = [], [], 0, broken_at
+
+    def begin(self, stage):
+        self.stage_names.append(stage)
+
+    def losses(self, batch, stage):
+        a, b = self.networks['a'].weight, self.networks['b'].weight
+        self.count += 1
+        bad = float('nan') if self.count > self.broken_at else 1.0
+        before = a.item()
+        yield 'first', {'pull': bad * (a - 3).square().sum(), 'other': 0 * b.sum()}
+        self.seen.append((before, a.item(), b.grad))
+        yield 'second', {'follow': (b - a).square().sum()}
+
+    def validation(self, batch):
+        return (self.networks['a'].weight - 1.5).abs().sum()
+
+    def preview(self, batch):
+        return [batch['x'], batch['x']]
+
+
+def run(learner, tmp_path=None, steps=20, **changes):
+    loop = Loop(learner, Numbers(), Running(folder=tmp_path, budget=Budget(steps), **changes))
+    loop.run()
+    return loop
+
+
+def test_players_move_in_turn_and_only_their_own_weights():
+    learner = Two()
+    run(learner, steps=3)
+    for before, after, foreign in learner.seen:
+        assert after > before  # the first one has moved when the losses go on
+        assert foreign is None  # and the second one has no gradient of it
+    assert learner.networks['b'].weight.item() > 1
+
+
+def test_a_frozen_player_stays():
+    learner = Two({'first': Player(('a',), 0.1), 'second': Player(('b',), 0.0)})
+    run(learner)
+    assert learner.networks['b'].weight.item() == 1
+
+
+def test_the_schedule_is_followed():
+    learner = Two(
+        {
+            'first': Player(('a',), 0.1, schedule=lambda done: 0.0 if done >= 0.5 else 1.0),
+            'second': Player(('b',), 0.1),
+        }
+    )
+    run(learner, steps=10)
+    values = [after for _, after, _ in learner.seen]
+    assert values[4] > values[0]
+    assert values[5:] == [values[4]] * 5
+    assert [linear_after_half(part) for part in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
+    assert polynomial(0.5) == pytest.approx(0.55)
+
+
+def test_gradients_of_several_batches_make_one_step():
+    one, two = Two(), Two()
+    run(one, steps=2)
+    run(two, steps=2, accumulate=3)
+    assert one.networks['a'].weight.item() == pytest.approx(two.networks['a'].weight.item(), rel=1e-5)
+    assert two.count == 6
+
+
+def test_stages_share_the_budget():
+    learner = Two()
+    learner.stages = (Stage('warm', 1), Stage('long', 3))
+    run(learner, steps=8)
+    assert learner.stage_names == ['warm', 'long']
+
+
+def test_a_loss_that_is_no_number_ends_it_and_the_checkpoint_stays(tmp_path):
+    with pytest.raises(TrainingFailed, match='"pull" of the first is not a number at step 7') as caught:
+        run(Two(broken_at=7), tmp_path, interval=5)
+    assert 'step 5' in caught.value.fix
+    state = torch.load(tmp_path / 'checkpoint.pt', weights_only=True)
+    assert state['step'] == 5
+    assert all(torch.isfinite(value).all() for value in state['networks'].values())
+
+
+def test_the_best_validation_is_kept_and_patience_ends_it(tmp_path):
+    learner = Two()
+    loop = Loop(
+        learner,
+        Numbers(),
+        Running(folder=tmp_path, budget=Budget(500), interval=1, patience=5),
+        checks=Numbers(),
+    )
+    loop.run()
+    assert loop.step < 100  # a passes 1.5 after a few steps, and five more did not do better
+    assert learner.networks['a'].weight.item() == pytest.approx(1.5, abs=0.06)
+
+
+def test_the_average_of_the_weights_lags_behind(tmp_path):
+    learner = Two()
+    learner.average = 0.99
+    loop = Loop(learner, Numbers(), Running(budget=Budget(30)))
+    raw = []
+    inner = learner.losses
+
+    def losses(batch, stage):
+        yield from inner(batch, stage)
+        raw.append(learner.networks['a'].weight.item())
+
+    learner.losses = losses
+    loop.run()
+    assert 1 < learner.networks['a'].weight.item() < raw[-1]
+
+
+def test_log_and_pictures(tmp_path):
+    run(Two(), tmp_path, steps=7, interval=3)
+    with (tmp_path / 'log.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['step'] for row in rows] == ['3', '6', '7']
+    pulls = [float(row['first/pull']) for row in rows]
+    assert pulls[0] > pulls[1] > pulls[2]
+    assert sorted(path.name for path in (tmp_path / 'examples').iterdir()) == [
+        f'step-{step:07d}.png' for step in (3, 6, 7)
+    ]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    run(Two(), tmp_path, steps=4, interval=2)
+    other = Two()
+    other.networks['a'] = nn.Linear(3, 1)
+    with pytest.raises(TrainingFailed, match='another network'):
+        run(other, tmp_path)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath('ran').touch, ())
+
+    torch.save({'step': Evil()}, tmp_path / 'checkpoint.pt')
+    with pytest.raises(TrainingFailed, match='cannot be read'):
+        run(Two(), tmp_path)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_people_are_divided_the_same_way_each_time():
+    people = [f'{number:02d}' for number in range(20)]
+    some, others = hold_out(people, 0.1, 5)
+    assert (len(some), len(others)) == (18, 2)
+    assert sorted([*some, *others]) == people
+    assert hold_out(people, 0.1, 5) == (some, others)
+    assert hold_out(['a', 'b'], 0.5, 0) == (['a', 'b'], [])
