@@ -75,6 +75,7 @@ class BlindHarmony(TrainedHarmonizer):
     card = Card(
         name='blindharmony', title='A flow of the target, inverted to find a likely image of the same anatomy', family='flow', supervision='none',
         paper='Jeong H, et al. BlindHarmony: "blind" harmonization for MR images via flow model. ICCV 2023:21129-21139.',
+        doi='10.48550/arXiv.2305.10732',
         geometry='grid', targets=('site',), needs_fit=('cohort',), needs_apply=('weights',), changes_anatomy=True, uses_device=True,
         memory_gb=8.0, fidelity='adapted',
         deviations='The mean image of the target is fitted to the bounding box of the scan instead of being registered; the weak smoothness term '

@@ -46,6 +46,7 @@ _BUILTIN = {
     'blindharmony': 'bidsharm.harmonizers.blindharmony:BlindHarmony',
     'stargan2': 'bidsharm.harmonizers.stargan2:StarGAN2',
     'styletransfer': 'bidsharm.harmonizers.stargan2:StyleTransfer',
+    'rectified-flow': 'bidsharm.harmonizers.rectified_flow:RectifiedFlow',
 }
 
 _log = logging.getLogger(__name__)

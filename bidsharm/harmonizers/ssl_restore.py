@@ -175,7 +175,7 @@ class HarmonizingFlows(SslRestore):
     card = Card(
         name='harmonizing-flows', title='ssl-restore, adapted to each scan by a normalizing flow of the target', family='flow', supervision='none',
         paper='Beizaee F, et al. Harmonizing flows: unsupervised MR harmonization based on normalizing flows. IPMI 2023:347-359.',
-        doi='10.1007/978-3-031-34048-2_27', geometry='grid', targets=('site',), needs_fit=('cohort',), needs_apply=('weights',),
+        doi='10.48550/arXiv.2301.11551', geometry='grid', targets=('site',), needs_fit=('cohort',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=8.0, fidelity='adapted',
         deviations='Adapts to one scan instead of all scans of a site, with fewer and larger steps, each over all slices; ends early when the bits per '
         'voxel fall no more. Norms in the couplings run over channels and space; intensities are not rounded to grey levels.',
