@@ -353,10 +353,16 @@ def _fabric(running: Running) -> Any:
     accelerator, _, index = running.device.partition(':')
     devices: Any = [int(index)] if index else running.devices
     many = running.devices * running.nodes > 1
-    fabric = Fabric(
-        accelerator=accelerator, devices=devices, num_nodes=running.nodes, precision=running.precision,
-        strategy='ddp' if many else 'auto',
-    )  # fmt: skip
+    try:
+        fabric = Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=running.nodes, precision=running.precision,
+            strategy='ddp' if many else 'auto',
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise TrainingFailed(
+            f'The processes could not be set up: {error}', where='--devices, --nodes, --device',
+            fix='With srun give --nodes and --ntasks-per-node; they must equal --nodes and --devices.',
+        ) from None  # fmt: skip
     if many:
         fabric.launch()
     return fabric

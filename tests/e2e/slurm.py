@@ -38,6 +38,7 @@ def run(stage: Stage) -> None:
         gpu(stage, env)
         graph(stage, env, local)
         array(stage, env)
+        train(stage, env, local)
 
 
 @contextmanager
@@ -180,6 +181,22 @@ def array(stage: Stage, env: dict[str, str]) -> None:
     stage.check(len(bundles) == 1, f'one target was learnt: {bundles[0]}')
     digests = {model_of(path) for path in out.glob('sub-*/**/*_desc-harmonized_T1w.json')}
     stage.check(len(digests) == 1, 'and all images were made with it')
+
+
+def train(stage: Stage, env: dict[str, str], local: Path) -> None:
+    """Two processes that `srun` starts train one model; on a cluster of one node both run there."""
+    stage.say('`srun` starts two processes, which train one model with the average of their gradients.')
+    (record,) = {json.loads(path.read_text())['site'] for path in local.glob('sub-*/**/*_desc-T1w_qc.json')}
+    out = stage.work / 'trained'
+    command = [
+        PROGRAM.with_name('bidsharm-train'), 'ssl-restore', local, out, '--target', record, '--preset', 'tiny', '--budget', '20', '--interval', '10',
+        '--device', 'cpu', '--threads', '1', '--devices', '2', '--nodes', '1',
+    ]  # fmt: skip
+    srun = ['srun', '--nodes', '1', '--ntasks-per-node', '2', '--cpus-per-task', '1', '--mem', '4G']
+    said = stage.run([*srun, *command], env=env, timeout=600)
+    stage.check('MEMBER: 2/2' in said, 'both processes took part')
+    stage.check(said.count(str(out / 'model')) == 1, 'one of them wrote the model')
+    stage.run([PROGRAM.with_name('bidsharm-models'), 'check', out / 'model'])
 
 
 def model_of(sidecar: Path) -> str:
