@@ -14,16 +14,21 @@ from common import Failed, Stage
 SUBJECT = 'adi'
 
 COLLECT = """\
-import json, sys
+import json
+import sys
+
 from smriprep.utils.bids import collect_derivatives
-print(json.dumps(collect_derivatives(sys.argv[1], sys.argv[2], ['MNI152NLin2009aSym']), indent=1))
+
+found = collect_derivatives(sys.argv[1], sys.argv[2], ['MNI152NLin2009aSym'])
+print(json.dumps(found, indent=1))
 """
 
-NOTEBOOK = """\
+FIVE_LINES = """\
+import sys
 import bidsharm
-result = bidsharm.harmonize({t1w!r}, harmonizer='isotone')
-result.image.to_filename({out!r})
-result.figure().save({figure!r})
+result = bidsharm.harmonize(sys.argv[1], harmonizer='isotone')
+result.image.to_filename(sys.argv[2])
+result.figure().save(sys.argv[3])
 print(result.details['way'], result.image.shape, result.warnings)
 """
 
@@ -49,6 +54,14 @@ def data_set(stage: Stage) -> tuple[Path, str]:
 def tool(name: str) -> Path:
     """Return a command that is installed with this Python."""
     return Path(sys.prefix) / 'bin' / name
+
+
+def python(stage: Stage, name: str, code: str, *arguments: str | Path) -> str:
+    """Run a script, which the transcript shows, and return what it printed."""
+    file = stage.work / name
+    file.write_text(code)
+    stage.say(f'```python\n{code}```')
+    return stage.run([sys.executable, '-W', 'ignore', file, *arguments], tail=40)
 
 
 def hand_over(stage: Stage, data: Path, subject: str) -> None:
@@ -80,7 +93,7 @@ def ask_smriprep(stage: Stage, subject: str) -> None:
         )
     except PackageNotFoundError as error:
         raise Failed('smriprep is there, but pip does not know it') from error
-    output = stage.run([sys.executable, '-W', 'ignore', '-c', COLLECT, stage.work / 'harm', subject], tail=40)
+    output = python(stage, 'collect.py', COLLECT, stage.work / 'harm', subject)
     found = json.loads(output[output.index('{') : output.rindex('}') + 1])
     for key in ('t1w_preproc', 't1w_mask', 't1w_dseg'):
         stage.check(Path(str(found.get(key))).is_file(), f'{key} is one file')
@@ -94,8 +107,7 @@ def five_lines(stage: Stage, data: Path, subject: str) -> None:
     """Harmonize a scan as in a notebook."""
     t1w = next((data / f'sub-{subject}').rglob('*_T1w.nii.gz'))
     image, figure = stage.work / 'harmonized.nii.gz', stage.work / 'figure.png'
-    code = NOTEBOOK.format(t1w=str(t1w), out=str(image), figure=str(figure))
-    stage.say('From Python, in five lines:')
-    stage.run([sys.executable, '-W', 'ignore', '-c', code])
+    stage.say('From Python:')
+    python(stage, 'five_lines.py', FIVE_LINES, t1w, image, figure)
     stage.check(image.stat().st_size > 0, 'the image was written')
     stage.check(figure.read_bytes()[:4] == b'\x89PNG', 'the figure is a picture')
