@@ -47,6 +47,7 @@ _BUILTIN = {
     'stargan2': 'bidsharm.harmonizers.stargan2:StarGAN2',
     'styletransfer': 'bidsharm.harmonizers.stargan2:StyleTransfer',
     'rectified-flow': 'bidsharm.harmonizers.rectified_flow:RectifiedFlow',
+    'dlest': 'bidsharm.harmonizers.dlest:Dlest',
 }
 
 _log = logging.getLogger(__name__)
