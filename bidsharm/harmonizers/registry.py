@@ -48,6 +48,8 @@ _BUILTIN = {
     'styletransfer': 'bidsharm.harmonizers.stargan2:StyleTransfer',
     'rectified-flow': 'bidsharm.harmonizers.rectified_flow:RectifiedFlow',
     'dlest': 'bidsharm.harmonizers.dlest:Dlest',
+    'murd': 'bidsharm.harmonizers.murd:Murd',
+    'munit': 'bidsharm.harmonizers.munit:Munit',
 }
 
 _log = logging.getLogger(__name__)

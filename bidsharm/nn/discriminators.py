@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bidsharm.nn.blocks import Norm, activation, conv, norm
-from bidsharm.nn.style import Heads, ResidualTrunk, widths_of
+from bidsharm.nn.style import Heads, ResidualTrunk, halved, widths_of
 
 
 class PatchDiscriminator(nn.Module):
@@ -80,6 +80,32 @@ class PatchDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, shape (B, 1, ...), larger where the image looks real."""
         return self.body(functional.pad(x, self.padding, value=self.padding_value))
+
+
+class MultiScale(nn.Module):
+    """Patch discriminators for an image, its half size, and so on (Wang et al. 2018, arXiv:1711.11585), as MUNIT has them.
+
+    Parameters
+    ----------
+    scales
+        Number of sizes.
+    widths
+        Channels of the strided layers of each.
+    """
+
+    def __init__(self, scales: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            PatchDiscriminator(2, widths=widths, kind='none', middle=0, last_kernel=1) for _ in range(scales)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the scores of each size."""
+        found = []
+        for judge in self.scales:
+            found.append(judge(x))
+            x = halved(x)
+        return found
 
 
 class DomainDiscriminator(nn.Module):
