@@ -76,8 +76,15 @@ class ActNorm(Invertible):
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
         axes = (0, *range(2, x.ndim))
-        self.offset.copy_(-x.mean(axes))
-        self.log_scale.copy_(-(x.std(axes) + 1e-3).log())
+        moments = torch.stack([x.mean(axes), x.square().mean(axes)])
+        if (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # all processes set the same
+            torch.distributed.all_reduce(moments)
+            moments /= torch.distributed.get_world_size()
+        self.offset.copy_(-moments[0])
+        deviation = (moments[1] - moments[0].square()).clamp_min(0).sqrt()
+        self.log_scale.copy_(-(deviation + 1e-3).log())
         self.ready.fill_(1)
 
 
