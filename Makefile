@@ -5,11 +5,12 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 JOBS ?= 2
 
-.PHONY: demo test lint benchmark clean help
+.PHONY: demo test e2e lint benchmark clean help
 
 help:
 	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
 	@echo "make test   install and run the tests"
+	@echo "make e2e    containers, clusters and hosts, as far as this machine allows; names what it skips"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make benchmark   all figures anew (benchmarks/README.md)"
 
@@ -40,6 +41,10 @@ demo: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
+# STAGES="slurm image" runs some of them; tests/e2e/run.py says what each needs.
+e2e: $(VENV)/.test
+	$(BIN)/python tests/e2e/run.py $(STAGES)
+
 # mypy and import-linter look at what is shipped: in the checkout workflows/ is not yet bidsharm.workflows.
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -53,6 +58,7 @@ lint: $(VENV)/.lint
 REAL_OUT ?= build/real
 SIMULATED ?= build/simulated
 HELD ?= build/held
+ZOO ?= build/zoo
 HELD_SCANNERS = northA southB meadowJ deltaQ ultraX
 HELD_PEOPLE = --subjects 8 --brain-only --seed 2026 --force \
   --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
@@ -75,6 +81,10 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/bidsharm-simulate $(ZOO) --subjects 12 --scanners northA --draw 4 --contrasts T1w T2w --resolution 1 --brain-only --seed 7 --force \
+	  --labels $(foreach name,head-01 head-02 head-03 head-04 head-05 head-06,$(BIDSHARM_LABELS)/$(name).nii.gz)
+	$(BIN)/bidsharm $(ZOO) $(ZOO)-prep participant --harmonizer identity --site session --skip-bids-validation
+	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(HELD) $(ZOO)-work
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/card.py
 
