@@ -48,6 +48,10 @@ _BUILTIN = {
     'styletransfer': 'bidsharm.harmonizers.stargan2:StyleTransfer',
     'rectified-flow': 'bidsharm.harmonizers.rectified_flow:RectifiedFlow',
     'dlest': 'bidsharm.harmonizers.dlest:Dlest',
+    'haca3': 'bidsharm.harmonizers.drl:HACA3',
+    'calamiti': 'bidsharm.harmonizers.drl:Calamiti',
+    'dewey2020': 'bidsharm.harmonizers.drl:Dewey2020',
+    'single-modality': 'bidsharm.harmonizers.drl:SingleModality',
     'murd': 'bidsharm.harmonizers.murd:Murd',
     'munit': 'bidsharm.harmonizers.munit:Munit',
 }
