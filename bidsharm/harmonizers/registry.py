@@ -131,6 +131,21 @@ def card(name: str) -> Card:
     return get(name).card
 
 
+def could_train(offers: Iterable[str]) -> list[str]:
+    """Return the methods that can be trained on what is offered; the arguments are those of :func:`could_run`."""
+    offered = frozenset(offers)
+    cards = [found for name in available() if (found := _card_or_none(name)) and 'weights' in found.needs_apply]
+    return [found.name for found in cards if offered.issuperset(found.needs_fit)]
+
+
+def _card_or_none(name: str) -> Card | None:
+    """Return a card; None for somebody else's broken package, which `bidsharm-models list` names."""
+    try:
+        return card(name)
+    except ConfigurationError:
+        return None
+
+
 def could_run(offers: Iterable[str]) -> list[str]:
     """Return the methods whose needs are all offered, for their canonical target.
 
@@ -142,10 +157,7 @@ def could_run(offers: Iterable[str]) -> list[str]:
     offered = frozenset(offers)
     names = []
     for name in available():
-        try:
-            found = card(name)
-        except ConfigurationError:
-            continue  # someone else's broken package is no reason to fail here; `bidsharm-models list` names it
-        if offered.issuperset((*found.needs_fit, *found.needs_apply)) and 'canonical' in found.targets:
+        found = _card_or_none(name)
+        if found and offered.issuperset((*found.needs_fit, *found.needs_apply)) and 'canonical' in found.targets:
             names.append(name)
     return names

@@ -108,4 +108,11 @@ def test_could_run_depends_on_what_is_offered():
     assert could() == alone
     assert could('tissue') == alone | {'fcm'}
     assert could('cohort') == alone | {'nyul', 'histogram'}
-    assert could('cohort', 'tissue') == {*registry._BUILTIN}
+    assert could('cohort', 'tissue') == {n for n in registry._BUILTIN if 'weights' not in registry.card(n).needs_apply}
+
+
+def test_could_train_depends_on_what_is_offered():
+    assert 'deepharmony' not in registry.could_train({'two_sites', 'site'})
+    assert {'iguane', 'cyclegan'} <= {*registry.could_train({'two_sites', 'site'})}
+    assert {'deepharmony', 'unet3d'} <= {*registry.could_train({'paired'})}
+    assert not {*registry.could_train({'paired'})} & {'tscore', 'isotone'}
