@@ -47,7 +47,9 @@ def compare(scan: Any) -> list[dict[str, Any]]:
     )
     truth = np.where(scan.mask, change(native, scan.affine, scale), 0)
     ways = {
-        'carry the change': carry_change(scan.data, scan.mask, scan.affine, local_change(before, after, affine)),
+        'carry the change': carry_change(
+            scan.data, scan.mask, scan.affine, local_change(before, after, affine)
+        ),
         'resample (linear)': resample(after, affine, native.shape, scan.affine, order=1),
         'resample (cubic)': resample(after, affine, native.shape, scan.affine, order=3),
     }

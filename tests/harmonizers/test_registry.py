@@ -108,7 +108,9 @@ def test_could_run_depends_on_what_is_offered():
     assert could() == alone
     assert could('tissue') == alone | {'fcm'}
     assert could('cohort') == alone | {'nyul', 'histogram'}
-    assert could('cohort', 'tissue') == {n for n in registry._BUILTIN if 'weights' not in registry.card(n).needs_apply}
+    assert could('cohort', 'tissue') == {
+        n for n in registry._BUILTIN if 'weights' not in registry.card(n).needs_apply
+    }
 
 
 def test_could_train_depends_on_what_is_offered():

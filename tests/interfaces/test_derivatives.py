@@ -179,7 +179,11 @@ def test_fingerprints_are_those_of_what_this_process_wrote(raw, canonical, tmp_p
 def test_what_a_method_does_not_give_is_not_there_nor_left_of_an_earlier_run(raw, canonical, tmp_path):
     canonical.to_filename(tmp_path / 'result.nii')
     result, extra = str(tmp_path / 'result.nii'), f'{PREFIX}_desc-uncertainty_T1w.nii.gz'
-    specs = [spec(), spec(path=extra.replace('uncertainty', 'other'), optional='other'), spec(path=extra, optional='result')]
+    specs = [
+        spec(),
+        spec(path=extra.replace('uncertainty', 'other'), optional='other'),
+        spec(path=extra, optional='result'),
+    ]
     assert len(sink(tmp_path, [result, result], specs, raw)) == 2
     first, _, second = (tmp_path / 'out' / each['path'] for each in specs)
     assert second.exists()
