@@ -466,10 +466,7 @@ class Disentangled(TrainedHarmonizer):
         del batch
         if self.settings.pairs == 'orientations':
             return volume, given
-        channels = np.full((len(self.contrasts), *volume.shape[1:]), self.settings.background, np.float32)
-        for index, other in {**given.companions, given.contrast: volume[0]}.items():
-            channels[index] = other
-        return channels, given
+        return self.all_contrasts(volume, given), given
 
     def translate(self, x: Tensor, given: Given) -> Tensor:
         """Decode the anatomy of a scan (and of its companions) in the contrast of the target; without one, in its own."""

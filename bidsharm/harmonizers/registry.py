@@ -27,6 +27,7 @@ _BUILTIN = {
     'histogram': 'bidsharm.harmonizers.histogram:HistogramMatching',
     'isotone': 'bidsharm.harmonizers.isotone:Isotone',
     'deepharmony': 'bidsharm.harmonizers.unet:DeepHarmony',
+    'deepharmony-many-to-one': 'bidsharm.harmonizers.unet:DeepHarmonyManyToOne',
     'unet3d': 'bidsharm.harmonizers.unet:UNet3D',
     'res-unet': 'bidsharm.harmonizers.unet:ResUNet',
     'att-unet': 'bidsharm.harmonizers.unet:AttUNet',

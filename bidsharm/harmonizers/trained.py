@@ -507,6 +507,13 @@ class TrainedHarmonizer(Harmonizer):
         ladder = memory_ladder(TileSettings(batch=8, device=self.execution.device), tiles=())
         return with_memory_ladder(run, execution=self.execution, ladder=ladder)
 
+    def all_contrasts(self, volume: NDArray[np.float32], given: Given) -> NDArray[np.float32]:
+        """Return a channel for each contrast of the training: the scan, shape (1, X, Y, Z), its companions, background for the rest."""
+        channels = np.full((len(self.contrasts), *volume.shape[1:]), self.settings.background, np.float32)
+        for index, other in {**given.companions, given.contrast: volume[0]}.items():
+            channels[index] = other
+        return channels
+
     def _companions(self, scan: Scan) -> dict[int, NDArray[np.float32]]:
         """Return the other contrasts of the visit that the networks know, in units of the network."""
         found = {}

@@ -7,13 +7,15 @@ variants add a discriminator that sees input and output together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from bidsharm.training.options import Player
@@ -150,6 +152,11 @@ class PairedUNet(TrainedHarmonizer):
 
         return Slices(self.settings.axes) if self.settings.axes else Patches(self.settings.edge)
 
+    @property
+    def channels(self) -> int:
+        """Images that go in and come out."""
+        return 1
+
     def sampler(self, data: TrainingSet) -> Sampler:
         """Return pairs."""
         from bidsharm.training.regimes import Paired
@@ -166,7 +173,7 @@ class PairedUNet(TrainedHarmonizer):
         s, dims = self.settings, self.view().dims
         networks: dict[str, nn.Module] = {
             'generator': UNet(
-                dims=dims, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
+                dims=dims, in_channels=self.channels, out_channels=self.channels, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
                 depth=s.depth, heads=s.heads, skip_input=s.skip_input,
             )
         }  # fmt: skip
@@ -255,6 +262,67 @@ class DeepHarmony(PairedUNet):
         'deepharmony', 'U-Net on slices of three axes', _DEWEY, '10.1016/j.mri.2019.05.041',
         'One network for the slices of all three axes instead of one each; optimizer and number of steps are not those of the paper.',
     )  # fmt: skip
+
+
+class DeepHarmonyManyToOne(DeepHarmony):
+    """DeepHarmony with all contrasts of a visit as channels of the input (Dewey et al. 2019)."""
+
+    card = replace(
+        DeepHarmony.card, name='deepharmony-many-to-one', title='U-Net on slices of three axes, from all contrasts of a visit',
+        needs_fit=('paired', 'multi_contrast'),
+        deviations='One network for all contrasts of the target and the slices of all three axes; contrasts are left out at random in the training, so that a '
+        'scan alone can be harmonized; optimizer and number of steps are not those of the paper.',
+    )  # fmt: skip
+
+    @property
+    def channels(self) -> int:
+        """Contrasts of the training."""
+        return len(self.contrasts)
+
+    def sampler(self, data: TrainingSet) -> Sampler:
+        """Return visits of a person elsewhere and at the target."""
+        from bidsharm.training.regimes import PairedVisits
+
+        s = self.settings
+        return PairedVisits(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
+
+    def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """L1 of the contrasts that went in and that the target has, from a part of the visit's contrasts."""
+        from bidsharm.harmonizers.disentangled import some_of
+
+        del stage
+        yield (
+            'generator',
+            {'l1': self.settings.l1 * self._error(batch, some_of(batch['present'], None, 0.0, few=True))},
+        )
+
+    def _error(self, batch: Batch, kept: Tensor) -> Tensor:
+        """Return the mean absolute difference of the contrasts that are kept and known at the target, in the brain."""
+        x, y = batch['images'], batch['others']
+        lead = (*kept.shape, *(1 for _ in x.shape[2:]))
+        counts = (kept * batch['others_present']).view(lead) * batch['mask']
+        found = self.networks['generator'](x * kept.view(lead))
+        return ((found - y).abs() * counts).sum() / counts.sum().clamp_min(1)
+
+    def validation(self, batch: Batch) -> Tensor:
+        """Return the mean absolute difference, from all contrasts."""
+        return self._error(batch, batch['present'])
+
+    def preview(self, batch: Batch) -> list[Tensor]:
+        """Return the first contrast of a visit, what becomes of it, and what should."""
+        found = self.networks['generator'](batch['images']) * batch['mask']
+        return [values[:, :1] for values in (batch['images'], found, batch['others'])]
+
+    def prepare(
+        self, volume: NDArray[np.float32], given: Given, batch: int
+    ) -> tuple[NDArray[np.float32], Given]:
+        """Return one channel for each contrast, filled with the scan and what else the visit has."""
+        del batch
+        return self.all_contrasts(volume, given), given
+
+    def translate(self, x: Tensor, given: Given) -> Tensor:
+        """Return the scan's own contrast."""
+        return self.networks['generator'](x)[:, [given.contrast]]
 
 
 class UNet3D(PairedUNet):

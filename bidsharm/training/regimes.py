@@ -167,7 +167,9 @@ class Unpaired(Sampler):
         flips = self.mirrored(rng), self.mirrored(rng)
         return {
             'x': self.image(source, place, flips[0]), 'x_mask': self.mask(source, place, flips[0]), 'x_site': self.site(source),
+            'x_tissue': self.labels(source, place, flips[0]),
             'y': self.image(wanted, place, flips[1]), 'y_mask': self.mask(wanted, place, flips[1]),
+            'y_tissue': self.labels(wanted, place, flips[1]),
         }  # fmt: skip
 
 
@@ -310,7 +312,7 @@ class Visits(Sampler):
     single contrast take part only where ``least`` is 1.
     """
 
-    needs = ('multi_contrast',)
+    needs: ClassVar[tuple[str, ...]] = ('multi_contrast',)
 
     def __init__(
         self,
@@ -349,3 +351,32 @@ class Visits(Sampler):
         present = np.array([name in visit for name in self.data.contrasts], np.float32)
         masks = [self.mask(volume, place, flipped) for volume in visit.values()]
         return np.concatenate(cut), present, np.prod(masks, axis=0)
+
+
+class PairedVisits(Visits):
+    """All contrasts of a visit elsewhere (``images``, ``present``), and of the same person at the target (``others``, ``others_present``)."""
+
+    needs = ('paired', 'multi_contrast')
+
+    def __init__(
+        self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
+    ) -> None:
+        super().__init__(data, view, batch=batch, target=target, flip=flip, least=1)
+        there: dict[str, dict[str, TrainingVolume]] = {}
+        for volume in data.at(target):
+            there.setdefault(volume.person, {}).setdefault(volume.contrast, volume)
+        self.pairs: list[tuple[dict[str, TrainingVolume], dict[str, TrainingVolume]]] = []
+        for visit in self.visits:
+            some = next(iter(visit.values()))
+            if some.site != target and visit.keys() & there.get(some.person, {}).keys():
+                self.pairs.append((visit, there[some.person]))
+
+    def example(self, rng: np.random.Generator) -> Example:
+        """Draw a place in a pair of visits."""
+        one, other = self.pairs[int(rng.integers(len(self.pairs)))]
+        place, flipped = self.view.choose(next(iter(one.values())).mask, rng), self.mirrored(rng)
+        images, present, mask = self._stack(one, place, flipped)
+        others, others_present, others_mask = self._stack(other, place, flipped)
+        return {
+            'images': images, 'present': present, 'mask': mask * others_mask, 'others': others, 'others_present': others_present,
+        }  # fmt: skip
