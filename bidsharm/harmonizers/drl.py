@@ -51,8 +51,8 @@ def _card(name: str, title: str, paper: str, doi: str, needs_fit: tuple[str, ...
 
 
 _ALL = (
-    'No perceptual loss, for its network was trained on photographs; the rate of learning is constant; a voxel has its likeliest label, '
-    'not a drawn one, when a scan is harmonized. '
+    'No perceptual loss, for its network was trained on photographs; the contrast code fills the brain, not the whole slice; the rate of learning is '
+    'constant; a voxel has its likeliest label, not a drawn one, when a scan is harmonized. '
 )
 _NO_CODE = 'There is no public code: networks and weights of the losses are those of HACA3. '
 
