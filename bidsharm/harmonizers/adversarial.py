@@ -28,7 +28,7 @@ class AdversarialSettings(NetworkSettings):
     penalty: float = 0.0
 
 
-def masked(x: Tensor, mask: Tensor, background: float = -1.0) -> Tensor:
+def masked(x: Tensor, mask: Tensor, background: float = 0.0) -> Tensor:
     """Return images with the background outside the brain."""
     return x * mask + background * (1 - mask)
 

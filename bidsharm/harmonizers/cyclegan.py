@@ -49,6 +49,8 @@ class CycleSettings(AdversarialSettings):
         Norm of the discriminators. Instance norm hides how bright a whole patch is; ``none`` shows it to them.
     cycle, identity
         Weights of the losses, next to 1 for the adversarial one.
+    judge_rate
+        Learning rate of the discriminators relative to that of the generators (Heusel et al. 2017).
     """
 
     axes: tuple[int, ...] = (2,)
@@ -62,6 +64,7 @@ class CycleSettings(AdversarialSettings):
     judge_norm: Norm = 'instance'
     cycle: float = 10.0
     identity: float = 5.0
+    judge_rate: float = 1.0
     batch: int = 1
     steps: int = 100_000
     rate: float = 2e-4
@@ -98,6 +101,8 @@ class IguaneSettings(AdversarialSettings):
         Norm of the discriminators.
     cycle, identity
         Weights of the losses, next to 1 for the adversarial one.
+    momentum
+        First moment of Adam.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -106,7 +111,8 @@ class IguaneSettings(AdversarialSettings):
     cycle: float = 30.0
     identity: float = 15.0
     scaling: str = 'median'
-    background: float = -1.0
+    offset: float = -1.0
+    momentum: float = 0.9
     batch: int = 1
     steps: int = 20_000
     rate: float = 2e-4
@@ -182,7 +188,7 @@ class CycleGAN(CycleConsistent):
     Preset: ClassVar[type[NetworkSettings]] = CycleSettings
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 8.0, 'width': 8, 'blocks': 1, 'head': 'residual', 'discriminator': (8, 16), 'middle': 0, 'judge_norm': 'none', 'spectral': True,
-        'batch': 8, 'steps': 60, 'rate': 5e-3, 'cycle': 0.5, 'identity': 0.25,
+        'batch': 8, 'steps': 80, 'rate': 5e-3, 'cycle': 0.5, 'identity': 0.25,
     }  # fmt: skip
     card = Card(
         name='cyclegan', title='CycleGAN on axial slices', family='gan', supervision='unpaired',
@@ -230,7 +236,9 @@ class CycleGAN(CycleConsistent):
         rate, betas = self.settings.rate, (0.5, 0.999)
         return {
             'generators': Player(('generator', 'backward'), rate, betas, schedule=linear_after_half),
-            'discriminators': Player(('of_target', 'of_source'), rate, betas, schedule=linear_after_half),
+            'discriminators': Player(
+                ('of_target', 'of_source'), self.settings.judge_rate * rate, betas, schedule=linear_after_half
+            ),
         }
 
 
@@ -238,7 +246,16 @@ class CycleGAN3D(CycleGAN):
     """CycleGAN on volumes (Komandur et al. 2023)."""
 
     Preset: ClassVar[type[NetworkSettings]] = VolumeSettings
-    tiny: ClassVar[Mapping[str, Any]] = {**CycleGAN.tiny, 'width': 4, 'edge': 16, 'batch': 4}
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **CycleGAN.tiny,
+        'voxel_mm': 12.0,
+        'width': 4,
+        'edge': 16,
+        'batch': 2,
+        'rate': 5e-4,
+        'penalty': 0.1,
+        'judge_rate': 4.0,
+    }
     card = Card(
         name='cyclegan3d', title='CycleGAN on patches of volumes', family='gan', supervision='unpaired',
         paper='Komandur D, et al. Unsupervised harmonization of brain MRI using 3D CycleGANs and its effect on brain age prediction. SIPAIM, 2023.',
@@ -253,7 +270,7 @@ class AttentionGAN(CycleGAN):
     """AG-GAN: masks say which of several images counts where, and where the input stays (Sinha et al. 2021)."""
 
     Preset: ClassVar[type[NetworkSettings]] = AttentionSettings
-    tiny: ClassVar[Mapping[str, Any]] = {**CycleGAN.tiny, 'head': 'attention', 'masks': 4}
+    tiny: ClassVar[Mapping[str, Any]] = {**CycleGAN.tiny, 'head': 'attention', 'masks': 4, 'rate': 2e-3}
     card = Card(
         name='aggan', title='CycleGAN whose generators mask their change', family='gan', supervision='unpaired',
         paper="Sinha S, et al. Alzheimer's disease classification accuracy is improved by MRI harmonization based on attention-guided generative adversarial networks. Proc SPIE 12088:180-189, 2021.",
@@ -270,15 +287,16 @@ class Iguane(CycleConsistent):
     settings: IguaneSettings
     Preset: ClassVar[type[NetworkSettings]] = IguaneSettings
     tiny: ClassVar[Mapping[str, Any]] = {
-        'voxel_mm': 8.0, 'widths': (4, 8), 'discriminator': (8, 16), 'judge_norm': 'none', 'spectral': True, 'steps': 60, 'rate': 5e-3,
-        'cycle': 0.5, 'identity': 0.25,
+        'voxel_mm': 12.0, 'widths': (4, 8), 'discriminator': (8, 16), 'judge_norm': 'none', 'spectral': True, 'penalty': 0.1, 'batch': 2,
+        'steps': 80, 'rate': 2e-3, 'momentum': 0.5, 'cycle': 0.5, 'identity': 0.25,
     }  # fmt: skip
     card = Card(
         name='iguane', title='One generator from every site to one, with cycles back', family='gan', supervision='unpaired',
         paper='Roca V, et al. IGUANe: a 3D generalizable CycleGAN for multicenter harmonization of brain MR images. arXiv:2402.03227, 2024.',
         doi='10.48550/arXiv.2402.03227', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0,
-        deviations='A step takes one site, drawn at random, and one batch for the discriminators instead of two; ages are not matched.', fidelity='adapted',
+        fidelity='adapted',
+        deviations='A step takes one site, drawn at random, and one batch for the discriminators instead of two; ages are not matched; the generators begin as the identity.',
     )  # fmt: skip
 
     def view(self) -> View:
@@ -337,10 +355,10 @@ class Iguane(CycleConsistent):
         """Generators, and discriminators; the rate falls to a tenth."""
         from bidsharm.training.options import Player, polynomial
 
-        rate = self.settings.rate
+        rate, betas = self.settings.rate, (self.settings.momentum, 0.999)
         return {
-            'generators': Player(('generator', 'backward'), rate, schedule=polynomial),
-            'discriminators': Player(('of_target', 'of_source'), rate, schedule=polynomial),
+            'generators': Player(('generator', 'backward'), rate, betas, schedule=polynomial),
+            'discriminators': Player(('of_target', 'of_source'), rate, betas, schedule=polynomial),
         }
 
     def parts(self, batch: Batch) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:

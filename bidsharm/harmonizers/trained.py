@@ -52,8 +52,10 @@ class NetworkSettings:
         Voxel size that the networks see.
     scaling
         Which intensity of a brain becomes 1: ``median``, ``p95`` or ``p99``.
+    offset
+        Added to intensities that have been divided by their unit.
     background
-        Value outside the brain: 0, or -1 where intensities are shifted so.
+        Value outside the brain.
     batch, steps
         Of the training.
     rate
@@ -68,6 +70,7 @@ class NetworkSettings:
 
     voxel_mm: float = 1.0
     scaling: str = 'p99'
+    offset: float = 0.0
     background: float = 0.0
     batch: int = 8
     steps: int = 20_000
@@ -423,7 +426,7 @@ class TrainedHarmonizer(Harmonizer):
             self._describe_styles(volumes)
         for contrast in self.contrasts:
             rows = [
-                np.percentile(volume.values[volume.mask] - self.settings.background, PERCENTILES) * self._units[contrast]
+                np.percentile(volume.values[volume.mask] - self.settings.offset, PERCENTILES) * self._units[contrast]
                 for volume in volumes if volume.contrast == contrast
             ]  # fmt: skip
             if rows:
@@ -529,7 +532,7 @@ class TrainedHarmonizer(Harmonizer):
         from bidsharm.training.scaling import measure
 
         try:
-            return measure(values, self.settings.scaling, self.settings.background)  # type: ignore[arg-type]
+            return measure(values, self.settings.scaling, self.settings.offset)  # type: ignore[arg-type]
         except ValueError as error:
             raise ScanError(
                 f'{self.card.name} found no scale: {error}.', where=name, fix='Look at the image.'

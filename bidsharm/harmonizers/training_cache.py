@@ -120,7 +120,7 @@ def _prepared(
 ) -> TrainingVolume:
     from bidsharm.harmonizers.training_data import align, common_frame, laid_on, volume_of
 
-    chosen = [settings.voxel_mm, settings.scaling, settings.background, 2]
+    chosen = [settings.voxel_mm, settings.scaling, settings.offset, settings.background, 2]
     stem = folder / hashlib.sha256(repr([source.key, chosen]).encode()).hexdigest()[:24]
     if not stem.with_suffix('.json').is_file():
         scan = source.read()

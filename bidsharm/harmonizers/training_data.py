@@ -59,7 +59,7 @@ def volume_of(scan: Scan, settings: NetworkSettings, shape: tuple[int, int, int]
 
     values, mask = check_scan(scan), np.asarray(scan.mask).astype(bool)
     try:
-        scaling = measure(values, settings.scaling, settings.background)  # type: ignore[arg-type]
+        scaling = measure(values, settings.scaling, settings.offset)  # type: ignore[arg-type]
     except ValueError as error:
         raise ScanError(f'There is no scale: {error}.', where=scan.name, fix='Leave this scan out.') from None
     volume = np.full(scan.data.shape, settings.background, np.float32)

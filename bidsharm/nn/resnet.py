@@ -6,7 +6,6 @@ equal values, so they are padded with zeros instead of being mirrored at the bor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -138,11 +137,3 @@ class AttentionHead(nn.Module):
         return (self.masks(features) * torch.cat([self.contents(features), x], dim=1)).sum(
             dim=1, keepdim=True
         )
-
-
-def project(widths: Sequence[int], features: int) -> nn.ModuleList:
-    """Return a network of two layers for each kind of feature, which makes vectors of equal length of them (Chen et al. 2020)."""
-    return nn.ModuleList(
-        nn.Sequential(nn.Linear(width, features), nn.ReLU(), nn.Linear(features, features))
-        for width in widths
-    )
