@@ -1,15 +1,19 @@
-"""What all methods with a discriminator share: settings that keep it from teaching a generator to invent, and its loss."""
+"""What methods with a discriminator share: settings that keep it from teaching a generator to invent, its loss, and what is drawn for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bidsharm.harmonizers.trained import NetworkSettings
+from bidsharm.harmonizers.trained import NetworkSettings, TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bidsharm.training.regimes import Batch, Sampler
+    from bidsharm.training.views import View
+    from bidsharm.training.volumes import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,30 @@ class AdversarialSettings(NetworkSettings):
 
     spectral: bool = False
     penalty: float = 0.0
+
+
+class Unpaired(TrainedHarmonizer):
+    """A method that learns from scans of other sites (``x``) and of the target (``y``), in slices or in patches."""
+
+    settings: Any
+
+    def view(self) -> View:
+        """Return slices along ``axes``, or patches where there are none."""
+        from bidsharm.training.views import Patches, Slices
+
+        axes = getattr(self.settings, 'axes', ())
+        return Slices(axes) if axes else Patches(self.settings.edge)
+
+    def sampler(self, data: TrainingSet) -> Sampler:
+        """Return scans of other sites, and of the target."""
+        from bidsharm.training.regimes import Unpaired
+
+        s = self.settings
+        return Unpaired(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
+
+    def covered(self, images: Tensor, batch: Batch, name: str) -> Tensor:
+        """Return images with the background outside the brain of ``x`` or ``y``."""
+        return masked(images, batch[f'{name}_mask'], self.settings.background)
 
 
 def masked(x: Tensor, mask: Tensor, background: float = 0.0) -> Tensor:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, judged, masked
+from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.trained import Given, NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,17 +118,8 @@ class IguaneSettings(AdversarialSettings):
     rate: float = 2e-4
 
 
-class CycleConsistent(TrainedHarmonizer):
+class CycleConsistent(Unpaired):
     """Two generators and two discriminators, and their losses; base of this file's methods."""
-
-    settings: Any
-
-    def sampler(self, data: TrainingSet) -> Sampler:
-        """Return scans of other sites, and of the target."""
-        from bidsharm.training.regimes import Unpaired
-
-        s = self.settings
-        return Unpaired(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
 
     def parts(self, batch: Batch) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
         """Return the generator to the target and the one back, and what judges the target and the other site."""
@@ -167,10 +158,6 @@ class CycleConsistent(TrainedHarmonizer):
             },
         )
 
-    def covered(self, images: Tensor, batch: Batch, name: str) -> Tensor:
-        """Return images with the background outside the brain of ``x`` or ``y``."""
-        return masked(images, batch[f'{name}_mask'], self.settings.background)
-
     def translate(self, x: Tensor, given: Given) -> Tensor:
         """Put a batch through the generator to the target."""
         del given
@@ -198,12 +185,6 @@ class CycleGAN(CycleConsistent):
         deviations='No code of the paper is public; networks, losses and weights are those of CycleGAN. The last layer has no tanh, borders are padded with zeros, '
         'and discriminators see no buffer of earlier images.',
     )  # fmt: skip
-
-    def view(self) -> View:
-        """Return slices or patches."""
-        from bidsharm.training.views import Patches, Slices
-
-        return Slices(self.settings.axes) if self.settings.axes else Patches(self.settings.edge)
 
     def build(self) -> dict[str, nn.Module]:
         """Return both generators and both discriminators."""

@@ -10,18 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
+from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.trained import Given, NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
-    from bidsharm.training.regimes import Batch, Sampler
-    from bidsharm.training.views import View
-    from bidsharm.training.volumes import TrainingSet
+    from bidsharm.training.regimes import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class DiscrepancySettings(AdversarialSettings):
     rate: float = 2e-4
 
 
-class DiscrepancyGAN(TrainedHarmonizer):
+class DiscrepancyGAN(Unpaired):
     """A generator against a discriminator and two classifiers of tissue (Yan et al. 2022)."""
 
     settings: DiscrepancySettings
@@ -74,19 +72,6 @@ class DiscrepancyGAN(TrainedHarmonizer):
         deviations='The paper maps grey matter maps and its classes are groups of people; here intensities are mapped, and the classes are the tissues of the voxels. '
         'Networks and weights are ours, for no code is public and the text could not be read.',
     )  # fmt: skip
-
-    def view(self) -> View:
-        """Return patches."""
-        from bidsharm.training.views import Patches
-
-        return Patches(self.settings.edge)
-
-    def sampler(self, data: TrainingSet) -> Sampler:
-        """Return scans of other sites and of the target, with their tissues."""
-        from bidsharm.training.regimes import Unpaired
-
-        s = self.settings
-        return Unpaired(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
 
     def build(self) -> dict[str, nn.Module]:
         """Return the generator, which begins as the identity, two classifiers and the discriminator."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetSettings(NetworkSettings):
+class UNetSettings(AdversarialSettings):
     """Settings of the U-Nets.
 
     Parameters
@@ -46,8 +47,6 @@ class UNetSettings(NetworkSettings):
         Axes of the slices; empty for patches.
     edge
         Edge of a patch in voxels.
-    spectral
-        Spectral normalization in the discriminator.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -63,7 +62,6 @@ class UNetSettings(NetworkSettings):
     discriminator: tuple[int, ...] = (64, 128, 256)
     axes: tuple[int, ...] = ()
     edge: int = 96
-    spectral: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +209,8 @@ class PairedUNet(TrainedHarmonizer):
             'generator',
             {**losses, 'adversarial': self.settings.adversarial * least_squares_gan(score, True)},
         )
-        real, fake = judge(torch.cat([x, y * mask], dim=1)), judge(torch.cat([x, found.detach()], dim=1))
-        yield (
-            'discriminator',
-            {'adversarial': 0.5 * (least_squares_gan(real, True) + least_squares_gan(fake, False))},
-        )
+        real, fake = torch.cat([x, y * mask], dim=1), torch.cat([x, found], dim=1)
+        yield 'discriminator', {'adversarial': 0.5 * judged(judge, real, fake, self.settings.penalty)}
 
     def validation(self, batch: Batch) -> Tensor:
         """Return the mean absolute difference."""

@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
+from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.trained import Given, NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
-    from bidsharm.training.regimes import Batch, Sampler
-    from bidsharm.training.views import View
-    from bidsharm.training.volumes import TrainingSet
+    from bidsharm.training.regimes import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class SharedCodeSettings(AdversarialSettings):
     rate: float = 1e-4
 
 
-class SharedCode(TrainedHarmonizer):
+class SharedCode(Unpaired):
     """UNIT between the target and all other sites (Tor-Diez et al. 2020, without its segmentation)."""
 
     settings: SharedCodeSettings
@@ -79,19 +77,6 @@ class SharedCode(TrainedHarmonizer):
         deviations="The paper's segmentation network and its loss are left out: images are harmonized, nothing is segmented. No code is public and the text could not be "
         'read; networks and weights are those of UNIT, in three dimensions. All sites but the target are one.',
     )  # fmt: skip
-
-    def view(self) -> View:
-        """Return patches."""
-        from bidsharm.training.views import Patches
-
-        return Patches(self.settings.edge)
-
-    def sampler(self, data: TrainingSet) -> Sampler:
-        """Return scans of other sites, and of the target."""
-        from bidsharm.training.regimes import Unpaired
-
-        s = self.settings
-        return Unpaired(data, self.view(), batch=s.batch, target=self.target_site, flip=s.flip)
 
     def build(self) -> dict[str, nn.Module]:
         """Return an encoder, a decoder and a discriminator for either side, and the blocks that both share."""
