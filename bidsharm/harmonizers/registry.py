@@ -60,6 +60,10 @@ _BUILTIN = {
     'single-modality': 'bidsharm.harmonizers.drl:SingleModality',
     'murd': 'bidsharm.harmonizers.murd:Murd',
     'munit': 'bidsharm.harmonizers.munit:Munit',
+    'style-blind': 'bidsharm.harmonizers.style_blind:StyleBlind',
+    'hail': 'bidsharm.harmonizers.hail:Hail',
+    'imunity': 'bidsharm.harmonizers.imunity:ImUnity',
+    'stytr': 'bidsharm.harmonizers.stytr:StyTr',
 }
 
 _log = logging.getLogger(__name__)

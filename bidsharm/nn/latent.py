@@ -42,6 +42,15 @@ class Autoencoder(nn.Module):
         """Return codes, shape (B, code, ...), of images whose sizes are divisible by 2 to the number of levels less one."""
         return self.encoder(x)
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return what the encoder sees at each level but the finest, and the codes."""
+        found = []
+        for layer in self.encoder:
+            x = layer(x)
+            if isinstance(layer, ResidualBlock):
+                found.append(x)
+        return [*found, x]
+
     def decode(self, codes: Tensor) -> Tensor:
         """Return images, shape (B, 1, ...)."""
         return self.decoder(codes)

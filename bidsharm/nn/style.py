@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from bidsharm.nn.blocks import ResidualBlock, Up, activation, conv, finish, norm
 from bidsharm.nn.losses import moments
+from bidsharm.nn.unet import UNet
 
 _AVERAGE = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _ADAPTIVE = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
@@ -397,3 +398,31 @@ class StyleMapping(nn.Module):
         features = self.shared(noise)
         found = torch.stack([layers(features) for layers in self.own], dim=1)
         return found[torch.arange(len(noise), device=noise.device), site]
+
+
+class VariationalUNet(nn.Module):
+    """A 2-D U-Net whose bottleneck is a Gaussian that depends on a code, too.
+
+    Parameters
+    ----------
+    widths
+        Channels of the levels.
+    code
+        Length of the code.
+    """
+
+    def __init__(self, widths: Sequence[int], code: int) -> None:
+        super().__init__()
+        # Norms over channels keep what the code says about channels relative to each other.
+        self.unet = UNet(dims=2, widths=widths, kind='layer')
+        self.latent = conv(2, widths[-1] + code, 2 * widths[-1], 1)
+
+    def forward(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images, and mean and log of the variance of the bottleneck; while it learns, the bottleneck is drawn at random."""
+        levels = self.unet.encode(x)
+        wide = code[:, :, None, None].expand(-1, -1, *levels[-1].shape[2:])
+        mean, log_variance = self.latent(torch.cat([levels[-1], wide], dim=1)).chunk(2, dim=1)
+        drawn = mean
+        if self.training:
+            drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.unet.decode([*levels[:-1], drawn], x), mean, log_variance
