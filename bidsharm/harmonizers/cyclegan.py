@@ -269,7 +269,7 @@ class Iguane(CycleConsistent):
     Preset: ClassVar[type[NetworkSettings]] = IguaneSettings
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 12.0, 'widths': (4, 8), 'discriminator': (8, 16), 'judge_norm': 'none', 'spectral': True, 'penalty': 0.1, 'batch': 2,
-        'steps': 80, 'rate': 2e-3, 'momentum': 0.5, 'cycle': 0.5, 'identity': 0.25,
+        'steps': 60, 'rate': 2e-3, 'momentum': 0.5, 'cycle': 0.5, 'identity': 0.25,
     }  # fmt: skip
     card = Card(
         name='iguane', title='One generator from every site to one, with cycles back', family='gan', supervision='unpaired',

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bidsharm.nn.blocks import count_parameters
+from bidsharm.nn.resnet import ResNet
+
+
+def test_the_generator_has_the_weights_that_its_layers_have():
+    # Kernel volume times channels in and out, biases, and scale and offset of the norms.
+    first = 49 * 64 + 64 + 2 * 64
+    downs = (9 * 64 * 128 + 128 + 2 * 128) + (9 * 128 * 256 + 256 + 2 * 256)
+    block = 2 * (9 * 256 * 256 + 256 + 2 * 256)
+    ups = (16 * 256 * 128 + 128 + 2 * 128) + (16 * 128 * 64 + 64 + 2 * 64)
+    assert count_parameters(ResNet()) == first + downs + 9 * block + ups + 49 * 64 + 1
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_a_residual_head_begins_as_the_identity(dims):
+    x = torch.randn(2, 1, *(16,) * dims)
+    assert torch.equal(ResNet(dims=dims, width=4, blocks=1, head='residual')(x), x)
+    direct = ResNet(dims=dims, width=4, blocks=1)(x)
+    assert direct.shape == x.shape
+    assert not torch.allclose(direct, x, atol=0.1)
+
+
+def test_taps_are_the_image_and_what_every_layer_says():
+    network = ResNet(width=4, blocks=3)
+    taps = network.taps(torch.randn(1, 1, 16, 16))
+    assert [tap.shape[1] for tap in taps] == network.channels() == [1, 4, 8, 16, 16, 16, 16]
+    assert [tap.shape[2] for tap in taps] == [16, 16, 8, 4, 4, 4, 4]
+
+
+def test_masks_add_up_to_one_and_the_input_begins_with_nine_tenths():
+    network = ResNet(width=4, blocks=1, head='attention', masks=5)
+    torch.nn.init.zeros_(network.crown.attention[-1].weight)
+    x = torch.randn(2, 1, 16, 16)
+    masks = network.crown.masks(network.taps(x)[-1])
+    assert masks.shape == (2, 5, 16, 16)
+    assert torch.allclose(masks.sum(dim=1), torch.ones(2, 16, 16))
+    assert torch.allclose(masks[:, -1], torch.full((2, 16, 16), 0.9))
+    contents = network.crown.contents(network.taps(x)[-1])
+    wanted = 0.9 * x + 0.025 * contents.sum(dim=1, keepdim=True)
+    assert torch.allclose(network(x), wanted, atol=1e-5)
