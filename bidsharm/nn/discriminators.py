@@ -90,11 +90,12 @@ class MultiScale(nn.Module):
     scales
         Number of sizes.
     widths
-        Channels of the strided layers of each.
+        Channels of the strided layers of each; sizes below 2 to their number are left out.
     """
 
     def __init__(self, scales: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
         super().__init__()
+        self.smallest = 2 ** len(widths)
         self.scales = nn.ModuleList(
             PatchDiscriminator(2, widths=widths, kind='none', middle=0, last_kernel=1) for _ in range(scales)
         )
@@ -103,7 +104,8 @@ class MultiScale(nn.Module):
         """Return the scores of each size."""
         found = []
         for judge in self.scales:
-            found.append(judge(x))
+            if not found or min(x.shape[2:]) >= self.smallest:
+                found.append(judge(x))
             x = halved(x)
         return found
 

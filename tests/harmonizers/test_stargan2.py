@@ -65,12 +65,12 @@ def test_losses_are_those_of_the_paper():
     }
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+        assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
     judged = method._judged(b['y'], fake.detach(), b['y_site'])
     real = b['y'].requires_grad_()
     score = net['discriminator'](real, b['y_site'])
     (slope,) = torch.autograd.grad(score.sum(), real)
-    assert float(judged['penalty']) == pytest.approx(
+    assert float(judged['penalty'].detach()) == pytest.approx(
         float(0.5 * slope.square().sum((1, 2, 3)).mean()), rel=1e-4
     )
 

@@ -7,6 +7,7 @@ import torch
 
 from bidsharm.harmonizers.stargan2 import StyleTransfer
 from bidsharm.nn.blocks import count_parameters
+from bidsharm.nn.discriminators import MultiScale
 from bidsharm.nn.losses import moments
 from bidsharm.nn.style import (
     AdaIN,
@@ -92,3 +93,8 @@ def test_the_networks_are_as_large_as_the_published_ones():
     networks = method.build()
     count = sum(count_parameters(networks[name]) for name in ('generator', 'mapping', 'style'))
     assert 4 * count == pytest.approx(225_609_752, rel=2e-3)
+
+
+def test_sizes_that_are_too_small_for_the_layers_are_left_out():
+    judge = MultiScale(3, (4, 8, 8, 8))
+    assert [len(judge(torch.randn(1, 1, size, size))) for size in (64, 48, 16)] == [3, 2, 1]
