@@ -125,7 +125,7 @@ class Stage:
             str(self.real or '\0'): 'REAL',
             sys.prefix: 'VENV',
             str(ROOT): '.',
-            tempfile.gettempdir(): 'TMP',
+            f'{tempfile.gettempdir()}/': 'TMP/',  # not the /tmp of a container
         }
         for path, name in sorted(known.items(), key=lambda item: -len(item[0])):
             text = text.replace(path, name)
