@@ -69,13 +69,22 @@ def containers(stage: Stage) -> Containers:
 
 
 def from_script(stage: Stage, script: str) -> Containers:
-    """Let a program make the base images, once, and read what it prints."""
+    """Let a program make the base images, once, and read what it prints.
+
+    Raises
+    ------
+    Skip
+        If it cannot.
+    """
     folder = ROOT / 'build' / 'container-base'
     kept = folder / 'lines.txt'
     found = read_lines(kept.read_text()) if kept.is_file() else None
     if found is None or not found.has(BASE):
         folder.mkdir(parents=True, exist_ok=True)
-        text = stage.run([script, folder], timeout=1500, quiet=True)
+        try:
+            text = stage.run([script, folder], timeout=1500, quiet=True)
+        except (Failed, OSError) as error:
+            raise Skip(f'the base images cannot be made: {str(error).splitlines()[-1]}') from error
         kept.write_text(text)
         found = read_lines(text)
     return found
