@@ -233,6 +233,7 @@ class CycleGAN3D(CycleGAN):
         'width': 4,
         'edge': 16,
         'batch': 2,
+        'steps': 50,
         'rate': 5e-4,
         'penalty': 0.1,
         'judge_rate': 4.0,
