@@ -39,8 +39,20 @@ START = 'import bidsharm.workflows.base, bidsharm.interfaces.preprocess, bidshar
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('--sizes', nargs=2, type=int, default=[1000, 2000], help='data sets to plan')
+    arguments.add_argument('--parts', nargs='+', choices=('subject', 'planning', 'gpus'), help='default: all')
     arguments.add_argument('--cores', type=int, default=1000, help='cores of the simulated cluster')
     args = arguments.parse_args()
+    parts = args.parts or ('subject', 'planning', 'gpus')
+    if 'subject' in parts:
+        measure_subject()
+    if 'planning' in parts:
+        save_planning(args.sizes)
+    if 'gpus' in parts:
+        save_gpus(args.cores)
+
+
+def measure_subject() -> None:
+    """Run one subject by itself, again, and under strace."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         bids = folder / 'bids'
@@ -48,11 +60,8 @@ def main() -> None:
         subprocess.run([*simulate, '--resolution', '1'], check=True, stdout=subprocess.DEVNULL)
         alone = run_alone(bids, folder)
         seen = run_traced(bids, folder)
-    steps = alone.pop('steps')
+    save_steps(alone.pop('steps'))
     save_subject(alone, seen)
-    save_steps(steps)
-    save_planning(args.sizes)
-    save_gpus(alone, steps, args.cores)
 
 
 def command(bids: Path, out: Path, work: Path) -> list[str | Path]:
@@ -84,8 +93,8 @@ def run_alone(bids: Path, folder: Path) -> dict[str, Any]:
     sizes = {name: size_of(place) for name, place in (('bids', bids), ('out', out), ('work', work))}
     raw = size_of(bids, '_T1w.nii.gz', below='sub-01')
     again = common.measure(command(bids, out, folder / 'again'), stdout=subprocess.DEVNULL)
-    return {'wall s': usage.wall_s, 'CPU s': usage.cpu_s, 'peak GB': usage.peak_gb, 'steps': steps, 'raw': raw,
-            'again s': again.wall_s, **sizes}  # fmt: skip
+    return {'CPU s': usage.cpu_s, 'peak GB': usage.peak_gb, 'steps': steps, 'raw': raw, 'again CPU s': again.cpu_s,
+            **sizes}  # fmt: skip
 
 
 def size_of(folder: Path, ending: str = '', below: str = '') -> tuple[int, int]:
@@ -111,13 +120,12 @@ def run_traced(bids: Path, folder: Path) -> dict[str, Counter[str]]:
 def save_subject(alone: dict[str, Any], seen: dict[str, Counter[str]]) -> None:
     rows = [
         row('CPU time', alone['CPU s'], 's', alone['CPU s'] * MANY / 3600, 'core hours'),
-        row('time of a task on one core', alone['wall s'], 's', alone['wall s'] * MANY / 3600, 'hours'),
         row(
-            'the same when all is done already',
-            alone['again s'],
+            'CPU time when all is done already',
+            alone['again CPU s'],
             's',
-            alone['again s'] * MANY / 3600,
-            'hours',
+            alone['again CPU s'] * MANY / 3600,
+            'core hours',
         ),
         row('memory, peak', alone['peak GB'], 'GB'),
         row('raw scan', alone['raw'][1] / 1e6, 'MB', alone['raw'][1] * MANY / 1e12, 'TB'),
@@ -175,7 +183,10 @@ def save_steps(steps: Counter[str]) -> None:
     ]
     rest = total - sum(seconds for _, seconds in steps.most_common(10))
     rows.append({'step': 'all others', 'seconds': f'{rest:.2f}', 'share': f'{100 * rest / total:.0f} %'})
-    text = 'Steps of that subject on one core, as Nipype timed them.\n\n' + common.table(rows)
+    text = (
+        'Steps of that subject on one core, as Nipype timed them (wall seconds; other work on the machine stretches them, shares '
+        'hardly change).\n\n' + common.table(rows)
+    )
     common.save(
         'scaling_steps',
         title='Where the time of a subject goes',
@@ -194,16 +205,21 @@ def save_planning(sizes: list[int]) -> None:
     ):
         found = [(size, plan_one(size, options)) for size in (*sizes, MANY)]
         rows += [
-            {'what': label, 'subjects': size, 'seconds': f'{seconds:.3g}', 'how': 'measured'}
+            {'what': label, 'subjects': size, 'CPU seconds': f'{seconds:.3g}', 'how': 'measured'}
             for size, seconds in found
         ]
-    found = [(size, float(str(startup.planning(size)['wall s']))) for size in sizes]
+    found = [(size, float(str(startup.planning(size)['CPU s']))) for size in sizes]
     rows += [
-        {'what': 'one command, all graphs', 'subjects': size, 'seconds': f'{seconds:.3g}', 'how': 'measured'}
+        {
+            'what': 'one command, all graphs',
+            'subjects': size,
+            'CPU seconds': f'{seconds:.3g}',
+            'how': 'measured',
+        }
         for size, seconds in found
     ]
     slope, start = np.polyfit(*np.array(found).T, 1)
-    rows.append({'what': 'one command, all graphs', 'subjects': MANY, 'seconds': f'{start + slope * MANY:.3g}',
+    rows.append({'what': 'one command, all graphs', 'subjects': MANY, 'CPU seconds': f'{start + slope * MANY:.3g}',
                  'how': 'line through the two'})  # fmt: skip
     empty = common.repeat(lambda: subprocess.run([sys.executable, '-c', START], check=True), 3)
     text = (
@@ -216,7 +232,7 @@ def save_planning(sizes: list[int]) -> None:
 
 
 def plan_one(subjects: int, options: list[str]) -> float:
-    """Return the seconds in which a task plans one subject of a data set."""
+    """Return the CPU seconds in which a task plans one subject of a data set."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / 'bids'
         root.mkdir()
@@ -233,12 +249,13 @@ def plan_one(subjects: int, options: list[str]) -> float:
         usage = common.measure([sys.executable, '-c', PLAN_ONE, *task], cwd=name, stdout=subprocess.DEVNULL)
     if usage.code:
         raise SystemExit(f'planning ended with {usage.code}')
-    return usage.wall_s
+    return usage.cpu_s
 
 
-def save_gpus(alone: dict[str, Any], steps: Counter[str], cores: int) -> None:
+def save_gpus(cores: int) -> None:
     """Put scans of the measured costs before cores and GPUs, for several seconds on the GPU."""
     measured = json.loads((common.RESULTS / 'participant.json').read_text())['scans']
+    steps: dict[str, float] = json.loads((common.RESULTS / 'scaling_steps.json').read_text())['steps']
     spread = [item['CPU s'] for item in measured if item['follows'] == 'itself']
     after = sum(seconds for name, seconds in steps.items() if name in AFTER) / sum(steps.values())
     rng = np.random.default_rng(0)
@@ -251,7 +268,7 @@ def save_gpus(alone: dict[str, Any], steps: Counter[str], cores: int) -> None:
         for gpus in sorted({max(needed // 2, 1), needed, needed + max(needed // 4, 1)}):
             found = queueing.simulate(costs, cores, gpus)
             rows.append({
-                'seconds on a GPU': seconds, 'cores that one GPU serves': f'{ratio:.0f}', 'GPUs': gpus,
+                'seconds on a GPU': seconds, 'cores that one GPU serves': f'{ratio:.2g}', 'GPUs': gpus,
                 'hours': f'{found.hours:.2f}', 'cores busy': f'{100 * found.cores_busy:.0f} %',
                 'GPUs busy': f'{100 * found.gpus_busy:.0f} %',
             })  # fmt: skip
@@ -267,7 +284,18 @@ def save_gpus(alone: dict[str, Any], steps: Counter[str], cores: int) -> None:
 
 
 #: Steps behind harmonizing.
-AFTER = {'segment_after', 'assess', 'warp', 'draw', 'collect', 'gather', 'wait', 'ds_preproc', 'ds_harmonized', 'ds_qc'}
+AFTER = {
+    'segment_after',
+    'assess',
+    'warp',
+    'draw',
+    'collect',
+    'gather',
+    'wait',
+    'ds_preproc',
+    'ds_harmonized',
+    'ds_qc',
+}
 
 
 if __name__ == '__main__':
