@@ -30,7 +30,8 @@ from bidsharm.harmonizers.contract import (
 )
 from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
-from bidsharm.harmonizers.standard import PERCENTILES, alternatives, check_scan, paint, target_kind
+from bidsharm.harmonizers.registry import could_train
+from bidsharm.harmonizers.standard import PERCENTILES, check_scan, paint, target_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -407,7 +408,7 @@ class TrainedHarmonizer(Harmonizer):
             if need not in offered:
                 raise MissingNeed(
                     f'{self.card.name} needs {NEED_PHRASES[need]}, which is not there; '
-                    f'methods that could run instead: {alternatives(offered)}.'
+                    f'methods that could be trained instead: {", ".join(could_train(offered)) or "none"}.'
                 )
 
     def _learn_units(self, data: TrainingSet) -> None:
