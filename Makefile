@@ -65,6 +65,7 @@ HELD_PEOPLE = --subjects 8 --brain-only --seed 2026 --force \
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/preprocessing.py
 	for script in bias_levels extraction carry classical_real; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
