@@ -17,12 +17,12 @@ SHORT_NEEDS = {
     'cohort': 'cohort',
     'site': 'sites',
     'reference': 'reference',
-    'paired': 'travelling subjects',
-    'two_sites': 'two sites',
-    'travellers': 'everyone everywhere',
+    'paired': 'pairs',
+    'two_sites': '2 sites',
+    'travellers': 'travellers',
     'multi_contrast': 'contrasts',
     'tissue': 'tissues',
-    'weights': 'weights',
+    'weights': 'model',
 }
 
 
@@ -100,8 +100,9 @@ def _list(*, as_json: bool) -> int:
     console.print(_table(cards))
     console.print(
         "Aims at: canonical = the method's own standard contrast, site = the look of one site, reference = the "
-        'look of one image. Needs: cohort = several scans to learn the canonical contrast from, tissues = a '
-        'segmentation of every scan, which bidsharm makes itself. '
+        'look of one image. Needs: cohort = several scans to learn from, tissues = a segmentation of every scan, which bidsharm '
+        'makes itself, model = a bundle of bidsharm-train, which needs: pairs = people scanned at two sites, travellers = people '
+        'scanned at all sites, contrasts = several in a visit. '
         '"bidsharm-models show NAME" tells more.'
     )
     for what in broken.values():
@@ -116,12 +117,10 @@ def _table(cards: Sequence[Card]) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_lines=False)
     table.add_column('Name', no_wrap=True, style='bold')
-    table.add_column('What it does', ratio=1, min_width=14, overflow='fold')
+    table.add_column('What it does', ratio=1, min_width=13, overflow='fold')
     table.add_column('Aims at', min_width=9)
-    table.add_column('Needs', min_width=7)
-    table.add_column('Con-\ntrast', min_width=5)
-    table.add_column('Runs\non', min_width=4)
-    table.add_column('Fidelity', min_width=8)
+    table.add_column('Needs', min_width=10, overflow='fold')
+    table.add_column('Fidelity', min_width=8, overflow='fold')
     table.add_column('May\nalter\nanatomy', min_width=7)
     for card in cards:
         needs = dict.fromkeys((*card.needs_fit, *card.needs_apply))
@@ -130,8 +129,6 @@ def _table(cards: Sequence[Card]) -> Any:
             card.title,
             '\n'.join(card.targets),
             '\n'.join(SHORT_NEEDS.get(need, need) for need in needs) or '-',
-            '\n'.join(card.contrasts) or 'all',
-            'GPU' if card.uses_device else 'CPU',
             card.fidelity,
             'yes' if card.changes_anatomy else 'no',
         )

@@ -23,7 +23,7 @@ def test_the_list_is_readable_at_80_columns(capsys, monkeypatch):
     firsts = [line.split()[0] for line in lines if line and not line.startswith(' ')]
     assert set(registry._BUILTIN) <= set(firsts)
     row = next(line for line in lines if line.startswith('nyul')).split()
-    assert {'canonical', 'cohort', 'all', 'CPU', 'faithful', 'no'} <= set(row)
+    assert {'canonical', 'cohort', 'faithful', 'no'} <= set(row)
     assert 'tissues' in next(line for line in lines if line.startswith('fcm')).split()
 
 
