@@ -144,7 +144,9 @@ def card(name: str) -> Card:
 def could_train(offers: Iterable[str]) -> list[str]:
     """Return the methods that can be trained on what is offered; the arguments are those of :func:`could_run`."""
     offered = frozenset(offers)
-    cards = [found for name in available() if (found := _card_or_none(name)) and 'weights' in found.needs_apply]
+    cards = [
+        found for name in available() if (found := _card_or_none(name)) and 'weights' in found.needs_apply
+    ]
     return [found.name for found in cards if offered.issuperset(found.needs_fit)]
 
 
@@ -168,6 +170,10 @@ def could_run(offers: Iterable[str]) -> list[str]:
     names = []
     for name in available():
         found = _card_or_none(name)
-        if found and offered.issuperset((*found.needs_fit, *found.needs_apply)) and 'canonical' in found.targets:
+        if (
+            found
+            and offered.issuperset((*found.needs_fit, *found.needs_apply))
+            and 'canonical' in found.targets
+        ):
             names.append(name)
     return names
