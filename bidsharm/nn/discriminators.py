@@ -102,7 +102,7 @@ class MultiScale(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the scores of each size."""
-        found = []
+        found: list[Tensor] = []
         for judge in self.scales:
             if not found or min(x.shape[2:]) >= self.smallest:
                 found.append(judge(x))
