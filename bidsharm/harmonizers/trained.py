@@ -31,14 +31,13 @@ from bidsharm.harmonizers.contract import (
 from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.registry import could_train
-from bidsharm.harmonizers.standard import PERCENTILES, check_scan, paint, target_kind
+from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bidsharm.training.options import Player, Running, Stage
     from bidsharm.training.regimes import Batch, Sampler
-    from bidsharm.training.scaling import Scaling
     from bidsharm.training.views import View
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
@@ -463,12 +462,11 @@ class TrainedHarmonizer(Harmonizer):
         """
         import torch
 
-        values = check_scan(scan)
+        from bidsharm.harmonizers.training_data import in_units
+
+        volume, scaling = in_units(scan, self.settings)
         self._check_ready(scan, target)
         mask = np.asarray(scan.mask).astype(bool)
-        scaling = self._scaling(values, scan.name)
-        volume = np.full(scan.data.shape, self.settings.background, np.float32)
-        volume[mask] = scaling.forward(values.astype(np.float32))
         device = self.execution.device
         self.networks.to(device).eval()
         torch.manual_seed(self.execution.seed)
@@ -520,24 +518,11 @@ class TrainedHarmonizer(Harmonizer):
 
     def _companions(self, scan: Scan) -> dict[int, NDArray[np.float32]]:
         """Return the other contrasts of the visit that the networks know, in units of the network."""
-        found = {}
-        for other in scan.companions:
-            if other.contrast in self.contrasts and other.contrast != scan.contrast:
-                values, mask = check_scan(other), np.asarray(other.mask).astype(bool)
-                volume = np.full(other.data.shape, self.settings.background, np.float32)
-                volume[mask] = self._scaling(values, other.name).forward(values.astype(np.float32))
-                found[self.contrasts.index(other.contrast)] = volume
-        return found
+        from bidsharm.harmonizers.training_data import in_units
 
-    def _scaling(self, values: NDArray[np.floating], name: str) -> Scaling:
-        from bidsharm.training.scaling import measure
-
-        try:
-            return measure(values, self.settings.scaling, self.settings.offset)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ScanError(
-                f'{self.card.name} found no scale: {error}.', where=name, fix='Look at the image.'
-            ) from None
+        known = set(self.contrasts) - {scan.contrast}
+        others = [other for other in scan.companions if other.contrast in known]
+        return {self.contrasts.index(other.contrast): in_units(other, self.settings)[0] for other in others}
 
     def _check_ready(self, scan: Scan, target: Target) -> None:
         if not self._trained:
@@ -569,11 +554,8 @@ class TrainedHarmonizer(Harmonizer):
         import torch
 
         device = next(self.networks.parameters()).device
-        return {
-            name.removeprefix(f'{contrast}/'): torch.from_numpy(value).to(device)
-            for name, value in self._styles.items()
-            if name.startswith(f'{contrast}/')
-        }
+        styles = _under(f'{contrast}/', self._styles)
+        return {name: torch.from_numpy(value).to(device) for name, value in styles.items()}
 
     @property
     def grid_mm(self) -> float:
@@ -640,11 +622,7 @@ class TrainedHarmonizer(Harmonizer):
         )
         self._target = (str(settings['target_kind']), str(settings['target']))
         self.networks = torch.nn.ModuleDict(self.build())
-        weights = {
-            name.removeprefix('net/'): torch.from_numpy(np.array(value))
-            for name, value in arrays.items()
-            if name.startswith('net/')
-        }
+        weights = {name: torch.from_numpy(np.array(value)) for name, value in _under('net/', arrays).items()}
         try:
             self.networks.load_state_dict(weights)
         except RuntimeError as error:
@@ -653,15 +631,13 @@ class TrainedHarmonizer(Harmonizer):
                 fix='Train the method again.',
             ) from None
         self.networks.eval()
-        self._styles = {
-            name.removeprefix('style/'): value for name, value in arrays.items() if name.startswith('style/')
-        }
-        self._quantiles = {
-            name.removeprefix('quantiles/'): value
-            for name, value in arrays.items()
-            if name.startswith('quantiles/')
-        }
+        self._styles, self._quantiles = _under('style/', arrays), _under('quantiles/', arrays)
         self._trained = True
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 __all__ = ['Given', 'NetworkSettings', 'Reference', 'TrainedHarmonizer']

@@ -14,6 +14,7 @@ from bidsharm.harmonizers.contract import Cohort, Scan
 if TYPE_CHECKING:
     from bidsharm.harmonizers.trained import NetworkSettings
     from bidsharm.imaging.alignment import Grid
+    from bidsharm.training.scaling import Scaling
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
 #: Field of view of a training, along the axes of RAS order (mm); that of IGUANe (Roca et al. 2024).
@@ -53,23 +54,39 @@ def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
 
 def volume_of(scan: Scan, settings: NetworkSettings, shape: tuple[int, int, int]) -> TrainingVolume:
     """Return one scan in units of the network, in the middle of a field of view of a given shape."""
-    from bidsharm.harmonizers.standard import check_scan
-    from bidsharm.training.scaling import measure
     from bidsharm.training.volumes import TrainingVolume
 
-    values, mask = check_scan(scan), np.asarray(scan.mask).astype(bool)
-    try:
-        scaling = measure(values, settings.scaling, settings.offset)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ScanError(f'There is no scale: {error}.', where=scan.name, fix='Leave this scan out.') from None
-    volume = np.full(scan.data.shape, settings.background, np.float32)
-    volume[mask] = scaling.forward(values.astype(np.float32))
+    volume, scaling = in_units(scan, settings)
+    mask = np.asarray(scan.mask).astype(bool)
     return TrainingVolume(
         values=centred(volume, shape, settings.background), mask=centred(mask, shape, False), name=scan.name,
         person=scan.person or scan.name, session=scan.session, site=scan.site, contrast=scan.contrast,
         tissue=None if scan.tissue is None else centred(labels_of(scan), shape, 0), covariates=scan.covariates,
         unit=scaling.unit,
     )  # fmt: skip
+
+
+def in_units(scan: Scan, settings: NetworkSettings) -> tuple[NDArray[np.float32], Scaling]:
+    """Return a scan in units of the network, its background outside the mask, and the scaling that leads back.
+
+    Raises
+    ------
+    ScanError
+        If the scan is unusable, or the intensity that should become 1 is not above 0.
+    """
+    from bidsharm.harmonizers.standard import check_scan
+    from bidsharm.training.scaling import measure
+
+    values = check_scan(scan)
+    try:
+        scaling = measure(values, settings.scaling, settings.offset)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ScanError(
+            f'There is no scale: {error}.', where=scan.name, fix='Look at the image, or leave this scan out.'
+        ) from None
+    volume = np.full(scan.data.shape, settings.background, np.float32)
+    volume[np.asarray(scan.mask).astype(bool)] = scaling.forward(values.astype(np.float32))
+    return volume, scaling
 
 
 def labels_of(scan: Scan) -> NDArray[np.uint8]:
