@@ -23,7 +23,6 @@ from bidsharm.harmonizers.contract import (
     Harmonized,
     Harmonizer,
     Progress,
-    Reference,
     Scan,
     Site,
     Target,
@@ -638,6 +637,3 @@ class TrainedHarmonizer(Harmonizer):
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the arrays whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-__all__ = ['Given', 'NetworkSettings', 'Reference', 'TrainedHarmonizer']

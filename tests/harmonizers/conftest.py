@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,17 @@ from bidsharm.harmonizers.contract import Cohort, Scan
 
 MEANS = {'T1w': (300.0, 600.0, 900.0), 'T2w': (900.0, 600.0, 400.0)}
 MEANS |= {'FLAIR': (200.0, 700.0, 550.0), 'PDw': (900.0, 800.0, 650.0)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: tests run side by side, and small networks gain nothing from more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def build(

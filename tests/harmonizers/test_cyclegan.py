@@ -17,14 +17,6 @@ from .conftest import people_at_two_sites
 from .small_gans import Add, Slope, batch_of, built, totals
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_losses_are_those_worked_out_by_hand():
     method = built(CycleGAN, cycle=10.0, identity=5.0)
     zero = torch.zeros(())

@@ -25,14 +25,6 @@ from bidsharm.training.regimes import Orientations
 from bidsharm.training.views import Slices
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def people(count=3):
     import importlib.util
     from pathlib import Path

@@ -22,14 +22,6 @@ METHODS = sorted(name for name in registry._BUILTIN if issubclass(registry.get(n
 FEW = 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def target_of(name):
     return Site('A') if 'site' in registry.card(name).targets else Canonical()
 

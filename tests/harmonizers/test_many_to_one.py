@@ -20,14 +20,6 @@ from bidsharm.training.regimes import PairedVisits
 from bidsharm.training.views import Slices
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope='module')
 def scans():
     spec = importlib.util.spec_from_file_location('phantoms', Path(__file__).with_name('conftest.py'))

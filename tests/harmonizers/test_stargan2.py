@@ -16,14 +16,6 @@ from bidsharm.training.options import Budget, Running
 from .conftest import people_at_two_sites
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope='module')
 def scans():
     return [scan for scan in people_at_two_sites() if scan.contrast == 'T1w']
