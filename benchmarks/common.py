@@ -124,22 +124,23 @@ def _cell(value: Any) -> str:
     )
 
 
-def save(name: str, *, title: str, text: str, data: dict[str, Any], seed: int | None = None) -> None:
-    """Write ``results/NAME.json`` and ``NAME.md``: what was measured, when, where and with which command."""
-    RESULTS.mkdir(exist_ok=True)
-    command = f'python benchmarks/{Path(sys.argv[0]).name} ' + shlex.join(
-        _public(part) for part in sys.argv[1:]
-    )
+def save(
+    name: str, *, title: str, text: str, data: dict[str, Any], seed: int | None = None, folder: Path = RESULTS
+) -> None:
+    """Write ``NAME.json`` and ``NAME.md`` into a folder: what was measured, when, where and with which command."""
+    folder.mkdir(exist_ok=True)
+    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
+    command = f'python {script} ' + shlex.join(_public(part) for part in sys.argv[1:])
     about = {
         'date': datetime.now(UTC).strftime('%Y-%m-%d'),
         'command': command.strip(),
         'seed': 'none' if seed is None else str(seed),
         **machine(),
     }
-    (RESULTS / f'{name}.json').write_text(json.dumps({'about': about, **data}, indent=1) + '\n')
+    (folder / f'{name}.json').write_text(json.dumps({'about': about, **data}, indent=1) + '\n')
     lines = ''.join(f'- {key}: {value}\n' for key, value in about.items())
     page = f'# {title}\n\n{text}\n{lines}'
-    (RESULTS / f'{name}.md').write_text(page)
+    (folder / f'{name}.md').write_text(page)
     print(page)
 
 

@@ -8,7 +8,7 @@ A document says where a table belongs and which columns it takes::
 Values behind a column choose rows.
 
 ``python benchmarks/figures.py`` writes the tables between the two lines; ``--check`` only says (exit code 1) which
-documents no longer agree with ``benchmarks/results``.
+documents no longer agree with ``benchmarks/results`` and ``tests/reliability/results``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results'
+RESULTS = (ROOT / 'benchmarks' / 'results', ROOT / 'tests' / 'reliability' / 'results')
 DOCUMENTS = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
 BLOCK = re.compile(
     r'(?P<open><!-- figures: (?P<spec>[^>]+) -->\n)(?P<body>.*?)(?P<close><!-- end of figures -->)', re.S
@@ -57,7 +57,8 @@ def _figures(spec: str) -> str:
         for header, _, values in (part.partition('=') for part in wanted)
         if values
     }
-    lines = (RESULTS / f'{name}.md').read_text().splitlines()
+    file = next(folder / f'{name}.md' for folder in RESULTS if (folder / f'{name}.md').exists())
+    lines = file.read_text().splitlines()
     header, _, *rows = (
         [cell.strip() for cell in line.strip('|').split('|')] for line in lines if line.startswith('|')
     )

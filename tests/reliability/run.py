@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import Part, save
+from shared import Part, save
 
 #: Modules beside this one; each has ``run(part)``.
 PARTS = ('scans', 'kills', 'machines', 'hostile', 'fuzz')
