@@ -5,12 +5,13 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 JOBS ?= 2
 
-.PHONY: demo test e2e lint benchmark clean help
+.PHONY: demo test e2e reliability lint benchmark clean help
 
 help:
 	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
 	@echo "make test   install and run the tests"
 	@echo "make e2e    containers, clusters and hosts, as far as this machine allows; names what it skips"
+	@echo "make reliability   every night: bad input, bad machines, kills, hostile files, fuzzing; about two hours (PARTS=... runs some)"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make benchmark   all figures anew (benchmarks/README.md)"
 
@@ -44,6 +45,10 @@ test: $(VENV)/.test
 # STAGES="slurm image" runs some of them; tests/e2e/run.py says what each needs.
 e2e: $(VENV)/.test
 	$(BIN)/python tests/e2e/run.py $(STAGES)
+
+# What is too long for the tests; docs/reliability.md shows the last results.
+reliability: $(VENV)/.test
+	$(BIN)/python tests/reliability/run.py $(PARTS)
 
 # mypy and import-linter look at what is shipped: in the checkout workflows/ is not yet bidsharm.workflows.
 lint: $(VENV)/.lint
