@@ -7,10 +7,8 @@ page, results and list together. The tables of single cases are filled by ``benc
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -50,10 +48,10 @@ def items() -> str:
 
 def filled(text: str) -> str:
     """Return the page with both blocks made anew."""
-    blocks: dict[str, Any] = {'totals': totals, 'items': items}
-    for name, content in blocks.items():
-        block = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end of {name} -->)', re.S)
-        text = block.sub(lambda match, body=content(): f'{match[1]}\n{body}\n\n{match[2]}', text)
+    for name, content in (('totals', totals()), ('items', items())):
+        before, start, rest = text.partition(f'<!-- {name} -->\n')
+        _, end, after = rest.partition(f'<!-- end of {name} -->')
+        text = f'{before}{start}\n{content}\n\n{end}{after}'
     return text
 
 
