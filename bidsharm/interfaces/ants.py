@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from nipype.interfaces import ants
-from nipype.utils.filemanip import indirectory, split_filename
+from nipype.interfaces.base import CommandLine
+from nipype.utils.filemanip import canonicalize_env, indirectory, split_filename
 
 from bidsharm.errors import ScanError
+from bidsharm.interfaces import isolated
 from bidsharm.interfaces.antspyx import TOOLS
 from bidsharm.interfaces.isolated import end_of
 
@@ -85,6 +88,51 @@ def _plain_names(inputs: Any, cwd: Path) -> Iterator[None]:
                 setattr(inputs, name, value)
 
 
+class _Bounded(CommandLine):
+    """A program that is stopped after :data:`bidsharm.interfaces.isolated.STEP_LIMIT_S`; Nipype's own wait for ever.
+
+    It comes after the stock interfaces in the order of classes, and takes the place of the part of Nipype that they end in.
+    """
+
+    def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
+        runtime.cmdline = self.cmdline
+        runtime.environ.update(self._get_environ())
+        runtime.success_codes = correct_return_codes
+        folder = Path(runtime.cwd)
+        (folder / 'command.txt').write_text(runtime.cmdline, encoding='utf-8')
+        log = folder / 'said.log'
+        # Into a file: a pipe would stay open for as long as anything that the program has started lives.
+        with log.open('wb') as said:
+            program = subprocess.Popen(
+                runtime.cmdline, shell=True, cwd=folder, env=canonicalize_env(runtime.environ),
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                runtime.returncode = program.wait(timeout=isolated.STEP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                raise ScanError(
+                    f'{getattr(self, "tool", self.cmd)} took more than {isolated.STEP_LIMIT_S} s and was stopped.',
+                    fix='Look whether the machine is overloaded, or raise BIDSHARM_STEP_LIMIT_S.',
+                ) from None
+            finally:
+                _end_all(program)
+        runtime.stdout = runtime.merged = log.read_text(encoding='utf-8', errors='replace')
+        runtime.stderr = ''
+        return runtime
+
+
+def _end_all(program: subprocess.Popen[bytes]) -> None:
+    """End a program that still runs, the shell around it, and what it has started."""
+    if program.poll() is not None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(program.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    program.kill()
+    program.wait(timeout=60)
+
+
 class _Tool:
     """What the three tools share.
 
@@ -98,6 +146,12 @@ class _Tool:
     def __init__(self, **inputs: Any) -> None:
         super().__init__(command=_tool(self.tool), **inputs)  # type: ignore[call-arg]
         self.inputs.trait('num_threads').nohash = True
+
+    @property
+    def version(self) -> str | None:
+        """The version as Nipype compares it; its own way to ask for it has no time limit."""
+        known = re.fullmatch(r'ANTs (\d[\w.+-]*)', ants_version())
+        return ants.base.Info.parse_version(f'ANTs Version: {known[1]}') if known else None
 
     def run(self, cwd: str | None = None, **options: Any) -> Any:
         """Run the tool in a folder (the current one by default)."""
@@ -119,19 +173,19 @@ class _Tool:
         return runtime
 
 
-class N4BiasFieldCorrection(_Tool, ants.N4BiasFieldCorrection):
+class N4BiasFieldCorrection(_Tool, ants.N4BiasFieldCorrection, _Bounded):
     """N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908)."""
 
     tool = 'N4BiasFieldCorrection'
 
 
-class Registration(_Tool, ants.Registration):
+class Registration(_Tool, ants.Registration, _Bounded):
     """antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025)."""
 
     tool = 'antsRegistration'
 
 
-class ApplyTransforms(_Tool, ants.ApplyTransforms):
+class ApplyTransforms(_Tool, ants.ApplyTransforms, _Bounded):
     """antsApplyTransforms."""
 
     tool = 'antsApplyTransforms'

@@ -12,12 +12,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
 from bidsharm.imaging import bias, grids
-from bidsharm.interfaces import ants
+from bidsharm.interfaces import ants, isolated
 from bidsharm.interfaces.antspyx import TOOLS
 
 #: The stages of the app, with fewer iterations on smaller images.
@@ -447,3 +448,43 @@ def test_a_failure_of_real_ants_is_explained(code, words, install, pair, tmp_pat
         ants.N4BiasFieldCorrection(input_image=pair.fixed).run(cwd=str(tmp_path))
     assert words in caught.value.what
     assert 'out of luck' in caught.value.what
+
+
+HANGING = """\
+#!/bin/sh
+# As a wrapper around a container does: the shell waits for a program that inherits its output.
+echo getting ready
+sleep 300 &
+echo $! > {pid}
+wait
+"""
+
+
+def test_a_tool_that_hangs_is_stopped_with_what_it_has_started(install, pair, tmp_path, monkeypatch):
+    install(*TOOLS)
+    pid = tmp_path / 'pid'
+    (tmp_path / 'bin' / TOOLS[0]).write_text(HANGING.format(pid=pid))
+    monkeypatch.setattr(isolated, 'STEP_LIMIT_S', 2)
+    with pytest.raises(ScanError) as caught:
+        ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3).run(cwd=str(tmp_path))
+    assert 'N4BiasFieldCorrection took more than 2 s' in caught.value.what
+    assert (
+        not psutil.pid_exists(int(pid.read_text()))
+        or psutil.Process(int(pid.read_text())).status() == 'zombie'
+    )
+
+
+def test_real_ants_that_does_not_tell_its_version(install, pair, tmp_path):
+    install(*TOOLS, version='something else')
+    tool = ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3)
+    assert tool.version is None
+    assert tool.run(cwd=str(tmp_path)).outputs.output_image
+
+
+def test_a_crash_by_a_signal_is_named(install, pair, tmp_path):
+    install(*TOOLS)
+    (tmp_path / 'bin' / TOOLS[0]).write_text('#!/bin/sh\necho loading\nkill -SEGV $$\n')
+    with pytest.raises(ScanError) as caught:
+        ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3).run(cwd=str(tmp_path))
+    assert 'was ended by SIGSEGV' in caught.value.what
+    assert 'loading' in caught.value.what
