@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bidsharm.errors import UsageError
+from bidsharm.files import parse_toml, read_text
 
 #: Contrasts that bidsharm handles, in the order in which a scan may stand in for a missing T1w.
 CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
@@ -51,6 +51,7 @@ class Settings:
     derivatives: dict[str, Path] = field(default_factory=dict)
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
+    follow_links: bool = False
     # how
     harmonizer: str = DEFAULT_HARMONIZER
     target: str = 'canonical'
@@ -169,10 +170,10 @@ def load_values(path: Path) -> dict[str, Any]:
         If the file is missing, is not TOML, or holds unknown keys.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding='utf-8'))
+        table = parse_toml(read_text(path))
     except FileNotFoundError:
         raise UsageError('The settings file does not exist.', where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UsageError(f'The settings file cannot be read: {reason(error)}.', where=str(path)) from None
     values = table.get('bidsharm', table)
     if not isinstance(values, Mapping):

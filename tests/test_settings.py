@@ -19,7 +19,7 @@ OTHER = {
     'bids_dir': Path('/data/ünïcode dir'), 'output_dir': Path('/data/"quoted"\\out'), 'analysis_level': 'group',
     'participant_label': ('01', 'sub'), 'session_label': ('a',), 'run': ('1', '02'), 'contrasts': ('FLAIR', 'T1w'),
     'bids_filter_file': Path('/f.json'), 'derivatives': {'smriprep': Path('/s'), 'a.b': Path('/t')},
-    'bids_database_dir': Path('/db'), 'skip_bids_validation': True, 'harmonizer': 'nyul', 'target': 'site "A"\nx',
+    'bids_database_dir': Path('/db'), 'skip_bids_validation': True, 'follow_links': True, 'harmonizer': 'nyul', 'target': 'site "A"\nx',
     'target_scans': 3, 'site': 'a,b', 'model': Path('/m'), 'weights_dir': Path('/w'), 'skull_strip': 'force',
     'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': 7,
     'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'), 'fmriprep_derivatives': Path('/harm'),

@@ -292,7 +292,7 @@ def _connect_scan(
     )  # fmt: skip
     qc_wf = init_qc_wf(
         identity=identity_of(scan, method), notes=notes_of(plan, options), thresholds=options.thresholds,
-        warnings=scan.warnings,
+        warnings=(*scan.warnings, *plan.reused.warnings),
         omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, name=f'qc_{node}_wf',
     )  # fmt: skip
     ds_preproc_wf = init_ds_preproc_wf(

@@ -44,7 +44,7 @@ from rich.console import Console
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_text
 from bidsharm.bids.boilerplate import Boilerplate, write_boilerplate
-from bidsharm.bids.dataset import prepare_root
+from bidsharm.bids.dataset import prepare_root, refuse_links_out
 from bidsharm.bids.handoff import prepare_handoff
 from bidsharm.bids.index import INDEX_FILE, open_layout
 from bidsharm.bids.names import OutputNames, ScanFile
@@ -83,6 +83,7 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
     if settings.dry_run:
         show_plan(plan, settings, console)
         return ExitCode.OK
+    refuse_links(plan, settings)
     prepare_root(settings)
     prepare_handoff(settings)
     if settings.boilerplate_only:
@@ -109,6 +110,14 @@ def run_participant(settings: Settings, console: Console) -> ExitCode:
         outcome = _run_batches(run)
     show_outcome(outcome, settings, console, log_dir=log_dir)
     return outcome.exit_code
+
+
+def refuse_links(plan: Plan, settings: Settings) -> None:
+    """Refuse folders of results that are links to somewhere else; see :func:`~bidsharm.bids.dataset.refuse_links_out`."""
+    folders = {OutputNames(scan).folder for scan in plan.selection.scans}
+    folders |= {f'sub-{subject}/figures' for subject in plan.selection.subjects}
+    for root in filter(None, (settings.output_dir, settings.fmriprep_derivatives)):
+        refuse_links_out(root, sorted(folders))
 
 
 def provenance_of(plan: Plan, settings: Settings) -> dict[str, str]:

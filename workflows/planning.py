@@ -323,11 +323,15 @@ def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Opt
     given = Precomputed()
     ways: dict[str, Path] = {}
     if settings.derivatives and anchor.suffix == 'T1w':  # their names speak of the T1w only
-        given = find_precomputed(anchor, settings.derivatives, BUNDLED)
+        follow = settings.follow_links
+        given = find_precomputed(anchor, settings.derivatives, BUNDLED, follow_links=follow)
         labels = {item.space.entities['space'] for item in options.templates if item.space.name != BUNDLED}
         # A transform from one pipeline does not fit a mask of another.
         sources = {given.source: given.root} if given.source and given.root else settings.derivatives
-        found = {label: find_precomputed(anchor, sources, label).to_template for label in sorted(labels)}
+        found = {
+            label: find_precomputed(anchor, sources, label, follow_links=follow).to_template
+            for label in sorted(labels)
+        }
         ways = {label: file for label, file in found.items() if file}
     plan = ScanPlan(scan, anchor, space_transforms=ways)
     return replace(plan, anchor_precomputed=given) if plan.follows else replace(plan, precomputed=given)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
-from bidsharm.errors import UsageError
+from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.files import leads_out
+from bidsharm.files import read_json as read_any_json
 from bidsharm.settings import CONTRASTS, Settings
 
 BIDS_VERSION = '1.10.0'
@@ -73,6 +75,32 @@ def prepare_root(settings: Settings) -> None:
     write_labels(root)
 
 
+def refuse_links_out(root: Path, folders: Iterable[str] = ()) -> None:
+    """Refuse to write through a link that leads out of the output folder.
+
+    Parameters
+    ----------
+    root
+        The output folder; it may be a link itself.
+    folders
+        Folders of scans that are going to be written, from there; those that every run writes are looked at, too.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the link.
+    """
+    places = dict.fromkeys(['logs', 'models', 'figures', *folders])
+    for name in places:
+        parts = Path(name).parts
+        for place in [root.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]:
+            if place.is_symlink() and leads_out(place, root):
+                raise ConfigurationError(
+                    'This is a link that leads out of the output folder; nothing is written through it.',
+                    where=str(place), fix='Put a folder in its place, or give another output folder.',
+                )  # fmt: skip
+
+
 def write_labels(root: Path) -> None:
     """Write ``dseg.tsv``: what the numbers of the segmentations mean."""
     labels = (('index', 'name', 'abbreviation'), ('1', 'Grey matter', 'GM'), ('2', 'White matter', 'WM'),
@@ -116,8 +144,8 @@ def refuse_foreign(root: Path, kind: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a file that is missing or broken is an empty one."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (OSError, ValueError, RecursionError):
+        content = read_any_json(path, encoding='utf-8-sig')
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from bidsharm.bids.names import ScanFile, file_name
 from bidsharm.errors import UsageError
+from bidsharm.files import leads_out
+
+#: What is said of a link that is not followed, and what to do.
+LEADS_OUT = 'is a link that leads out of that folder; --follow-links reads it'
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Precomputed:
         Name given on the command line.
     root
         Folder of that name.
+    warnings
+        What was found and not taken.
     """
 
     preproc: Path | None = None
@@ -34,6 +40,7 @@ class Precomputed:
     from_template: Path | None = None
     source: str = ''
     root: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> dict[str, Path]:
@@ -70,27 +77,35 @@ def check_folders(derivatives: Mapping[str, Path]) -> None:
             )
 
 
-def find_precomputed(scan: ScanFile, derivatives: Mapping[str, Path], template: str) -> Precomputed:
+def find_precomputed(
+    scan: ScanFile, derivatives: Mapping[str, Path], template: str, *, follow_links: bool = False
+) -> Precomputed:
     """Look for what can be reused for a T1w, in the order in which the derivatives were named.
 
     The names are those of fMRIPrep and sMRIPrep, with the entities of the scan. Names with fewer entities
     (only subject and session, or the folder of the subject) are what a pipeline makes of all T1w below them:
-    they count only where the scan is the only one, for an average over runs or scanners is not this scan.
+    they count only where the scan is the only one, for an average over runs or scanners is not this scan. Links that lead
+    out of the folder that was named are passed over with a warning, unless ``follow_links`` is set.
     """
+    warnings: dict[str, None] = {}
     for name, root in derivatives.items():
         found: dict[str, Path] = {}
         for folder, entities in _places(scan, root):
             for key, file in _candidates(folder, entities, template).items():
-                if key not in found and file.is_file():
-                    found[key] = file
+                if key in found or not file.is_file():
+                    continue
+                if not follow_links and leads_out(file, root):
+                    warnings[f'{file.name} of the derivatives "{name}" was not used: it {LEADS_OUT}.'] = None
+                    continue
+                found[key] = file
         if 'to_template' not in found or 'from_template' not in found:
             found.pop('to_template', None)
             found.pop('from_template', None)
         if 'brain_mask' not in found:
             found.pop('preproc', None)  # without its mask a stripped image looks like a whole head
         if found:
-            return Precomputed(**found, source=name, root=root)
-    return Precomputed()
+            return Precomputed(**found, source=name, root=root, warnings=tuple(warnings))
+    return Precomputed(warnings=tuple(warnings))
 
 
 def _places(scan: ScanFile, root: Path) -> list[tuple[Path, dict[str, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, UsageError
 from bidsharm.evaluation.study import ORIGINAL, MethodFiles, Study, StudyScan
+from bidsharm.files import MAX_TABLE, read_text
+from bidsharm.settings import reason
 
 _ENDINGS = ('.nii.gz', '.nii')
 #: Entities that say how an image was made, not which scan it is.
@@ -334,13 +337,13 @@ def _read_scans(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(encoding='utf-8-sig', newline='') as file:
-            return [
-                {str(k).strip(): (v or '').strip() for k, v in row.items() if isinstance(k, str)}
-                for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError('The table cannot be read.', where=str(path), fix=str(error)) from None
+        file = io.StringIO(read_text(path, MAX_TABLE, encoding='utf-8-sig'), newline='')
+        return [
+            {str(k).strip(): (v or '').strip() for k, v in row.items() if isinstance(k, str)}
+            for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f'The table cannot be read: {reason(error)}.', where=str(path)) from None
 
 
 def _participants(sources: Sources) -> dict[str, dict[str, str]]:

@@ -6,18 +6,21 @@ of names is used, and metadata are read here.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bidsharm.bids.names import parse_name
+from bidsharm.files import leads_out, read_json
+from bidsharm.settings import reason
 
-#: A sidecar larger than this (bytes) is no sidecar.
-MAX_SIZE = 10_000_000
+#: What is said of a link that is not followed, and what to do.
+LEADS_OUT = 'it is a link that leads out of the data set; --follow-links reads it'
 
 
-def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_metadata(
+    path: Path, root: Path, *, follow_links: bool = False
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the metadata that apply to an image, and what is wrong with its sidecars.
 
     Parameters
@@ -26,6 +29,8 @@ def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ..
         The image.
     root
         Folder of the data set; sidecars above the image count, nearer ones win.
+    follow_links
+        Whether sidecars that are links out of the data set count.
 
     Returns
     -------
@@ -50,9 +55,11 @@ def read_metadata(path: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ..
                 applying.append((len(other[0]), name))
         for _, name in sorted(applying):
             try:
-                metadata.update(_read(folder / name))
-            except (OSError, ValueError, RecursionError) as error:
-                warnings.append(f'The sidecar {name} cannot be read ({error}); its fields are missing.')
+                metadata.update(_read(folder / name, None if follow_links else root))
+            except (OSError, ValueError) as error:
+                warnings.append(
+                    f'The sidecar {name} cannot be read ({reason(error)}); its fields are missing.'
+                )
     return metadata, tuple(warnings)
 
 
@@ -64,10 +71,10 @@ def _sidecars(folder: Path) -> tuple[str, ...]:
         return ()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_SIZE:
-        raise ValueError('it is too large')
-    content = json.loads(path.read_text(encoding='utf-8-sig'))
+def _read(path: Path, inside: Path | None) -> dict[str, Any]:
+    if inside is not None and leads_out(path, inside):
+        raise ValueError(LEADS_OUT)
+    content = read_json(path, encoding='utf-8-sig')
     if not isinstance(content, dict):
         raise ValueError('it is no JSON object')
     return content

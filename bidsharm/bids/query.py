@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.bids.index import open_layout
+from bidsharm.bids.index import COPY_OR_FOLLOW, open_layout
 from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
-from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, label_of, read_participants, site_by_rule
+from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, check_participants, label_of, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
+from bidsharm.files import is_special, leads_out, read_json
 from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 
 if TYPE_CHECKING:
@@ -62,24 +63,29 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     _check_labels(settings)
     layout = layout or open_layout(settings)
     filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
-    misnamed: list[ScanError] = []
+    refused: list[ScanError] = refused_folders(settings)
     by_contrast = {
-        name: _find(settings, layout, name, filters, misnamed if name in settings.contrasts else [])
+        name: _find(settings, layout, name, filters, refused if name in settings.contrasts else [])
         for name in dict.fromkeys((*settings.contrasts, 'T1w'))
     }
     contrasts = dict.fromkeys(settings.contrasts)
-    kept = _narrow(settings, [scan for contrast in contrasts for scan in by_contrast[contrast]], misnamed)
+    kept = _narrow(settings, [scan for contrast in contrasts for scan in by_contrast[contrast]], refused)
     scans, left_out = _refuse_doubtful(kept)
-    left_out = misnamed + left_out
-    participants = read_participants(settings.bids_dir)
+    left_out = refused + left_out
+    participants, problems = check_participants(settings.bids_dir, follow_links=settings.follow_links)
     _check_site_rule(settings, scans, participants)
     structural, _ = _refuse_doubtful(by_contrast['T1w'])
+    scans, structural = ([_warned(scan, problems) for scan in group] for group in (scans, structural))
     label = functools.partial(_with_site, participants=participants, rule=settings.site)
     return Selection(
         tuple(sorted(map(label, scans), key=_order)),
         tuple(left_out),
         tuple(sorted(map(label, structural), key=_order)),
     )
+
+
+def _warned(scan: ScanFile, problems: tuple[str, ...]) -> ScanFile:
+    return replace(scan, warnings=(*scan.warnings, *problems)) if problems else scan
 
 
 def _with_site(scan: ScanFile, *, participants: Mapping[str, Mapping[str, str]], rule: str) -> ScanFile:
@@ -123,9 +129,9 @@ def _find(
     layout: BIDSLayout,
     contrast: str,
     filters: Mapping[str, Mapping[str, Any]],
-    misnamed: list[ScanError],
+    refused: list[ScanError],
 ) -> list[ScanFile]:
-    """Return the images of a contrast; those whose names cannot be trusted go to ``misnamed``.
+    """Return the images of a contrast; those whose names or files cannot be trusted go to ``refused``.
 
     Subject and folder are read from the end of the path: pybids takes the first ``sub-`` or ``func`` of the
     whole path, which may lie above the data set.
@@ -146,7 +152,7 @@ def _find(
             continue
         parsed = parse_name(path.name)
         if parsed is None or not _is_raw_name(parsed[0], folders):
-            misnamed.append(
+            refused.append(
                 ScanError(
                     'This is not the BIDS name of a raw scan in this folder.',
                     where=path.relative_to(root).as_posix(),
@@ -154,12 +160,62 @@ def _find(
                 )
             )
             continue
+        if (error := _untrusted(path, settings)) is not None:
+            refused.append(error)
+            continue
         entities, suffix = parsed
         if entities.get('part', 'mag') != 'mag':
             continue  # phase, real and imaginary parts are no pictures of anatomy
-        metadata, warnings = read_metadata(path, root)
+        metadata, warnings = read_metadata(path, root, follow_links=settings.follow_links)
         scans.append(ScanFile(path, entities, suffix, root, metadata=metadata, warnings=warnings))
     return scans
+
+
+def _untrusted(path: Path, settings: Settings) -> ScanError | None:
+    """Return what is wrong with the file of a scan before anybody opens it; a link that leads nowhere fails later, alone."""
+    where = path.relative_to(settings.bids_dir).as_posix()
+    if not settings.follow_links and os.path.exists(path) and leads_out(path, settings.bids_dir):
+        return ScanError(
+            'The file is a link that leads out of the data set.', where=where, fix=COPY_OR_FOLLOW
+        )
+    if is_special(path):
+        return ScanError('This is a pipe, a device or a socket, no file.', where=where, fix='Remove it.')
+    return None
+
+
+def refused_folders(settings: Settings) -> list[ScanError]:
+    """Return folders of subjects, sessions and scans that are links out of the data set, and folders that are called like scans."""
+    root, errors = settings.bids_dir, []
+    wanted = settings.participant_label
+    subjects = [root / f'sub-{label}' for label in wanted] if wanted else _folders(root, 'sub-')
+    for folder in [place for subject in subjects for place in (subject, *_folders(subject, 'ses-'))]:
+        for place in (folder, folder / 'anat'):
+            if place.is_symlink() and not settings.follow_links and leads_out(place, root):
+                errors.append(
+                    ScanError(
+                        'The folder is a link that leads out of the data set.',
+                        where=place.relative_to(root).as_posix(), fix=COPY_OR_FOLLOW,
+                    )
+                )  # fmt: skip
+                break
+        else:
+            errors += [
+                ScanError('This is a folder, no file.', where=found.relative_to(root).as_posix(), fix='Remove it.')
+                for found in _folders(folder / 'anat', 'sub-')
+                if found.name.endswith(('.nii', '.nii.gz'))
+            ]  # fmt: skip
+    return errors
+
+
+def _folders(folder: Path, start: str) -> list[Path]:
+    """Return the folders in a folder whose names have a beginning."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                Path(entry.path) for entry in entries if entry.name.startswith(start) and entry.is_dir()
+            )
+    except OSError:
+        return []
 
 
 def _is_raw_name(entities: Mapping[str, str], folders: Sequence[str]) -> bool:
@@ -209,15 +265,15 @@ def some_of(labels: Sequence[str], most: int = 12) -> str:
     return (', '.join(labels[:most]) or 'none') + rest
 
 
-def _narrow(settings: Settings, scans: list[ScanFile], misnamed: Sequence[ScanError]) -> list[ScanFile]:
+def _narrow(settings: Settings, scans: list[ScanFile], refused: Sequence[ScanError]) -> list[ScanFile]:
     """Apply the session and run filters one by one, so that the one that empties the list can be named."""
     if not scans:
         filtered = f' with the filter file {settings.bids_filter_file}' if settings.bids_filter_file else ''
         raise NothingToDo(
             f'No {", ".join(settings.contrasts)} image was found{filtered}.',
             where=str(settings.bids_dir),
-            fix=f'Rename what is no BIDS name: {some_of([error.where for error in misnamed])}.'
-            if misnamed
+            fix=' '.join(_advice(refused))
+            if refused
             else 'Check the folder, --participant-label, --contrasts and --bids-filter-file.',
         )
     for option, wanted, entity in (
@@ -236,6 +292,15 @@ def _narrow(settings: Settings, scans: list[ScanFile], misnamed: Sequence[ScanEr
             )
         scans = kept
     return scans
+
+
+def _advice(refused: Sequence[ScanError]) -> Iterator[str]:
+    """Yield what is wrong with files that cannot be used, what to do, and where they are."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for error in refused:
+        places.setdefault((error.what, error.fix), []).append(error.where)
+    for (what, fix), where in places.items():
+        yield f'{what} {fix} ({some_of(where)})'
 
 
 def same_label(label: str | None, wanted: Iterable[str]) -> bool:
@@ -276,7 +341,7 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
     from bids.layout import Query
 
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_json(path)
     except FileNotFoundError:
         raise UsageError('The filter file does not exist.', where=str(path)) from None
     except (OSError, ValueError) as error:

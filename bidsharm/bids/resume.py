@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from bidsharm.files import open_regular, read_json
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Return size, time and SHA-256 of a file."""
     status = path.stat()
-    with path.open('rb') as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     return {'size': status.st_size, 'mtime_ns': status.st_mtime_ns, 'sha256': digest}
 
@@ -33,8 +34,8 @@ def unchanged(path: Path, before: dict[str, Any]) -> bool:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return a QC record, or None when there is none that can be read."""
     try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except (OSError, ValueError):
         return None
     ours = {'verdict', 'scan', 'subject', 'contrast'}
     return record if isinstance(record, dict) and ours <= record.keys() else None

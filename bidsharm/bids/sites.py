@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from bidsharm.bids.metadata import LEADS_OUT
 from bidsharm.bids.names import ScanFile
+from bidsharm.files import MAX_TABLE, leads_out, read_text
+from bidsharm.settings import reason
 
 #: Sidecar fields that tell one scanner from another, in the order in which they appear in a site label.
 SCANNER_FIELDS = ('Manufacturer', 'ManufacturersModelName', 'MagneticFieldStrength', 'StationName')
@@ -33,18 +37,36 @@ def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
 
     A byte-order mark and duplicate rows are tolerated: the first row of a subject counts.
     """
+    return check_participants(bids_dir, follow_links=True)[0]
+
+
+def check_participants(
+    bids_dir: Path, *, follow_links: bool = False
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Return what :func:`read_participants` returns, and a sentence if the table is there and cannot be read.
+
+    Parameters
+    ----------
+    bids_dir
+        Folder of the data set.
+    follow_links
+        Whether a table that is a link out of the data set counts.
+    """
+    path = bids_dir / 'participants.tsv'
     table: dict[str, dict[str, str]] = {}
     try:
-        with (bids_dir / 'participants.tsv').open(encoding='utf-8-sig', newline='') as file:
-            for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE):
-                label = (row.get('participant_id') or '').strip().removeprefix('sub-')
-                if label:
-                    table.setdefault(
-                        label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)}
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return table
-    return table
+        if not follow_links and leads_out(path, bids_dir):
+            raise ValueError(LEADS_OUT)
+        file = io.StringIO(read_text(path, MAX_TABLE, encoding='utf-8-sig'), newline='')
+        for row in csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE):
+            label = (row.get('participant_id') or '').strip().removeprefix('sub-')
+            if label:
+                table.setdefault(label, {k: (v or '').strip() for k, v in row.items() if isinstance(k, str)})
+    except FileNotFoundError:
+        return {}, ()
+    except (OSError, ValueError, csv.Error) as error:
+        return table, (f'participants.tsv cannot be read ({reason(error)}); what it says is missing.',)
+    return table, ()
 
 
 def site_of(scan: ScanFile, participants: Mapping[str, Mapping[str, str]], rule: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
+from bidsharm.files import read_json
 from bidsharm.harmonizers.contract import Scan
 from bidsharm.settings import CONTRASTS
 
@@ -174,7 +174,7 @@ def _recorded_site(path: Path, entities: Mapping[str, str], contrast: str) -> st
     """Return the site in the record of the scan; empty where there is none."""
     record = path.parent / file_name({**entities, 'desc': contrast}, 'qc', '.json')
     try:
-        content = json.loads(record.read_text(encoding='utf-8'))
+        content = read_json(record)
         return str(content['site'])
     except (OSError, ValueError, KeyError, TypeError):
         return ''
@@ -183,7 +183,7 @@ def _recorded_site(path: Path, entities: Mapping[str, str], contrast: str) -> st
 def _source_of(folder: Path) -> Path:
     """Return the data set that derivatives are from, where their description names a folder; else the folder itself."""
     try:
-        links = json.loads((folder / 'dataset_description.json').read_text(encoding='utf-8'))['DatasetLinks']
+        links = read_json(folder / 'dataset_description.json')['DatasetLinks']
         text = str(links['raw'])
     except (OSError, ValueError, KeyError, TypeError):
         return folder

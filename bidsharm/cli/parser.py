@@ -93,6 +93,7 @@ def _add_selection(parser: Parser) -> None:
         '--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there'
     )
     _add_switch(group, '--skip-bids-validation', 'do not run the BIDS validator first')
+    _add_switch(group, '--follow-links', 'read files and folders that are links out of the data set, too')
 
 
 def _add_method(parser: Parser) -> None:

@@ -11,9 +11,7 @@ Times are in seconds, angles in degrees, lengths in millimetres, field strengths
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from bidsharm.errors import UsageError
+from bidsharm.files import parse_json, parse_toml, read_text
 from bidsharm.settings import CONTRASTS, check_keys, reason
 from bidsharm.simulation.physics import PulseSequence, tissue_signals
 from bidsharm.simulation.relaxation import FIELD_RANGE, relaxation
@@ -479,8 +478,8 @@ def read_scanners(path: Path | str) -> tuple[Scanner, ...]:
     if path.suffix not in ('.json', '.toml'):
         raise UsageError('Scanners are read from .json and .toml files.', where=str(path))
     try:
-        text = path.read_text(encoding='utf-8')
-        content = json.loads(text) if path.suffix == '.json' else tomllib.loads(text)
+        text = read_text(path)
+        content = parse_json(text) if path.suffix == '.json' else parse_toml(text)
     except (OSError, ValueError) as error:
         raise UsageError(f'The scanners cannot be read: {reason(error)}.', where=str(path)) from None
     if isinstance(content, Mapping):

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from bidsharm.bids import metadata
 from bidsharm.bids.metadata import read_metadata
+from bidsharm.files import MAX_TEXT
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_sidecars_of_other_scans_do_not_apply(tree, write, name):
     'content',
     [
         b'', b'{"EchoTime": ', b'[1, 2]', b'"text"', b'null', b'\xff\xfe\x00', b'[' * 100_000,
-        b'{"a": "' + b'x' * metadata.MAX_SIZE + b'"}',
+        b'{"a": "' + b'x' * MAX_TEXT + b'"}',
     ],
     ids=['empty', 'cut', 'list', 'text', 'null', 'bytes', 'deep', 'huge'],
 )  # fmt: skip

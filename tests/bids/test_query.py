@@ -340,9 +340,9 @@ def test_scans_that_would_overwrite_each_other(tree):
 
 
 def test_links(make_tree, tmp_path):
-    """A link out of the data set is a scan (annexed data are links); so is a broken one, which fails later alone."""
-    elsewhere = make_tree(tmp_path / 'elsewhere').add('sub-09_T1w')
+    """A link within the data set is a scan (annexed data are links); so is a broken one, which fails later alone."""
     tree = make_tree(tmp_path / 'bids')
+    elsewhere = tree.add('sub-09_T1w', folder='.git/annex/objects/sub-09/anat')
     (tree.root / 'sub-01/anat').mkdir(parents=True)
     os.symlink(elsewhere, tree.root / 'sub-01/anat/sub-01_T1w.nii.gz')
     os.symlink(tmp_path / 'gone', tree.root / 'sub-01/anat/sub-01_T2w.nii.gz')
