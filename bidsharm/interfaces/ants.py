@@ -24,6 +24,7 @@ from bidsharm.errors import ScanError
 from bidsharm.interfaces import isolated
 from bidsharm.interfaces.antspyx import TOOLS
 from bidsharm.interfaces.isolated import end_of
+from bidsharm.interfaces.usage import measured
 
 
 @functools.cache
@@ -161,7 +162,8 @@ class _Tool:
 
     def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
         # Nipype would go on and miss the output file; what the program said is more to the point.
-        runtime = super()._run_interface(runtime, correct_return_codes)  # type: ignore[misc]
+        with measured(Path(runtime.cwd)):
+            runtime = super()._run_interface(runtime, correct_return_codes)  # type: ignore[misc]
         code = runtime.returncode
         if code not in correct_return_codes:
             said = [

@@ -10,6 +10,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 from numpy.typing import NDArray
 
 from bidsharm.imaging.grids import make_image, open_image
+from bidsharm.interfaces.usage import measured
 
 __all__ = [
     'BaseInterfaceInputSpec',
@@ -27,7 +28,8 @@ class Interface(SimpleInterface):
     """A :class:`SimpleInterface` whose subclasses write one method, ``_compute``, that returns the outputs."""
 
     def _run_interface(self, runtime: Any) -> Any:
-        self._results.update(self._compute(Path(runtime.cwd)))
+        with measured(Path(runtime.cwd)):
+            self._results.update(self._compute(Path(runtime.cwd)))
         return runtime
 
     def _compute(self, cwd: Path) -> dict[str, Any]:
