@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
+from bidsharm.files import is_special
+from bidsharm.imaging.headers import refuse_bomb
 
 Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -47,7 +49,8 @@ class Conformed:
 
 
 def open_image(path: str | Path) -> nib.Nifti1Image:
-    """Open an image of any spatial format that nibabel reads; nothing is checked."""
+    """Open an image of any spatial format that nibabel reads; nothing is checked but that opening it does no harm."""
+    refuse_bomb(Path(path))
     return cast(nib.Nifti1Image, nib.load(path))
 
 
@@ -67,6 +70,8 @@ def load_checked(path: Path) -> nib.Nifti1Image:
         )
     if not path.exists():
         raise ScanError('The file does not exist.', where=path.name)
+    if is_special(path):
+        raise ScanError('This is a pipe, a device or a socket, no file.', where=path.name)
     try:
         image = open_image(path)
         shape, kind = image.shape, image.get_data_dtype()
