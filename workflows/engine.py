@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import shutil
+import subprocess
 import tempfile
 import traceback
 import uuid
@@ -25,6 +26,9 @@ from nipype.pipeline import plugins
 from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.settings import Settings
+
+#: Seconds that Graphviz may take for the picture of a graph.
+DRAWING_S = 120
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,13 @@ def read_failures(log_dir: Path, *, since: set[Path] | None = None) -> list[Fail
 def draw_graph(workflow: pe.Workflow, path: Path) -> None:
     """Write the graph as a dot file, and as a picture where Graphviz is installed."""
     if shutil.which('dot'):
-        workflow.write_graph(dotfilename=str(path), graph2use='colored', format='svg')
+        workflow.write_graph(dotfilename=str(path), graph2use='colored', format='dot')
+        # For a large graph Graphviz may take hours; the file from which it draws is there.
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            subprocess.run(
+                ['dot', '-Tsvg', f'-o{path.with_suffix(".svg")}', str(path)],
+                capture_output=True, stdin=subprocess.DEVNULL, timeout=DRAWING_S, check=False,
+            )  # fmt: skip
         return
     edges = workflow._create_flat_graph().edges()
     lines = ''.join(f'  "{source.fullname}" -> "{target.fullname}";\n' for source, target in edges)

@@ -23,6 +23,8 @@ from bidsharm.errors import BidsharmError, ConfigurationError, UsageError
 #: Where things lie inside the container.
 DATA, OUT, WORK, DATABASE, WEIGHTS, MODEL = '/data', '/out', '/work', '/database', '/weights', '/model'
 DERIVATIVES, FILES, TEMPLATES, HANDOFF = '/derivatives', '/files', '/templateflow', '/fmriprep'
+#: Seconds within which a container program must tell whether it has an image.
+ANSWER_S = 120
 #: The image that belongs to this version.
 IMAGE = f'bidsharm:{__version__}'
 #: Keys of a settings file that are paths, which mean nothing inside a container.
@@ -222,7 +224,16 @@ def _check_image(engine: str, image: str) -> None:
     """Refuse the default image where it was not built: container programs would look for it in a registry."""
     if image != IMAGE:
         return
-    looked = subprocess.run([engine, 'image', 'inspect', image], capture_output=True, text=True, check=False)
+    try:
+        looked = subprocess.run(
+            [engine, 'image', 'inspect', image], capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigurationError(
+            f'{engine} gave no answer for {ANSWER_S} s.',
+            where='--engine',
+            fix=f'Look whether "{engine} info" works.',
+        ) from None
     if looked.returncode:
         told = looked.stderr.strip().splitlines()
         raise ConfigurationError(

@@ -24,6 +24,14 @@ Result = TypeVar('Result')
 #: Folders that all jobs of a machine share, in the order in which they are tried.
 SHARED_FOLDERS = (Path('/dev/shm'), Path('/tmp'))
 
+#: How long a job waits for a card that others hold (seconds); the lock of a process that is gone does not count.
+LOCK_WAIT_S = 24 * 3600
+
+_NO_MEMORY = re.compile(
+    r'CUDA (?:error: )?out of memory|(?:CUBLAS|CUDNN|CUSPARSE|CUFFT)_(?:STATUS_)?ALLOC_FAILED|MPS backend out of memory'
+)
+_CARD = re.compile(r'\bCUDA\b|\bcuDNN\b|CUDNN_STATUS|CUBLAS_STATUS|CUFFT|NVIDIA|NVML', re.IGNORECASE)
+
 _log = logging.getLogger(__name__)
 
 
@@ -119,7 +127,7 @@ def lock_folder() -> Path:
 
 def _take_lock(folder: Path, name: str) -> BaseFileLock | None:
     """Wait for the lock of a card and return it; None, with a warning, where no file can be locked."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     user = str(os.getuid()) if hasattr(os, 'getuid') else 'user'
     for stem in (name, f'{name}-user-{user}'):
@@ -127,7 +135,12 @@ def _take_lock(folder: Path, name: str) -> BaseFileLock | None:
             folder.mkdir(parents=True, exist_ok=True)
             # A mode that is given holds whatever the umask: the next user has to write to the file, too.
             lock = FileLock(folder / f'{stem}.lock', mode=0o666)
-            lock.acquire()
+            lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout:
+            raise ScanError(
+                f'Other jobs have held this card for more than {LOCK_WAIT_S // 3600} hours.', where=name,
+                fix='Free it, or choose --device cpu.',
+            ) from None  # fmt: skip
         except (OSError, NotImplementedError) as error:
             _log.warning('The lock %s.lock in %s cannot be used: %s', stem, folder, error)
         else:
@@ -243,6 +256,8 @@ def with_memory_ladder(
             return run(tile)
         except Exception as error:
             if not _out_of_memory(error):
+                if _card_failed(error, tile.device):
+                    raise _lost(error, tile.device) from error
                 raise
         # Outside the handler, where the error no longer keeps the tensors of the failed try alive.
         _free_cache()
@@ -258,14 +273,31 @@ def with_memory_ladder(
 
 
 def _out_of_memory(error: Exception) -> bool:
-    try:
-        import torch
-    except ImportError:
-        return type(error).__name__ == 'OutOfMemoryError'
-    return isinstance(error, torch.cuda.OutOfMemoryError)
+    """Say whether a card had no memory left: PyTorch's own error, or one of the libraries below it, which only have words."""
+    if type(error).__name__ == 'OutOfMemoryError':
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def _card_failed(error: Exception, device: str) -> bool:
+    """Say whether it is the card, its driver or a library of CUDA that complains, not the method."""
+    if device == 'cpu':
+        return False
+    return type(error).__name__ == 'AcceleratorError' or (
+        isinstance(error, RuntimeError) and bool(_CARD.search(str(error)))
+    )
+
+
+def _lost(error: Exception, device: str) -> ScanError:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ScanError(
+        f'The device {device} failed: {said.rstrip(".")}.',
+        fix='Look with nvidia-smi whether it works, and run the same command again; or choose --device cpu.',
+    )
 
 
 def _free_cache() -> None:
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # of a card that is not well; the next try tells
+            torch.cuda.empty_cache()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import ScanError
+from bidsharm.errors import BidsharmError, ScanError
 from bidsharm.harmonizers.contract import Scan
 
 if TYPE_CHECKING:
     from bidsharm.harmonizers.trained import NetworkSettings
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+#: How long a process waits for another that prepares the same scans (seconds); the lock of one that is gone does not count.
+WAIT_S = 24 * 3600
 
 Progress = Callable[[int, int, str], None]
 
@@ -93,14 +97,12 @@ def prepare(
     progress
         Told how many scans are ready.
     """
-    from filelock import FileLock
-
     from bidsharm.training.volumes import TrainingSet
 
     folder.mkdir(parents=True, exist_ok=True)
     volumes: list[TrainingVolume] = []
     problems: list[ScanError] = []
-    with FileLock(folder / '.lock'):
+    with _alone(folder):
         anchors: dict[str, tuple[Scan, NDArray[np.float64]]] = {}
         for number, source in enumerate(sorted(sources, key=lambda item: (item.person, item.name)), start=1):
             try:
@@ -110,6 +112,25 @@ def prepare(
             if progress is not None:
                 progress(number, len(sources), source.name)
     return Prepared(TrainingSet(volumes, settings.background), problems)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time prepare scans in a folder."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / '.lock')
+    try:
+        lock.acquire(timeout=WAIT_S)
+    except Timeout:
+        raise BidsharmError(
+            f'Another process has been preparing scans here for more than {WAIT_S // 3600} hours.', where=str(folder),
+            fix='End it, or give another output folder.',
+        ) from None  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _prepared(

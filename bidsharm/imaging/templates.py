@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from bidsharm.imaging.grids import open_image
 
 #: TemplateFlow's name of the template that nilearn bundles (ICBM 2009a nonlinear symmetric).
 BUNDLED = 'MNI152NLin2009aSym'
+
+#: Seconds that a download of a template may take in all; TemplateFlow's own limit is for one answer of its server.
+DOWNLOAD_LIMIT_S = int(os.environ.get('BIDSHARM_DOWNLOAD_LIMIT_S', '900'))
 
 _SPACE = re.compile(r'^(?P<name>[A-Za-z0-9]+)(?P<options>(?::[a-z]+-[A-Za-z0-9]+)*)$')
 
@@ -152,12 +156,13 @@ def find_template(space: Space, *, offline: bool) -> Template:
     folder = templateflow_home() / f'tpl-{space.name}'
     if space.cohort:
         folder = folder / f'cohort-{space.cohort}'
-    found = _look(folder, space)
+    found, why = _look(folder, space), ''
     if found is None and not offline:
-        found = _download(space)
+        why = _download(space)
+        found = _look(folder, space)
     if found is None:
         raise ConfigurationError(
-            f'The template {space.name} (res-{space.resolution}) is not in {folder}.',
+            f'The template {space.name} (res-{space.resolution}) is not in {folder}{why and f", and could not be fetched: {why}"}.',
             where='--output-spaces',
             fix=f'Fetch it once with network: {_fetch_command(space)}, or use {BUNDLED}.',
         )
@@ -214,18 +219,30 @@ def _check_readable(path: Path) -> None:
         ) from None
 
 
-def _download(space: Space) -> Template | None:
-    try:
-        from templateflow import api
+def _download(space: Space) -> str:
+    """Let TemplateFlow fetch a template; return why it could not, or nothing."""
+    trouble = ['']
 
-        options = {'cohort': space.cohort} if space.cohort else {}
-        for query in (
-            {'suffix': 'T1w', 'desc': None},
-            {'suffix': 'T1w', 'desc': 'brain'},
-            {'suffix': 'mask', 'desc': 'brain'},
-        ):
-            api.get(space.name, resolution=space.resolution, extension='.nii.gz', **options, **query)
-        folder = templateflow_home() / f'tpl-{space.name}'
-    except Exception:  # noqa: BLE001 - no network, no such template, no permission: all end in the same advice
-        return None
-    return _look(folder / f'cohort-{space.cohort}' if space.cohort else folder, space)
+    def fetch() -> None:
+        try:
+            _fetch(space)
+        except Exception as error:  # noqa: BLE001 - no network, no such template, no permission: all end in the same advice
+            trouble[0] = f'{type(error).__name__}: {error}'.splitlines()[0][:300].rstrip('.: ')
+
+    # A thread that is left behind does not keep the run from ending; a server that drips would.
+    worker = threading.Thread(target=fetch, daemon=True)
+    worker.start()
+    worker.join(DOWNLOAD_LIMIT_S)
+    return f'it took more than {DOWNLOAD_LIMIT_S} s' if worker.is_alive() else trouble[0]
+
+
+def _fetch(space: Space) -> None:
+    from templateflow import api
+
+    options = {'cohort': space.cohort} if space.cohort else {}
+    for query in (
+        {'suffix': 'T1w', 'desc': None},
+        {'suffix': 'T1w', 'desc': 'brain'},
+        {'suffix': 'mask', 'desc': 'brain'},
+    ):
+        api.get(space.name, resolution=space.resolution, extension='.nii.gz', **options, **query)

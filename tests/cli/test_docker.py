@@ -212,3 +212,10 @@ def test_it_needs_no_library(host):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'docker run' in done.stdout
+
+
+def test_a_container_program_that_does_not_answer(host, capfd, monkeypatch):
+    (host / 'bin' / 'docker').write_text(f'#!{sys.executable}\nimport time\ntime.sleep(60)\n')
+    monkeypatch.setattr(docker, 'ANSWER_S', 0.5)
+    assert docker.main(['my data', 'out', 'participant']) == ExitCode.CONFIGURATION
+    assert 'docker gave no answer for 0.5 s' in capfd.readouterr().err

@@ -222,13 +222,13 @@ def test_the_ladder_only_goes_down():
 class Hungry:
     """Runs out of memory until the settings are small enough."""
 
-    def __init__(self, fits, error):
-        self.fits, self.error, self.tried = fits, error, []
+    def __init__(self, fits, error, words='CUDA out of memory'):
+        self.fits, self.error, self.words, self.tried = fits, error, words, []
 
     def __call__(self, tile):
         self.tried.append(tile)
         if not self.fits(tile):
-            raise self.error('CUDA out of memory')
+            raise self.error(self.words)
         return f'done on {tile.device}'
 
 
@@ -279,11 +279,61 @@ def test_the_cpu_takes_over_only_when_allowed(out_of_memory):
 @pytest.mark.parametrize('error', [RuntimeError, MemoryError, ValueError])
 def test_other_errors_are_not_swallowed(error):
     execution = Execution(device='cuda:0', oom_fallback='cpu')
-    run = Hungry(lambda tile: False, error)
-    with pytest.raises(error, match='out of memory'):
+    run = Hungry(lambda tile: False, error, 'the method stumbled')
+    with pytest.raises(error, match='stumbled'):
         with_memory_ladder(run, execution=execution, ladder=memory_ladder(START))
     assert len(run.tried) == 1
     assert execution.steps == []
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        'CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+        'cuDNN error: CUDNN_STATUS_ALLOC_FAILED',
+        'MPS backend out of memory (MPS allocated: 9 GB)',
+    ],
+)
+def test_libraries_below_say_in_words_that_memory_ran_out(words, monkeypatch):
+    run = Hungry(lambda tile: tile.device == 'cpu', RuntimeError, words)
+    execution = Execution(device='cuda:0', oom_fallback='cpu')
+    assert with_memory_ladder(run, execution=execution, ladder=memory_ladder(START)) == 'done on cpu'
+    assert execution.steps
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        'CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported',
+        'No CUDA GPUs are available',
+        'CUDA error: no CUDA-capable device is detected',
+        'CUDA error: unspecified launch failure',
+        'CUDA driver initialization failed, you might not have a CUDA gpu.',
+        'cuDNN error: CUDNN_STATUS_EXECUTION_FAILED',
+    ],
+)
+@pytest.mark.parametrize('kind', ['RuntimeError', 'AcceleratorError'])
+def test_a_card_that_is_lost_is_named_and_not_taken_for_one_that_is_full(words, kind):
+    error = RuntimeError if kind == 'RuntimeError' else type(kind, (RuntimeError,), {})
+    run = Hungry(lambda tile: False, error, words)
+    execution = Execution(device='cuda:0', oom_fallback='cpu')
+    with pytest.raises(ScanError, match='--device cpu') as caught:
+        with_memory_ladder(run, execution=execution, ladder=memory_ladder(START))
+    assert caught.value.what == f'The device cuda:0 failed: {words.splitlines()[0].rstrip(".")}.'
+    assert len(run.tried) == 1
+    assert execution.steps == []
+
+
+def test_nobody_waits_for_a_card_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_uuid', lambda number: 'card')
+    monkeypatch.setattr(module, 'LOCK_WAIT_S', 0.1)
+    with (
+        device_lock('cuda:0', tmp_path),
+        pytest.raises(ScanError, match='Other jobs have held this card'),
+        device_lock('cuda:0', tmp_path),
+    ):
+        pass
 
 
 def test_without_torch_the_name_of_the_error_decides(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -150,8 +151,22 @@ def test_a_failed_download_gives_the_same_advice(home, monkeypatch):
     package.api = client
     monkeypatch.setitem(sys.modules, 'templateflow', package)
     monkeypatch.setitem(sys.modules, 'templateflow.api', client)
-    with pytest.raises(ConfigurationError, match='Fetch it once'):
+    with pytest.raises(
+        ConfigurationError, match=r'could not be fetched: OSError: no network\. Fetch it once'
+    ):
         find_template(Space('MNI152NLin6Asym', '2'), offline=False)
+
+
+def test_a_download_that_does_not_end_is_given_up(home, monkeypatch):
+    client, package = ModuleType('templateflow.api'), ModuleType('templateflow')
+    ended = threading.Event()
+    client.get, package.api = lambda *arguments, **options: ended.wait(60), client
+    monkeypatch.setitem(sys.modules, 'templateflow', package)
+    monkeypatch.setitem(sys.modules, 'templateflow.api', client)
+    monkeypatch.setattr(templates, 'DOWNLOAD_LIMIT_S', 0.1)
+    with pytest.raises(ConfigurationError, match=r'it took more than 0\.1 s\. Fetch it once'):
+        find_template(Space('MNI152NLin6Asym', '2'), offline=False)
+    ended.set()
 
 
 def test_what_is_downloaded_is_used(home, monkeypatch):

@@ -415,6 +415,17 @@ def test_graph_with_graphviz(tmp_path, monkeypatch):
     assert list(here.iterdir()) == []
 
 
+def test_graph_that_takes_graphviz_too_long(tmp_path, monkeypatch):
+    tool = tmp_path / 'bin' / 'dot'
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\nexec sleep 60\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tool.parent}:{os.environ["PATH"]}')
+    monkeypatch.setattr('bidsharm.workflows.engine.DRAWING_S', 0.2)
+    draw_graph(branches(tmp_path), tmp_path / 'graph_01.dot')
+    assert 'first_good' in (tmp_path / 'graph_01.dot').read_text()
+
+
 def _sleep_and_write(path: str) -> str:
     import time
     from pathlib import Path
