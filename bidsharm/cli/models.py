@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import BidsharmError
+
 if TYPE_CHECKING:
     from bidsharm.harmonizers.contract import Card
 
@@ -23,6 +26,9 @@ SHORT_NEEDS = {
     'multi_contrast': 'contrasts',
     'tissue': 'tissues',
     'weights': 'model',
+    'table': 'table',
+    'visits': 'visits',
+    'kept': 'kept',
 }
 
 
@@ -56,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Arguments after the name of the command; those of the process by default.
     """
     arguments = build_parser().parse_args(argv)
-    from bidsharm.errors import BidsharmError
+    return run_to_end('bidsharm-models', lambda: _run(arguments), stopped='stopped.')
 
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command == 'list':
             return _list(as_json=arguments.json)
@@ -68,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _check(arguments.folder)
     except BidsharmError as error:
         # What lies below speaks of options of `bidsharm`, which this command does not have.
-        where = '' if error.where.startswith('--') else error.where
-        said = BidsharmError(error.what, where=where, fix=error.fix)
-        print(f'bidsharm-models: {said}', file=sys.stderr)
-        return int(error.exit_code)
+        if error.where.startswith('--'):
+            error.where = ''
+        raise
 
 
 def _cards() -> tuple[list[Card], dict[str, str]]:
@@ -165,7 +172,7 @@ def _show(name: str, *, as_json: bool) -> int:
         'Fidelity': card.fidelity,
         'Differs from paper': card.deviations or '-',
         'Runs on': 'GPU or CPU' if card.uses_device else 'CPU',
-        'Memory': f'{card.memory_gb:g} GB for a 1 mm head',
+        'Memory': f'{card.memory_gb:g} GB' + (' for a 1 mm head' if card.domain == 'volume' else ''),
         'Licence': card.licence,
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -184,7 +191,7 @@ def _settings(name: str) -> list[tuple[str, str]]:
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
-    kind = registry.get(name)
+    kind = registry.find(name)
     if not issubclass(kind, TrainedHarmonizer):
         return []
     return [
@@ -205,7 +212,7 @@ def _import_iguane(file: Path, folder: Path) -> int:
 def _check(folder: Path) -> int:
     from bidsharm.harmonizers import bundle
 
-    harmonizer = bundle.load(folder)
+    harmonizer = bundle.load_any(folder)
     content = bundle.read_card(folder)
     target = content['settings'].get('target') or 'none'
     print(f'{folder}: whole')

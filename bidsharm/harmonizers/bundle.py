@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 import bidsharm
 from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.files import MAX_TEXT, leads_out, parse_json, read_bytes
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.contract import Card, Execution, Harmonizer
+from bidsharm.harmonizers.contract import Card, Execution, HarmonizationMethod, Harmonizer
 
 FORMAT = 1
 TENSORS = 'model.safetensors'
 CARD = 'card.json'
 
 
-def save(harmonizer: Harmonizer, folder: Path) -> str:
+def save(harmonizer: HarmonizationMethod, folder: Path) -> str:
     """Write what a method learned as a bundle.
 
     The folder appears at once and complete. A complete bundle of the same method that is already there is
@@ -60,7 +61,7 @@ def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str,
     card
         Of the method.
     arrays, settings
-        What :meth:`~bidsharm.harmonizers.contract.Harmonizer.state` returns; settings hold JSON types only.
+        What :meth:`~bidsharm.harmonizers.contract.HarmonizationMethod.state` returns; settings hold JSON types only.
     folder
         Folder to make.
     """
@@ -91,7 +92,33 @@ def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str,
 
 
 def load(folder: Path, execution: Execution | None = None, *, name: str | None = None) -> Harmonizer:
-    """Return the method that was saved, with what it had learned.
+    """Return the method for volumes that was saved, with what it had learned.
+
+    Parameters
+    ----------
+    folder, execution, name
+        As for :func:`load_any`.
+
+    Raises
+    ------
+    ConfigurationError
+        As :func:`load_any`, or if the bundle is of a method of another domain.
+    """
+    found = load_any(folder, execution, name=name)
+    if not isinstance(found, Harmonizer):
+        what, command = registry.ELSEWHERE[found.card.domain]
+        raise ConfigurationError(
+            f'The bundle was made by "{found.card.name}", which harmonizes {what}, not images.',
+            where=str(folder),
+            fix=f'Use it with {command}.',
+        )
+    return found
+
+
+def load_any(
+    folder: Path, execution: Execution | None = None, *, name: str | None = None
+) -> HarmonizationMethod:
+    """Return the method of any domain that was saved, with what it had learned.
 
     Parameters
     ----------
@@ -117,7 +144,7 @@ def load(folder: Path, execution: Execution | None = None, *, name: str | None =
             fix=f'Choose --harmonizer {found}, or another bundle.',
         )
     try:
-        harmonizer = registry.get(found)(execution)
+        harmonizer = registry.find(found)(execution)
     except UsageError as error:
         raise ConfigurationError(
             f'The bundle needs the harmonizer "{found}", which is not installed.',
@@ -129,7 +156,7 @@ def load(folder: Path, execution: Execution | None = None, *, name: str | None =
         harmonizer.restore(arrays, content['settings'])
     except ConfigurationError as error:
         raise ConfigurationError(error.what, where=str(folder), fix=error.fix) from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # whatever a method stumbles over in content that nobody has checked
         raise _damaged(folder, f'its content does not fit "{found}" ({error})') from error
     restored = {key: (array.shape, array.dtype) for key, array in harmonizer.state()[0].items()}
     stored = {key: (array.shape, array.dtype) for key, array in arrays.items()}
@@ -151,7 +178,7 @@ def digest(folder: Path) -> str:
     """
     folder = Path(folder)
     _, tensors = _read(folder)
-    total = hashlib.sha256((folder / CARD).read_bytes())
+    total = hashlib.sha256(_content(folder, CARD, MAX_TEXT))
     total.update(tensors)
     return total.hexdigest()
 
@@ -169,8 +196,8 @@ def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     """Return the card's content and the bytes of the tensors, verified against each other."""
     try:
-        text = (folder / CARD).read_text(encoding='utf-8')
-        tensors = (folder / TENSORS).read_bytes()
+        text = _content(folder, CARD, MAX_TEXT).decode('utf-8')
+        tensors = _content(folder, TENSORS)
     except UnicodeDecodeError as error:
         raise _damaged(folder, f'{CARD} is not text') from error
     except OSError as error:
@@ -180,8 +207,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             fix='Give the folder of a bundle, with both files.',
         ) from error
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise _damaged(folder, f'{CARD} is not JSON') from error
     if not isinstance(content, dict) or 'format' not in content:
         raise _damaged(folder, f'{CARD} does not say its format')
@@ -198,15 +225,30 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return content, tensors
 
 
+def _content(folder: Path, name: str, most: int | None = None) -> bytes:
+    """Return the content of a file of a bundle, which may lie nowhere else."""
+    if leads_out(folder / name, folder):
+        raise ConfigurationError(
+            f'{name} is a link that leads out of the bundle.',
+            where=str(folder),
+            fix='Copy the file into the folder.',
+        )
+    return read_bytes(folder / name, most)
+
+
 def _unpack(tensors: bytes, folder: Path) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
     try:
         # The arrays are read-only views of the bytes otherwise.
-        return {name: np.array(array) for name, array in from_bytes(tensors).items()}
-    except SafetensorError as error:
+        arrays = {name: np.array(array) for name, array in from_bytes(tensors).items()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # numpy lacks some types
         raise _damaged(folder, f'{TENSORS} cannot be read ({error})') from error
+    for name, array in arrays.items():
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            raise _damaged(folder, f'"{name}" holds what is no number')
+    return arrays
 
 
 def _damaged(folder: Path, how: str) -> ConfigurationError:

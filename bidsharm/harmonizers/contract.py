@@ -28,6 +28,9 @@ NEED_PHRASES: dict[str, str] = {
     'multi_contrast': 'several contrasts of the same session',
     'tissue': 'a tissue segmentation of each scan',
     'weights': 'a model bundle',
+    'table': 'a table of features',
+    'visits': 'people with several visits',
+    'kept': 'columns of what people differ by (--keep)',
 }
 
 
@@ -246,17 +249,33 @@ class Harmonized:
     unsupported: Volume | None = None
 
 
-class Harmonizer(ABC):
-    """A harmonization method.
+class HarmonizationMethod(ABC):
+    """What methods of all domains have in common: a card, an execution, and a state that goes into a bundle.
 
-    An instance carries what it learned. ``harmonize`` must depend on nothing but the instance,
-    the scan, the target and the seed, so that jobs running in parallel agree.
+    Subclasses say what goes in: :class:`Harmonizer` takes volumes,
+    :class:`~bidsharm.harmonizers.table.TableHarmonizer` tables of features.
     """
 
     card: ClassVar[Card]
 
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Execution()
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return what was learned: named arrays, and JSON-safe settings."""
+        return {}, {}
+
+    def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        del arrays, settings  # a method without a state has nothing to take back
+
+
+class Harmonizer(HarmonizationMethod):
+    """A harmonization method for volumes.
+
+    An instance carries what it learned. ``harmonize`` must depend on nothing but the instance,
+    the scan, the target and the seed, so that jobs running in parallel agree.
+    """
 
     @classmethod
     def aims_anew(cls) -> bool:
@@ -313,11 +332,3 @@ class Harmonizer(ABC):
         """
         del contrast  # a method that was not fitted knows no target distribution
         return None
-
-    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return what was learned: named arrays, and JSON-safe settings."""
-        return {}, {}
-
-    def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
-        del arrays, settings  # a method without a state has nothing to take back

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from bidsharm.errors import ConfigurationError, UsageError
-from bidsharm.harmonizers.contract import Card, Harmonizer
+from bidsharm.harmonizers.contract import Card, HarmonizationMethod, Harmonizer
 
 GROUP = 'bidsharm.harmonizers'
 
@@ -66,6 +66,9 @@ _BUILTIN = {
     'stytr': 'bidsharm.harmonizers.stytr:StyTr',
 }
 
+#: What methods of other domains than volumes harmonize, and the command that runs them.
+ELSEWHERE = {'table': ('tables of features', 'bidsharm-table')}
+
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +90,33 @@ def available() -> dict[str, EntryPoint]:
 
 
 def get(name: str) -> type[Harmonizer]:
-    """Return the class of a method.
+    """Return the class of a method for volumes.
+
+    Parameters
+    ----------
+    name
+        As printed by ``bidsharm-models list``.
+
+    Raises
+    ------
+    UsageError
+        If there is no method of that name, or it does not harmonize volumes.
+    ConfigurationError
+        As :func:`find`.
+    """
+    found = find(name)
+    if issubclass(found, Harmonizer):
+        return found
+    what, command = ELSEWHERE[found.card.domain]
+    raise UsageError(
+        f'"{name}" harmonizes {what}, not images.',
+        where='--harmonizer',
+        fix=f'Run it with {command} --harmonizer {name}.',
+    )
+
+
+def find(name: str) -> type[HarmonizationMethod]:
+    """Return the class of a method of any domain.
 
     Parameters
     ----------
@@ -125,7 +154,7 @@ def get(name: str) -> type[Harmonizer]:
 
 def _problem(found: object, name: str) -> str:
     """Return what keeps an object from being the harmonizer of this name, or an empty string."""
-    if not (inspect.isclass(found) and issubclass(found, Harmonizer)):
+    if not (inspect.isclass(found) and issubclass(found, HarmonizationMethod)):
         return 'is not a subclass of Harmonizer'
     if not isinstance(getattr(found, 'card', None), Card):
         return 'has no card'
@@ -133,19 +162,23 @@ def _problem(found: object, name: str) -> str:
         return f'calls itself "{found.card.name}" in its card'
     if inspect.isabstract(found):
         return 'does not implement harmonize'
+    if issubclass(found, Harmonizer) != (found.card.domain not in ELSEWHERE):
+        return f'is of the domain "{found.card.domain}" by its card, and of another one by its class'
     return ''
 
 
 def card(name: str) -> Card:
-    """Return the card of a method; errors as :func:`get`."""
-    return get(name).card
+    """Return the card of a method of any domain; errors as :func:`find`."""
+    return find(name).card
 
 
 def could_train(offers: Iterable[str]) -> list[str]:
-    """Return the methods that can be trained on what is offered; the arguments are those of :func:`could_run`."""
+    """Return the methods for volumes that can be trained on what is offered; the arguments are those of :func:`could_run`."""
     offered = frozenset(offers)
     cards = [
-        found for name in available() if (found := _card_or_none(name)) and 'weights' in found.needs_apply
+        found
+        for name in available()
+        if (found := _card_or_none(name)) and found.domain == 'volume' and 'weights' in found.needs_apply
     ]
     return [found.name for found in cards if offered.issuperset(found.needs_fit)]
 
@@ -159,7 +192,7 @@ def _card_or_none(name: str) -> Card | None:
 
 
 def could_run(offers: Iterable[str]) -> list[str]:
-    """Return the methods whose needs are all offered, for their canonical target.
+    """Return the methods for volumes whose needs are all offered, for their canonical target.
 
     Parameters
     ----------
@@ -172,6 +205,7 @@ def could_run(offers: Iterable[str]) -> list[str]:
         found = _card_or_none(name)
         if (
             found
+            and found.domain == 'volume'
             and offered.issuperset((*found.needs_fit, *found.needs_apply))
             and 'canonical' in found.targets
         ):
