@@ -304,7 +304,10 @@ def prepare_folder(out: Path, *, force: bool = False) -> None:
         If there is something that must not be touched, or the folder cannot be made.
     """
     try:
-        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        # The file by which a command holds the folder does not count.
+        occupied = out.exists() and (
+            not out.is_dir() or any(item.name != f'.{GENERATOR}.lock' for item in out.iterdir())
+        )
         if not occupied:
             out.mkdir(parents=True, exist_ok=True)
             return
