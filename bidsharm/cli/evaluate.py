@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.errors import BidsharmError, ExitCode, UsageError
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS
 
 if TYPE_CHECKING:
@@ -106,17 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
-    try:
-        return int(_run(args))
-    except BidsharmError as error:
-        print(f'bidsharm-evaluate: {error}', file=sys.stderr)
-        return int(error.exit_code)
-    except OSError as error:
-        print(f'bidsharm-evaluate: {error.filename or args.out}: {error.strerror or error}', file=sys.stderr)
-        return int(ExitCode.SCAN_FAILED)
-    except KeyboardInterrupt:
-        print('bidsharm-evaluate: stopped; nothing was written.', file=sys.stderr)
-        return int(ExitCode.SCAN_FAILED)
+    return run_to_end(
+        'bidsharm-evaluate', lambda: _run(args), stopped='stopped; the same command begins anew.'
+    )
 
 
 def _run(args: argparse.Namespace) -> ExitCode:

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 
-from bidsharm.errors import BidsharmError, ConfigurationError, ExitCode
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import ConfigurationError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the app and return its exit code."""
+    return run_to_end(
+        'bidsharm',
+        lambda: _run(argv),
+        stopped='stopped; what is finished is kept, the same command goes on from there.',
+    )
+
+
+def _run(argv: list[str] | None) -> int:
     from bidsharm.cli.parser import parse_settings
 
-    try:
-        settings = parse_settings(argv)
-        quiet_libraries()
-        from rich.console import Console
+    settings = parse_settings(argv)
+    quiet_libraries()
+    from rich.console import Console
 
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        if settings.analysis_level == 'group':
-            from bidsharm.workflows.group import run_group
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if settings.analysis_level == 'group':
+        from bidsharm.workflows.group import run_group
 
-            return int(run_group(settings, console))
-        from bidsharm.workflows.participant import run_participant
+        return int(run_group(settings, console))
+    from bidsharm.workflows.participant import run_participant
 
-        return int(run_participant(settings, console))
-    except BidsharmError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        print(
-            'bidsharm: stopped; what is finished is kept, the same command goes on from there.',
-            file=sys.stderr,
-        )
-        return int(ExitCode.SCAN_FAILED)
-    except Exception:  # noqa: BLE001 - the last resort: a traceback, and a code that says it was our fault
-        import traceback
-
-        traceback.print_exc()
-        print('bidsharm: an internal error; please report the lines above.', file=sys.stderr)
-        return int(ExitCode.INTERNAL)
+    return int(run_participant(settings, console))
 
 
 def quiet_libraries() -> None:
@@ -59,31 +54,29 @@ def quiet_libraries() -> None:
 def _lend_home() -> None:
     """Give nipype and matplotlib, which insist on one, a home folder for as long as this run lasts."""
     import atexit
-    import shutil
     import tempfile
+    from pathlib import Path
 
+    from bidsharm.temporary import temporary_folder
+
+    folder = ExitStack()
     try:
-        home = tempfile.mkdtemp(prefix='bidsharm-home-')
+        home = folder.enter_context(temporary_folder('bidsharm-home', Path(tempfile.gettempdir())))
     except OSError as error:
         raise ConfigurationError(
             'There is no folder for temporary files.',
             where=os.environ.get('TMPDIR', '/tmp'),
             fix='Set TMPDIR to a folder that can be written; with docker run --read-only, add --tmpfs /tmp.',
         ) from error
-    os.environ['HOME'] = home
+    os.environ['HOME'] = str(home)
     owner = os.getpid()
 
     def take_back() -> None:
         # A forked worker ends too, and must not take the folder from the others.
         if os.getpid() == owner:
-            shutil.rmtree(home, ignore_errors=True)
+            folder.close()
 
     atexit.register(take_back)
-
-
-def _complain(error: BidsharmError) -> int:
-    print(f'bidsharm: {error}', file=sys.stderr)
-    return int(error.exit_code)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.errors import BidsharmError, ExitCode, UsageError
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from bidsharm.simulation.protocols import Scanner
@@ -74,25 +75,28 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
-    try:
-        _run(args)
-    except BidsharmError as error:
-        print(f'bidsharm-simulate: {error}', file=sys.stderr)
-        return int(error.exit_code)
-    except OSError as error:
-        print(f'bidsharm-simulate: {error.filename or args.out}: {error.strerror or error}', file=sys.stderr)
-        return int(ExitCode.SCAN_FAILED)
-    return int(ExitCode.OK)
+    return run_to_end(
+        'bidsharm-simulate', lambda: _run(args), stopped='stopped; the same command goes on from there.'
+    )
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> ExitCode:
+    from bidsharm.cli.alone import alone_in
+    from bidsharm.simulation.dataset import prepare_folder
+
+    scanners, labels = _scanners_of(args), _label_maps(args.labels)
+    with alone_in(args.out, 'bidsharm-simulate'):
+        prepare_folder(args.out, force=args.force)
+        _write(args, scanners, labels)
+    return ExitCode.OK
+
+
+def _write(args: argparse.Namespace, scanners: Sequence[Scanner], labels: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from bidsharm.simulation.dataset import prepare_folder, simulate
+    from bidsharm.simulation.dataset import simulate
 
-    scanners, labels = _scanners_of(args), _label_maps(args.labels)
-    prepare_folder(args.out, force=args.force)
     console = Console(stderr=True)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

@@ -8,10 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.errors import BidsharmError, ExitCode, UsageError
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS, MAX_SEED
 
 if TYPE_CHECKING:
@@ -110,21 +112,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
-    try:
-        return int(_run(args))
-    except BidsharmError as error:
-        print(f'bidsharm-train: {error}', file=sys.stderr)
-        return int(error.exit_code)
-    except OSError as error:
-        print(f'bidsharm-train: {error.filename or args.out}: {error.strerror or error}', file=sys.stderr)
-        return int(ExitCode.SCAN_FAILED)
-    except KeyboardInterrupt:
-        print('bidsharm-train: stopped; the same command goes on from the last checkpoint.', file=sys.stderr)
-        return int(ExitCode.SCAN_FAILED)
+    return run_to_end(
+        'bidsharm-train',
+        lambda: _run(args),
+        stopped='stopped; the same command goes on from the last checkpoint.',
+    )
 
 
 def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.training_input import find_training_files
+    from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.harmonizers import bundle
     from bidsharm.harmonizers.training_cache import prepare
@@ -144,7 +141,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
         if first:
             print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
         return ExitCode.OK
-    with _bar(first) as progress:
+    # Of the processes of one training, the first one holds the folder.
+    with alone_in(args.out, 'bidsharm-train') if first else nullcontext(), _bar(first) as progress:
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
         method.train(
             prepared.data, target=target, running=running, seed=args.seed, progress=progress('training')

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File
 
-from bidsharm.bids.atomic import atomic_path, copy_file, write_json
+from bidsharm.bids.atomic import copy_file, write_json
 from bidsharm.bids.handoff import HANDOFF_ENDINGS
 from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import UsageError

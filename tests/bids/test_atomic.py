@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from bidsharm.bids.atomic import atomic_path, copy_file, write_json, write_text
+from bidsharm.bids.atomic import copy_file, write_json, write_text
+from bidsharm.temporary import atomic_path
 
 
 class Interrupted(Exception):

@@ -263,7 +263,7 @@ def test_an_output_folder_that_cannot_be_written(command, tmp_path, monkeypatch,
     ('error', 'code'),
     [
         (ScanError('x'), 1), (UsageError('x'), 2), (NothingToDo('x'), 3), (ConfigurationError('x'), 78),
-        (KeyboardInterrupt(), 1), (RuntimeError('boom'), 70), (MemoryError(), 70), (AssertionError(), 70),
+        (KeyboardInterrupt(), 1), (RuntimeError('boom'), 70), (MemoryError(), 1), (AssertionError(), 70),
     ],
     ids=repr,
 )  # fmt: skip
@@ -335,11 +335,11 @@ def test_a_lent_home_is_gone_afterwards(tmp_path):
 
 
 def test_nowhere_to_write_is_said(monkeypatch):
-    def full(**_: object) -> str:
+    def none() -> str:
         raise FileNotFoundError('No usable temporary directory found')
 
     monkeypatch.delenv('HOME', raising=False)
-    monkeypatch.setattr(tempfile, 'mkdtemp', full)
+    monkeypatch.setattr(tempfile, 'gettempdir', none)
     with pytest.raises(ConfigurationError, match='TMPDIR'):
         quiet_libraries()
 

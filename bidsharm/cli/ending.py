@@ -1,0 +1,184 @@
+"""How a command ends: with its exit code and plain words, when it is done, when something is wrong, and when it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from bidsharm.errors import BidsharmError, ExitCode
+
+#: Seconds that a command has to clean up after a signal. Schedulers kill after half a minute.
+GRACE_S = 8.0
+#: What may be wrong with the place that something is read from or written to: what to say, and what to do.
+_PLACES = {
+    errno.ENOSPC: ('The disk is full.', 'Make room and run the same command again.'),
+    errno.EDQUOT: ('Your quota is used up.', 'Make room and run the same command again.'),
+    errno.EROFS: ('The file system can only be read.', 'Give a folder that can be written.'),
+    errno.EACCES: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
+    errno.EPERM: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
+    errno.EIO: ('The disk reports an error.', 'Have the disk looked at, or use another one.'),
+    errno.ESTALE: ('The file system is gone.', 'Run the same command again when it is back.'),
+    errno.EMFILE: ('Too many files are open.', 'Raise the limit (ulimit -n).'),
+    errno.ENFILE: ('Too many files are open on this machine.', 'Run the same command again later.'),
+}
+#: Signals by which a scheduler, a container or a closed terminal tells a process to end.
+_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has told the command to stop; it cleans up as after Ctrl-C."""
+
+
+def run_to_end(command: str, work: Callable[[], int], *, stopped: str) -> int:
+    """Run a command and return its exit code; whatever goes wrong is said on standard error.
+
+    Parameters
+    ----------
+    command
+        Name of the command.
+    work
+        What it does; returns its exit code.
+    stopped
+        What is said when it was told to stop before its end.
+    """
+    try:
+        with _signals_stop(command, stopped):
+            return _run(command, work)
+    except KeyboardInterrupt:
+        return _say(command, stopped, ExitCode.SCAN_FAILED)
+
+
+def _run(command: str, work: Callable[[], int]) -> int:
+    try:
+        return int(work())
+    except BidsharmError as error:
+        return _say(command, str(error), error.exit_code)
+    except MemoryError:
+        fix = 'Give it more, or let it work on less at a time.'
+        return _say(command, f'There is not enough memory. {fix}', ExitCode.SCAN_FAILED)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return int(ExitCode.SCAN_FAILED)
+        if (words := _words(error)) is None:
+            return _our_fault(command)
+        return _say(command, words, ExitCode.SCAN_FAILED)
+    except Exception:  # noqa: BLE001 - the last resort: a traceback, and a code that says it was our fault
+        return _our_fault(command)
+
+
+def _say(command: str, words: str, code: ExitCode) -> int:
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal must not change how it ends
+        print(f'{command}: {words}', file=sys.stderr, flush=True)
+    return int(code)
+
+
+def _our_fault(command: str) -> int:
+    import traceback
+
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc()
+    return _say(command, 'an internal error; please report the lines above.', ExitCode.INTERNAL)
+
+
+def _words(error: OSError) -> str | None:
+    """Return an error of the system in words; None where it says nothing that a user can act on."""
+    place = f'{os.fsdecode(error.filename)}: ' if isinstance(error.filename, str | bytes) else ''
+    if error.errno in _PLACES:
+        return place + ' '.join(_PLACES[error.errno])
+    return f'{place}{error.strerror}.' if place and error.strerror else None
+
+
+def _nobody_reads() -> bool:
+    """Say whether what reads the output, like ``head``, has ended; nothing is written to it any more then."""
+    import select
+
+    try:
+        found = select.poll()
+        found.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in found.poll(0))
+        if gone:  # Python would complain once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return gone
+
+
+@contextlib.contextmanager
+def _signals_stop(command: str, stopped: str) -> Iterator[None]:
+    """Have signals stop the block like Ctrl-C, and end the process if it does not follow in time.
+
+    Python looks at signals between two steps of its own. A long computation in a library does not come to that, and an
+    exception may get lost where Python ignores them; so a thread watches over the end.
+    """
+    # `nohup` has a process ignore SIGHUP, which then has to stay so.
+    watched = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread() or not watched:
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in watched:
+            signal.signal(other, signal.SIG_IGN)  # nothing shall interrupt the cleaning up
+        raise Stopped
+
+    def leave() -> None:
+        # A forked process has work of its own; what its parent does about signals does not concern it.
+        signal.set_wakeup_fd(-1)
+        for number in watched:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(reader)
+        os.close(writer)
+
+    _on_fork.append(leave)
+    before = {number: signal.signal(number, stop) for number in watched}
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watch = threading.Thread(
+        target=_watch, args=(reader, frozenset(map(int, watched)), command, stopped), daemon=True
+    )
+    watch.start()
+    try:
+        yield
+    finally:
+        told = any(signal.getsignal(number) is signal.SIG_IGN for number in watched)
+        signal.set_wakeup_fd(woken)
+        _on_fork.remove(leave)
+        if not told:  # else the process is about to end, and the thread sees to that
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        os.close(writer)
+
+
+#: What a forked process does first, once.
+_on_fork: list[Callable[[], None]] = []
+
+
+def _leave() -> None:
+    while _on_fork:
+        _on_fork.pop()()
+
+
+os.register_at_fork(after_in_child=_leave)
+
+
+def _watch(reader: int, watched: frozenset[int], command: str, stopped: str) -> None:
+    """Wait for a signal, and then for the end of the process, which must come in time."""
+    with os.fdopen(reader, 'rb', buffering=0) as signals:
+        while not watched.intersection(arrived := signals.read(1)):
+            if not arrived:  # the block has ended
+                return
+    threading.Event().wait(GRACE_S)
+    from bidsharm.processes import end_children
+    from bidsharm.temporary import clear_own
+
+    end_children()
+    clear_own()
+    _say(command, stopped, ExitCode.SCAN_FAILED)
+    os._exit(ExitCode.SCAN_FAILED)
