@@ -25,7 +25,8 @@ from nipype.pipeline import plugins
 
 from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ConfigurationError, UsageError
-from bidsharm.settings import Settings
+from bidsharm.files import MAX_TEXT, read_bytes, read_text
+from bidsharm.settings import Settings, reason
 
 #: Seconds that Graphviz may take for the picture of a graph.
 DRAWING_S = 120
@@ -112,9 +113,9 @@ def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] 
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f'The plugin file cannot be read: {error}.', where=str(path)) from None
+        content = yaml.safe_load(read_text(path))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f'The plugin file cannot be read: {reason(error)}.', where=str(path)) from None
     known = {'plugin', 'plugin_args', 'gpu_plugin_args'}
     if not isinstance(content, dict) or 'plugin' not in content or set(content) - known:
         raise UsageError(
@@ -239,28 +240,33 @@ def _end_workers(runner: Any) -> None:
         pool.shutdown(wait=True)
 
 
+#: Longer lines of a crash file are what a program printed, and cut before they are searched.
+LONGEST_LINE = 2000
 _NODE = re.compile(r'^Node: (.+)$', re.MULTILINE)
-_OURS = re.compile(r'^\s*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
-_LAST = re.compile(r'^\s*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*)(?:: ?(.*))?$', re.MULTILINE)
+_OURS = re.compile(r'^[ \t]*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
+_LAST = re.compile(
+    r'^[ \t]*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*)(?:: ?(.*))?$', re.MULTILINE
+)
 _SIGNAL = re.compile(r'Return code: (-\d+)')
 
 
 def read_failure(path: Path) -> Failure:
     """Read one of Nipype's crash files; whatever it looks like, something readable comes back."""
     try:
-        text = path.read_text(encoding='utf-8', errors='replace')
+        text = read_bytes(path, MAX_TEXT).decode('utf-8', 'replace')
     except OSError as error:
-        return Failure(node='', what=f'a crash file could not be read: {error}', file=path)
-    found = _NODE.search(text)
+        return Failure(node='', what=f'a crash file could not be read: {reason(error)}', file=path)
+    searched = '\n'.join(line[:LONGEST_LINE] for line in text.split('\n'))
+    found = _NODE.search(searched)
     node = found[1].strip() if found else ''
-    ours = _OURS.findall(text)
+    ours = _OURS.findall(searched)
     if ours:
         return Failure(node, ours[-1][1].strip(), details=text, file=path)
-    ended = _SIGNAL.search(text)
+    ended = _SIGNAL.search(searched)
     if ended:
         what = f'An external program was ended by signal {-int(ended[1])} (it crashed, or memory ran out).'
         return Failure(node, what, details=text, file=path)
-    last = _LAST.findall(text)
+    last = _LAST.findall(searched)
     # An error without a message stands there as its bare name.
     what = (
         ': '.join(filter(None, (last[-1][0].rsplit('.', 1)[-1], last[-1][1][:300])))

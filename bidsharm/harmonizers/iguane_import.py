@@ -7,12 +7,13 @@ lie in the file in the order in which the network was built.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.files import open_regular
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Median of a brain in the published preprocessing, and so in its results.
 MEDIAN = 500.0
+#: More numbers than the largest array of the generator has.
+MAX_WEIGHTS = 100_000_000
 #: Name of the site that the published generator leads to.
 SITE = 'iguane'
 
@@ -40,13 +43,35 @@ def read_keras(path: Path) -> list[NDArray[np.float32]]:
     except ImportError:
         raise ConfigurationError('Reading HDF5 files needs h5py.', fix='pip install h5py') from None
     try:
-        with h5py.File(path, 'r') as file:
+        with open_regular(path) as opened, h5py.File(opened, 'r') as file:
             root = file.get('model_weights', file)
-            layers = [root[_text(name)] for name in root.attrs['layer_names']]
+            layers = [_inside(root, _text(name)) for name in root.attrs['layer_names']]
             names = [(layer, _text(name)) for layer in layers for name in layer.attrs['weight_names']]
-            return [np.asarray(layer[name], dtype=np.float32) for layer, name in names]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            return [_array(_inside(layer, name)) for layer, name in names]
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as error:
         raise UsageError(f'This is no file of Keras weights: {error}.', where=str(path)) from None
+
+
+def _inside(group: Any, name: str) -> Any:
+    """Return what lies in a group under a path, without following links of HDF5, which may lead to other files."""
+    import h5py
+
+    for part in filter(None, name.split('/')):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f'"{name}" is missing, or a link')
+        group = group[part]
+    return group
+
+
+def _array(found: Any) -> NDArray[np.float32]:
+    """Return a data set that lies in this very file, and is no larger than a network."""
+    import h5py
+
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ValueError('weights lie in another file')
+    if found.size is None or found.size > MAX_WEIGHTS:
+        raise ValueError('an array is larger than any of the generator')
+    return np.asarray(found, dtype=np.float32)
 
 
 def _text(name: str | bytes) -> str:

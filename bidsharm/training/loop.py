@@ -7,7 +7,6 @@ and processes; gradients of several processes are averaged here, because adversa
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -288,7 +287,7 @@ class Loop:
     def _resume(self) -> None:
         try:
             state = read_checkpoint(self.running.folder, self.device)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        except ValueError as error:
             raise TrainingFailed(
                 f'The checkpoint cannot be read ({str(error).splitlines()[0]}).', where=str(self.running.folder),
                 fix='Remove checkpoint.pt to begin anew.',
@@ -299,13 +298,17 @@ class Loop:
             self.learner.networks.load_state_dict(state['networks'])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state['optimizers'][name])
-        except (RuntimeError, KeyError, ValueError) as error:
+            self.means, self.step, self.seconds = (
+                dict(state['means']),
+                int(state['step']),
+                float(state['seconds']),
+            )
+            self.best, self.stage = Best.of(state), str(state['stage'])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise TrainingFailed(
                 f'The checkpoint is of another network ({str(error).splitlines()[0]}).',
                 where=str(self.running.folder), fix='Give another folder, or the settings that it was made with.',
             ) from None  # fmt: skip
-        self.means, self.step, self.seconds = state['means'], int(state['step']), float(state['seconds'])
-        self.best, self.stage = Best.of(state), str(state['stage'])
         self.log.drop_after(self.step)
 
 

@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bidsharm.files import open_regular
+
 CHECKPOINT, LOG, PICTURES = 'checkpoint.pt', 'log.csv', 'examples'
 #: Pictures show at most so many examples of a batch.
 MOST_EXAMPLES = 4
+#: What a checkpoint holds.
+STATE = frozenset(
+    {'step', 'seconds', 'stage', 'networks', 'means', 'optimizers', 'best', 'best_score', 'waiting'}
+)
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -27,10 +33,25 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """Return the state of a folder; None where there is none. Nothing in it is executed (``weights_only``)."""
-    if folder is None or not (folder / CHECKPOINT).is_file():
+    """Return the state of a folder; None where there is none.
+
+    A checkpoint is a pickle inside a zip, of which torch takes tensors, numbers, texts and their containers and nothing else
+    (``weights_only``): nothing in it is executed, whatever it asks for.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a state.
+    """
+    if folder is None or not (folder / CHECKPOINT).exists():
         return None
-    found: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
+    try:
+        with open_regular(folder / CHECKPOINT) as file:
+            found = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds for what is no checkpoint
+        raise ValueError(str(error) or type(error).__name__) from None
+    if not isinstance(found, dict) or not found.keys() >= STATE:
+        raise ValueError('it is not the state of a training')
     return found
 
 
