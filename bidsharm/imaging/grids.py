@@ -30,6 +30,12 @@ MIN_SIZE, MAX_VOXELS = 8, 800_000_000
 MAX_SHEAR = 0.05
 #: sform and qform may put a corner of the scan this far apart (mm) before a report says so: an sform may hold a shear.
 FORMS_DIFFER_MM = 1.0
+#: Intensities that span less, or lie further from 0, have squares that 32-bit numbers cannot hold.
+INTENSITIES = (1e-15, 1e15)
+#: How a gzip file begins, and how much of a file holds the header of a NIfTI-1 or NIfTI-2.
+_GZIP, _HEADER_BYTES = b'\x1f\x8b', 540
+#: Not-a-number is a background, as SPM and others write it, where it covers this share of the faces of a volume.
+NAN_FACES = 0.9
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def load_checked(path: Path) -> nib.Nifti1Image:
         image = open_image(path)
         shape, kind = image.shape, image.get_data_dtype()
     except Exception as error:  # noqa: BLE001 - nibabel raises many kinds for a broken file
+        _refuse_wrong_suffix(path)
         raise ScanError(
             f'This is not a readable image ({_first_line(error, path)}).', where=path.name
         ) from None
@@ -92,6 +99,29 @@ def load_checked(path: Path) -> nib.Nifti1Image:
     if min(shape) < MIN_SIZE or np.prod(shape, dtype=float) > MAX_VOXELS:
         raise ScanError(f'A size of {shape} voxels is not plausible for a head.', where=path.name)
     return image
+
+
+def _refuse_wrong_suffix(path: Path) -> None:
+    """Name the mistake where a file is compressed though its name does not say so, or the other way round."""
+    try:
+        with path.open('rb') as file:
+            start = file.read(_HEADER_BYTES)
+    except OSError:
+        return
+    zipped = start.startswith(_GZIP)
+    if zipped and path.suffix == '.nii':
+        raise ScanError(
+            'This is not a readable image: it is compressed, and its name does not say so.',
+            where=path.name,
+            fix='Rename it to .nii.gz.',
+        )
+    kinds = (nib.Nifti1Header, nib.Nifti2Header)
+    if path.name.endswith('.nii.gz') and any(kind.may_contain_header(start) for kind in kinds):
+        raise ScanError(
+            'This is not a readable image: it is not compressed, and its name says it is.',
+            where=path.name,
+            fix='Rename it to .nii.',
+        )
 
 
 def conform(path: Path) -> Conformed:
@@ -172,7 +202,8 @@ def voxel_sizes(affine: Affine) -> NDArray[np.float64]:
 
 def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Affine:
     affine = np.array(image.affine, dtype=float)  # a copy: the image keeps its own
-    sizes = voxel_sizes(affine) if np.isfinite(affine).all() else np.zeros(3)
+    known = np.isfinite(affine).all() and not _sizes_are_invented(image)
+    sizes = voxel_sizes(affine) if known else np.zeros(3)
     if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-6:
         raise ScanError(
             'The affine is missing, zero or not a number, so nobody can say where left is.',
@@ -190,6 +221,16 @@ def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> A
         )
     _note_header_forms(image, scale, warnings)
     return _orthonormal(affine, sizes, name, warnings)
+
+
+def _sizes_are_invented(image: nib.Nifti1Image) -> bool:
+    """Say whether the affine rests on voxel sizes that the file gives as 0; nibabel takes 1 mm for them."""
+    file = image.get_filename()
+    if not isinstance(image, nib.Nifti1Image) or int(image.header['sform_code']) or not file:
+        return False
+    with nib.openers.ImageOpener(file) as opened:
+        raw = type(image.header).from_fileobj(opened, check=False)
+    return not bool(raw['pixdim'][1:4].all())
 
 
 def _length_unit(image: nib.Nifti1Image) -> tuple[str, float]:
@@ -241,7 +282,8 @@ def _orthonormal(affine: Affine, sizes: NDArray, name: str, warnings: list[str])
 
 def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Floats:
     try:
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        with np.errstate(over='ignore', invalid='ignore'):  # what leaves the range of float32 is told below
+            data = np.asarray(image.dataobj, dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
         raise ScanError(
             f'The voxels cannot be read; the file is probably cut off ({_first_line(error, image.get_filename())}).',
@@ -252,14 +294,26 @@ def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> F
     bad = ~np.isfinite(data)
     if bad.any():
         share = bad.mean()
-        if share > 0.5:
+        if share > 0.5 and not _is_background(np.isnan(data)):
             raise ScanError(f'{share:.0%} of the voxels are not numbers (NaN or infinite).', where=name)
         warnings.append(f'{int(bad.sum())} voxels were not numbers (NaN or infinite) and were set to 0.')
         data[bad] = 0
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise ScanError(f'All voxels are {low:g}: there is no picture in this file.', where=name)
+    if high - low < INTENSITIES[0] or max(-low, high) > INTENSITIES[1]:
+        raise ScanError(
+            f'Voxels from {low:.3g} to {high:.3g} are not plausible as intensities.',
+            where=name,
+            fix='Look at slope and intercept (scl_slope, scl_inter) of the header.',
+        )
     return data
+
+
+def _is_background(mask: NDArray[np.bool_]) -> bool:
+    """Say whether voxels lie around a picture: on almost all of the six faces of the volume, and not everywhere."""
+    faces = [np.take(mask, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
+    return bool(np.concatenate(faces).mean() >= NAN_FACES and not mask.all())
 
 
 def _first_line(error: BaseException, path: str | Path | None) -> str:
