@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,17 @@ from bidsharm.bids.sidecars import raw_uri, template_uri
 from bidsharm.imaging.templates import BUNDLED, Space, Template
 from bidsharm.interfaces.harmonize import FitTarget
 from bidsharm.interfaces.preprocess import PrepareTemplate
+
+
+def scan_memory_gb(shape: Sequence[int]) -> float:
+    """Return the memory of one step on a whole scan: a dozen float32 copies, and the interpreter.
+
+    Parameters
+    ----------
+    shape
+        Size of the scan in voxels.
+    """
+    return round(0.4 + 12 * 4 * math.prod(shape[:3]) / 1e9, 2)
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,8 @@ class ScanPlan:
 
     @property
     def mem_gb(self) -> float:
-        """Memory of one step on the whole scan: a dozen float32 copies, and the interpreter."""
-        voxels = 1.0
-        for size in self.shape[:3]:
-            voxels *= size
-        return round(0.4 + 12 * 4 * voxels / 1e9, 2)
+        """Memory of one step on the whole scan."""
+        return scan_memory_gb(self.shape)
 
     @property
     def native(self) -> Path:

@@ -22,6 +22,8 @@ from bidsharm.interfaces.preprocess import (
     UpperHead,
 )
 
+#: Memory of brain extraction beyond that of any step on the scan, in GB.
+EXTRACTION_GB = 1.5
 #: What every preprocessed scan offers to the later graphs.
 SCAN_FIELDS = [
     'preproc', 'brain', 'brain_mask', 'mask_method', 'mask_sidecar', 'priors', 'tissue', 'dseg',
@@ -235,7 +237,7 @@ def init_brain_extraction_wf(
                 name=scan_name, skull_strip=skull_strip, device=device, num_threads=omp_nthreads,
                 use_gpu=device not in ('cpu', ''),
             ),
-            name='brain_extraction', n_procs=omp_nthreads if device in ('cpu', '') else 1, mem_gb=mem_gb + 1.5,
+            name='brain_extraction', n_procs=omp_nthreads if device in ('cpu', '') else 1, mem_gb=mem_gb + EXTRACTION_GB,
         )  # fmt: skip
         if device not in ('cpu', '') and gpu_plugin_args:
             brain_extraction.plugin_args = gpu_plugin_args
@@ -251,7 +253,7 @@ def init_brain_extraction_wf(
             name=scan_name, method='ANTs registration to the template', judge='deepbet' if skull_strip == 'auto' else 'nobody',
             num_threads=omp_nthreads,
         ),
-        name='reuse_mask', n_procs=omp_nthreads, mem_gb=mem_gb + 1.5,
+        name='reuse_mask', n_procs=omp_nthreads, mem_gb=mem_gb + EXTRACTION_GB,
     )  # fmt: skip
     workflow.connect([
         (inputnode, ants_wf, [(field, f'inputnode.{field}') for field in given]),

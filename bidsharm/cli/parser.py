@@ -48,7 +48,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument('bids_dir', type=_folder, help='the BIDS data set; it is never changed')
-    parser.add_argument('output_dir', type=_absolute, help='where the derivatives go')
+    parser.add_argument('output_dir', type=absolute_path, help='where the derivatives go')
     parser.add_argument('analysis_level', choices=('participant', 'group'), help='what to run')
     parser.add_argument('--version', action='version', version=f'bidsharm {__version__}')
     _add_selection(parser)
@@ -90,7 +90,7 @@ def _add_selection(parser: Parser) -> None:
         help='reuse masks, transforms and preprocessed T1w of fMRIPrep or sMRIPrep',
     )  # fmt: skip
     group.add_argument(
-        '--bids-database-dir', type=_absolute, metavar='DIR', help='keep the pybids index there'
+        '--bids-database-dir', type=absolute_path, metavar='DIR', help='keep the pybids index there'
     )
     _add_switch(group, '--skip-bids-validation', 'do not run the BIDS validator first')
     _add_switch(group, '--follow-links', 'read files and folders that are links out of the data set, too')
@@ -121,9 +121,9 @@ def _add_method(parser: Parser) -> None:
         '--model', metavar='DIR', help='use this model bundle: a folder, or a name in --weights-dir'
     )
     group.add_argument(
-        '--weights-dir', type=_absolute, metavar='DIR', help='where model bundles are looked for'
+        '--weights-dir', type=absolute_path, metavar='DIR', help='where model bundles are looked for'
     )
-    group.add_argument('--device', type=_device, help='auto, cpu, cuda, cuda:N or mps; default auto')
+    group.add_argument('--device', type=device_name, help='auto, cpu, cuda, cuda:N or mps; default auto')
     group.add_argument(
         '--guard',
         choices=('report', 'blend', 'refuse'),
@@ -152,7 +152,7 @@ def _add_preprocessing(parser: Parser) -> None:
         'MNI152NLin2009aSym is built in',
     )  # fmt: skip
     group.add_argument(
-        '--fmriprep-derivatives', type=_absolute, metavar='DIR',
+        '--fmriprep-derivatives', type=absolute_path, metavar='DIR',
         help='write the harmonized T1w there too, with mask, tissues and transforms, for fmriprep --derivatives harm=DIR',
     )  # fmt: skip
     group.add_argument('--random-seed', type=_seed, metavar='N', help='default 0')
@@ -162,7 +162,7 @@ def _add_preprocessing(parser: Parser) -> None:
 def _add_resources(parser: Parser) -> None:
     group = parser.add_argument_group('resources')
     group.add_argument(
-        '-w', '--work-dir', type=_absolute, metavar='DIR', help='keep intermediate files there'
+        '-w', '--work-dir', type=absolute_path, metavar='DIR', help='keep intermediate files there'
     )
     _add_switch(group, '--clean-workdir', 'empty the working folder afterwards')
     group.add_argument(
@@ -233,7 +233,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     if 'omp_nthreads' not in values:
         settings = replace(settings, omp_nthreads=min(settings.nprocs, 4))
     settings = _normalized(settings)
-    _check(settings)
+    check_places(settings)
     return settings
 
 
@@ -254,7 +254,7 @@ def _normalized(settings: Settings) -> Settings:
         name: tuple(_label(entity)(text) for text in getattr(settings, name))
         for name, entity in (('participant_label', 'sub'), ('session_label', 'ses'), ('run', 'run'))
     }
-    changed['derivatives'] = {name: _absolute(str(path)) for name, path in settings.derivatives.items()}
+    changed['derivatives'] = {name: absolute_path(str(path)) for name, path in settings.derivatives.items()}
     for name in (
         'bids_filter_file',
         'bids_database_dir',
@@ -264,7 +264,7 @@ def _normalized(settings: Settings) -> Settings:
         'fmriprep_derivatives',
     ):
         if getattr(settings, name) is not None:
-            changed[name] = _absolute(str(getattr(settings, name)))
+            changed[name] = absolute_path(str(getattr(settings, name)))
     return replace(settings, **changed)
 
 
@@ -283,7 +283,14 @@ def _named(derivatives: Any) -> dict[str, Any]:
     return named
 
 
-def _check(settings: Settings) -> None:
+def check_places(settings: Settings) -> None:
+    """Refuse folders of a run that get into each other, and files that are not there.
+
+    Raises
+    ------
+    UsageError
+        Naming the folder or the file.
+    """
     # Links are followed here: another way into the data set is a way into the data set.
     data, output = settings.bids_dir.resolve(), settings.output_dir.resolve()
     for what, option, folder in (
@@ -347,21 +354,22 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * scale
 
 
-def _absolute(text: str) -> Path:
+def absolute_path(text: str) -> Path:
+    """Return a path of the command line as an absolute one."""
     path = Path(text).expanduser().absolute()
     # ".." after a link means the folder above the link's target, as the shell's programs see it.
     return path.resolve() if '..' in path.parts else path
 
 
 def _folder(text: str) -> Path:
-    path = _absolute(text)
+    path = absolute_path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f'the folder {text} does not exist')
     return path
 
 
 def _file(text: str) -> Path:
-    path = _absolute(text)
+    path = absolute_path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f'the file {text} does not exist')
     return path
@@ -393,7 +401,8 @@ def _label(entity: str) -> Any:
     return strip
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """Return the name of a device, if it is one."""
     if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', text):
         raise argparse.ArgumentTypeError(f'{text!r} is no device; choose auto, cpu, cuda, cuda:N or mps')
     return text
@@ -405,4 +414,4 @@ def _derivative(text: str) -> tuple[str, Path]:
         name, path = Path(text).name, text
     if not re.fullmatch(r'[A-Za-z0-9_.-]+', name):
         raise argparse.ArgumentTypeError(f'{name!r} is no name for a derivatives folder')
-    return name, _absolute(path)
+    return name, absolute_path(path)

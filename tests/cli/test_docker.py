@@ -157,9 +157,9 @@ def test_errors_of_options_are_those_of_bidsharm(host, capsys):
 def test_every_option_that_is_a_path_is_mounted(host, capsys):
     """A new option with a path must not reach the container as a path of the host."""
     parser = build_parser()
-    paths = [action for action in parser._actions if getattr(action.type, '__name__', '') in ('_absolute', '_file', '_folder')]  # fmt: skip
+    paths = [action for action in parser._actions if getattr(action.type, '__name__', '') in ('absolute_path', '_file', '_folder')]  # fmt: skip
     assert len(paths) > 6
-    places = {'_folder': 'my data', '_file': 'settings.toml', '_absolute': 'made'}
+    places = {'_folder': 'my data', '_file': 'settings.toml', 'absolute_path': 'made'}
     for action in paths:
         if not action.option_strings:
             continue
