@@ -1,7 +1,7 @@
 """Networks on the icosphere: convolution over a vertex and its neighbours, pooling, transposed convolution, and what is built of them.
 
 Features have the shape (B, C, N), where N is the number of vertices of a level (:mod:`bidsharm.imaging.icosphere`). After the Spherical U-Net of
-Zhao et al. (2019), doi:10.1007/978-3-030-20351-1_67. A filter sees the six directions from a vertex by the compass, so it is not invariant to
+Zhao et al. (2019), arXiv:1904.00906. A filter sees the six directions from a vertex by the compass, so it is not invariant to
 rotations of the sphere.
 """
 
