@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,20 +158,54 @@ def _watch(parent: Identity) -> None:
     os._exit(128 + signal.SIGKILL)
 
 
-def end_children(wait_s: float = 5.0) -> None:
+def begin_worker(parent: Identity) -> None:
+    """Prepare a process of a pool: it ends with its parent, and what it starts ends with it.
+
+    Parameters
+    ----------
+    parent
+        The process that keeps the pool.
+    """
+    tether(parent)
+    os.environ.update(as_parent())
+    # Ctrl-C reaches all processes of a terminal; the parent decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_children() -> None:
     """Kill everything that this process has started, and what that has started."""
     import psutil
 
+    end_processes(child.pid for child in psutil.Process().children())
+
+
+def end_processes(numbers: Iterable[int], wait_s: float = 5.0) -> None:
+    """Kill some processes and everything that they have started.
+
+    Parameters
+    ----------
+    numbers
+        Numbers of child processes.
+    wait_s
+        How long to look whether they are gone (seconds).
+    """
+    import psutil
+
+    found: set[psutil.Process] = set()
+    for number in numbers:
+        with contextlib.suppress(psutil.Error):
+            found.add(psutil.Process(number))
     deadline = time.monotonic() + wait_s
-    while True:
-        # More than once: one that is just being started is not seen yet.
-        left = [child for child in psutil.Process().children(recursive=True) if _runs(child)]
-        if not left or time.monotonic() > deadline:
-            return
-        for child in left:
+    while (left := [process for process in found if _runs(process)]) and time.monotonic() < deadline:
+        # Stopped first, so that none starts another that is not seen.
+        for process in left:
             with contextlib.suppress(psutil.Error):
-                child.kill()
-        time.sleep(0.05)
+                process.suspend()
+                found.update(process.children(recursive=True))
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.02)
 
 
 def _runs(process: object) -> bool:

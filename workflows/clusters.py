@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bidsharm.workflows.pool import MultiProc
 from bidsharm.workflows.slurm import NamesCause, Slurm, SlurmGraph
 from nipype.pipeline import plugins
 
@@ -70,6 +71,8 @@ def open_plugin(name: str, arguments: dict[str, Any], folder: Path) -> Any:
     folder
         A folder of this run, beside the graph.
     """
+    if name == 'MultiProc':
+        return MultiProc(arguments)
     if name not in SUBMIT:
         return getattr(plugins, f'{name}Plugin')(plugin_args=arguments)
     variables = job_variables()

@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import subprocess
-import tempfile
 import traceback
 import uuid
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.clusters import SUBMIT, UNWAITED, check_submission, open_plugin
+from bidsharm.workflows.pool import Workers
 from nipype import config
 from nipype import logging as nipype_logging
 from nipype.pipeline import engine as pe
@@ -27,6 +27,7 @@ from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.files import MAX_TEXT, read_bytes, read_text
 from bidsharm.settings import Settings, reason
+from bidsharm.temporary import temporary_folder
 
 #: Seconds that Graphviz may take for the picture of a graph.
 DRAWING_S = 120
@@ -197,10 +198,8 @@ def run_graph(
         arguments['status_callback'] = on_node
     Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
     # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
-    with tempfile.TemporaryDirectory(
-        prefix='.run-', dir=workflow.base_dir, ignore_cleanup_errors=True
-    ) as here:
-        _run_in(Path(here), workflow, name, arguments)
+    with temporary_folder('.run', Path(workflow.base_dir)) as here:
+        _run_in(here, workflow, name, arguments)
 
 
 def _run_in(folder: Path, workflow: pe.Workflow, plugin: str, arguments: dict[str, Any]) -> None:
@@ -211,7 +210,9 @@ def _run_in(folder: Path, workflow: pe.Workflow, plugin: str, arguments: dict[st
         with contextlib.chdir(folder):
             runner = open_plugin(plugin, arguments, folder)
             workflow.run(plugin=runner)
-    except ConfigurationError:
+    except (ConfigurationError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):  # nobody waits for the steps that run
+            _kill_workers(runner)
         raise
     except Exception as error:  # noqa: BLE001 - nipype raises RuntimeError when any node failed; the crash files tell
         logging.getLogger('nipype.workflow').error('the graph ended with: %s', error)
@@ -231,6 +232,12 @@ def keep_resources(workflow: pe.Workflow, log_dir: Path) -> None:
     if file.is_file():
         count = len(list(log_dir.glob('resource_monitor*.json')))
         shutil.move(file, log_dir / f'resource_monitor{f"_{count + 1}" if count else ""}.json')
+
+
+def _kill_workers(runner: Any) -> None:
+    pool = getattr(runner, 'pool', None)
+    if isinstance(pool, Workers):
+        pool.kill()
 
 
 def _end_workers(runner: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bidsharm.settings import Settings
+from bidsharm.temporary import clear_remains, temporary_folder
 
 #: Intermediate files of one scan, in GB (408 MB were measured for a T1w of 1 mm; docs/containers.md).
 GB_PER_SCAN = 0.5
@@ -32,12 +33,12 @@ def working_folder(settings: Settings, scans: int) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    with temporary_folder(settings, GB_PER_SCAN * scans) as name:
-        yield Path(name)
+    with room_for(settings, GB_PER_SCAN * scans) as folder:
+        yield folder
 
 
-def temporary_folder(settings: Settings, needed: float) -> tempfile.TemporaryDirectory[str]:
-    """Make a temporary folder: where such folders belong, or in the output folder where that has the room and they have not.
+def room_for(settings: Settings, needed: float) -> AbstractContextManager[Path]:
+    """Give a temporary folder: where such folders belong, or in the output folder where that has the room and they have not.
 
     Apptainer's ``--containall`` gives 64 MB for temporary files, and in containers they often lie in memory, which is
     limited too.
@@ -54,8 +55,29 @@ def temporary_folder(settings: Settings, needed: float) -> tempfile.TemporaryDir
     if in_memory(usual):
         room = min(room, MEMORY_SHARE * settings.mem_gb)
     if room < needed and free_gb(settings.output_dir) > room:
-        return tempfile.TemporaryDirectory(prefix='.work-', dir=settings.output_dir)
-    return tempfile.TemporaryDirectory(prefix='bidsharm-')
+        return temporary_folder('.work', settings.output_dir)
+    clear_remains([settings.output_dir], prefix='.work')
+    return temporary_folder('bidsharm', usual)
+
+
+@contextmanager
+def swept(folders: Sequence[Path], below: Sequence[Path] = ()) -> Iterator[None]:
+    """Remove what killed processes have left of files that they were writing: of earlier runs before, of this one after the block.
+
+    Parameters
+    ----------
+    folders
+        Where to look.
+    below
+        Where to look in all folders inside, too.
+    """
+    try:
+        clear_remains(folders)
+        clear_remains(below, below=True)
+        yield
+    finally:
+        clear_remains(folders)
+        clear_remains(below, below=True)
 
 
 def free_gb(folder: Path) -> float:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from bidsharm.evaluation.placement import grid_of, place_person, places_of
 from bidsharm.evaluation.scan_measures import Place, Trace
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
 from bidsharm.imaging.alignment import Grid
+from bidsharm.processes import begin_worker, end_processes, this_process
 
 T = TypeVar('T')
 People = Mapping[str, Sequence[StudyScan]]
@@ -95,10 +96,16 @@ def _each(
             found.append(function(task))
         return found
     try:
-        with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context('spawn')) as pool:
-            for name, result in zip(tasks, pool.map(function, tasks.values()), strict=True):
-                progress(name)
-                found.append(result)
+        with ProcessPoolExecutor(
+            min(processes, len(tasks)), get_context('spawn'), begin_worker, (this_process(),)
+        ) as pool:
+            try:
+                for name, result in zip(tasks, pool.map(function, tasks.values()), strict=True):
+                    progress(name)
+                    found.append(result)
+            except KeyboardInterrupt:  # nobody waits for those that are being worked on
+                end_processes(child.pid for child in active_children() if child.pid)
+                raise
     except BrokenProcessPool:
         raise BidsharmError(
             'A process was ended from outside, most likely because memory ran out.',

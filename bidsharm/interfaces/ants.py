@@ -25,6 +25,7 @@ from bidsharm.interfaces import isolated
 from bidsharm.interfaces.antspyx import TOOLS
 from bidsharm.interfaces.isolated import end_of
 from bidsharm.interfaces.usage import measured
+from bidsharm.processes import as_parent
 
 
 @functools.cache
@@ -105,7 +106,8 @@ class _Bounded(CommandLine):
         # Into a file: a pipe would stay open for as long as anything that the program has started lives.
         with log.open('wb') as said:
             program = subprocess.Popen(
-                runtime.cmdline, shell=True, cwd=folder, env=canonicalize_env(runtime.environ),
+                _tethered(runtime.cmdline), shell=True, cwd=folder,
+                env=canonicalize_env({**runtime.environ, **as_parent()}),
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:
@@ -120,6 +122,13 @@ class _Bounded(CommandLine):
         runtime.stdout = runtime.merged = log.read_text(encoding='utf-8', errors='replace')
         runtime.stderr = ''
         return runtime
+
+
+def _tethered(command: str) -> str:
+    """Return a command whose program ends with this process; it takes the place of the shell, which would not."""
+    if has_real_ants() and sys.platform == 'linux':
+        command = f'{shlex.quote(sys.executable)} -m bidsharm.processes {command}'
+    return f'exec {command}'
 
 
 def _end_all(program: subprocess.Popen[bytes]) -> None:

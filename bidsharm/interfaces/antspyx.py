@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from bidsharm.processes import tether
+
 TOOLS = ('N4BiasFieldCorrection', 'antsApplyTransforms', 'antsRegistration')
 
 
@@ -50,4 +52,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    tether()
     sys.exit(main())

@@ -16,6 +16,7 @@ from typing import Any
 
 import bidsharm.errors
 from bidsharm.errors import BidsharmError, ScanError
+from bidsharm.processes import as_parent, tether
 
 #: Longest time one external step may take (seconds) before it counts as hung.
 STEP_LIMIT_S = int(os.environ.get('BIDSHARM_STEP_LIMIT_S', '7200'))
@@ -59,7 +60,7 @@ def run_isolated(
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **limits}, timeout=limit_s, check=False,
+                env={**os.environ, **limits, **as_parent()}, timeout=limit_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise ScanError(
@@ -149,4 +150,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    tether()
     sys.exit(main())
