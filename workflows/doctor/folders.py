@@ -27,8 +27,8 @@ class Facts:
 
     Parameters
     ----------
-    place
-        The folder, or the nearest one above it that is there.
+    folder, place
+        The folder, and the nearest one above it that is there: itself, if it is.
     error
         Why nothing can be written there, if so; the rest is not known then.
     free_gb
@@ -41,6 +41,7 @@ class Facts:
         Seconds by which new files are older than they should be.
     """
 
+    folder: Path
     place: Path
     error: str = ''
     free_gb: float = 0.0
@@ -58,18 +59,18 @@ def look_at(folder: Path) -> Facts:
 
     place = next(item for item in (folder.absolute(), *folder.absolute().parents) if item.exists())
     if not place.is_dir():
-        return Facts(place, error='it is no folder')
+        return Facts(folder, place, error='it is no folder')
     try:
         with tempfile.TemporaryDirectory(
             prefix='.bidsharm-doctor-', dir=place, ignore_cleanup_errors=True
         ) as name:
             here = Path(name)
             return Facts(
-                place, free_gb=free_gb(place), in_memory=in_memory(place), locks=_can_lock(here), renames=_can_rename(here),
+                folder, place, free_gb=free_gb(place), in_memory=in_memory(place), locks=_can_lock(here), renames=_can_rename(here),
                 links=_can_link(here), ignores_case=_ignores_case(here), skew_s=_skew(here),
             )  # fmt: skip
     except OSError as error:
-        return Facts(place, error=error.strerror or str(error))
+        return Facts(folder, place, error=error.strerror or str(error))
 
 
 def _can_lock(folder: Path) -> bool:
@@ -136,7 +137,8 @@ def judge(
     most_gb
         Room that the largest batch takes there.
     """
-    name = f'The {label} {facts.place}'
+    made = '' if facts.place == facts.folder else f' (to be made in {facts.place})'
+    name = f'The {label} {facts.folder}{made}'
     if facts.error:
         yield problem(
             f'{name} cannot be written ({facts.error}).',
@@ -170,7 +172,10 @@ def judge(
                       'Set both clocks (NTP).')  # fmt: skip
     notes = [f'{facts.free_gb:.1f} GB left', *(['in memory'] if facts.in_memory else []),
              *(['upper and lower case are the same there'] if facts.ignores_case else [])]  # fmt: skip
-    yield ok(f'{name} can be written ({", ".join(notes)}).', **{**vars(facts), 'place': str(facts.place)})
+    yield ok(
+        f'{name} can be written ({", ".join(notes)}).',
+        **{**vars(facts), 'folder': str(facts.folder), 'place': str(facts.place)},
+    )
 
 
 def temporary(asked: Asked) -> Iterator[Finding]:
