@@ -88,6 +88,7 @@ class Settings:
     write_graph: bool = False
     notrack: bool = True
     verbose: int = 0
+    log_json: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain TOML types; fields that are None are left out."""

@@ -26,7 +26,7 @@ OTHER = {
     'clean_workdir': True, 'nprocs': 5, 'omp_nthreads': 3, 'mem_gb': 0.1 + 0.2, 'use_plugin': Path('/p.yml'),
     'device': 'cuda:1', 'oom_fallback': 'cpu', 'guard': 'refuse', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
     'dry_run': True, 'force': True, 'stop_on_first_crash': True, 'resource_monitor': True, 'write_graph': True,
-    'notrack': False, 'verbose': 2,
+    'notrack': False, 'verbose': 2, 'log_json': True,
 }  # fmt: skip
 
 FIELDS = [item.name for item in dataclasses.fields(Settings)]

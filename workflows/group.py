@@ -6,22 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bidsharm.workflows.events import Plan, ScanLeftOut
+from bidsharm.workflows.logs import Journal, keep_journal
 from bidsharm.workflows.progress import counted
 from bidsharm.workflows.reporting import records_of, report_group
+from bidsharm.workflows.summary import Outcome, concerns_of, write_summary
 from rich.console import Console
 
 from bidsharm.bids.dataset import read_json
 from bidsharm.bids.names import parse_name
 from bidsharm.bids.query import absent_labels, raw_labels, same_label, select_scans, some_of
-from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, UsageError
+from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, NotServed, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.execution import resolve_device
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
 
 
-def run_group(settings: Settings, console: Console) -> ExitCode:
+def run_group(settings: Settings, console: Console, arguments: Sequence[str] = ()) -> ExitCode:
     """Run the group level on what the participant level has written.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    console
+        Where a person looks.
+    arguments
+        The command line that the settings come from; it is logged.
 
     Raises
     ------
@@ -32,20 +44,54 @@ def run_group(settings: Settings, console: Console) -> ExitCode:
     ConfigurationError
         If a device that was asked for is not there.
     """
-    _check_method(settings)
-    root = settings.output_dir
-    records = chosen_records(settings, records_of(root))
-    subjects = {record['subject'] for record in records}
-    console.print(f'{counted(len(records), "scan")} of {counted(len(subjects), "subject")}')
-    title = str(read_json(settings.bids_dir / 'dataset_description.json').get('Name', settings.bids_dir.name))
-    missing = missing_scans(settings, records)
+    with keep_journal(settings, console, arguments) as journal:
+        _check_method(settings)
+        root = settings.output_dir
+        records = chosen_records(settings, records_of(root))
+        if not settings.dry_run:
+            journal.open(settings)
+        subjects = sorted({str(record['subject']) for record in records})
+        missing = missing_scans(settings, records)
+        _tell_plan(settings, records, subjects, missing, journal)
+        if settings.dry_run:
+            return journal.finish({}, ExitCode.OK)
+        description = read_json(settings.bids_dir / 'dataset_description.json')
+        title = str(description.get('Name', settings.bids_dir.name))
+        outcome = Outcome(
+            verdicts={str(record['scan']): str(record['verdict']) for record in records},
+            concerns={str(record['scan']): concerns_of(record) for record in records},
+            left_out=[NotServed(entry.what, where=entry.scan, fix=entry.fix) for entry in missing],
+            reports=report_group(root, records, title=title, failed=missing),
+        )
+        for path in outcome.reports:
+            journal.screen.say(f'report    {path}', whole=True)
+        journal.reports(outcome.reports)
+        assert journal.log_dir is not None
+        write_summary(
+            journal.log_dir, outcome, level='group', rerun=(), seconds=journal.seconds, exit_code=int(ExitCode.OK)
+        )  # fmt: skip
+        return journal.finish(outcome.counts, ExitCode.OK)
+
+
+def _tell_plan(
+    settings: Settings,
+    records: Sequence[Mapping[str, Any]],
+    subjects: Sequence[str],
+    missing: Sequence[ErrorEntry],
+    journal: Journal,
+) -> None:
+    """Tell which scans the page is about, and which have no result."""
+    targets = sorted({str(record.get('harmonizer', {}).get('target', '')) for record in records})
+    journal.screen.say(f'{counted(len(records), "scan")} of {counted(len(subjects), "subject")}')
+    journal.events.emit(
+        Plan(
+            subjects=list(subjects), scans=[str(record['scan']) for record in records], left_out=len(missing),
+            harmonizer=settings.harmonizer, target=', '.join(targets), device=settings.device,
+        )
+    )  # fmt: skip
     for entry in missing:
-        console.print(f'missing   {entry.scan}: {entry.what}', markup=False, style='yellow')
-    if settings.dry_run:
-        return ExitCode.OK
-    for path in report_group(root, records, title=title, failed=missing):
-        console.print(f'report    {path}', markup=False, highlight=False, soft_wrap=True)
-    return ExitCode.OK
+        journal.screen.say(f'missing   {entry.scan}: {entry.what}', style='yellow')
+        journal.events.emit(ScanLeftOut(entry.scan, entry.what, entry.fix, refused=False))
 
 
 def _check_method(settings: Settings) -> None:

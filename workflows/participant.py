@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,19 @@ from bidsharm.workflows.engine import (
     read_failures,
     run_graph,
 )
+from bidsharm.workflows.events import (
+    Event,
+    ReportWritten,
+    RunInterrupted,
+    ScanDone,
+    ScanFailed,
+    ScanLeftOut,
+    ScanNotRun,
+    ScanResumed,
+)
+from bidsharm.workflows.events import Plan as PlanMade
 from bidsharm.workflows.failures import forget, remember, remembered
+from bidsharm.workflows.logs import Journal, interruption, keep_journal
 from bidsharm.workflows.planning import (
     Plan,
     batches,
@@ -33,10 +44,19 @@ from bidsharm.workflows.planning import (
     subject_plans,
     unfinished,
 )
-from bidsharm.workflows.progress import Progress
+from bidsharm.workflows.progress import Progress, counted
 from bidsharm.workflows.reporting import records_of, report_subject
-from bidsharm.workflows.scratch import working_folder
-from bidsharm.workflows.summary import Outcome, show_outcome, show_plan, show_problems
+from bidsharm.workflows.scratch import sweeping, working_folder
+from bidsharm.workflows.steps import StepRecorder
+from bidsharm.workflows.summary import (
+    Outcome,
+    concerns_of,
+    rerun_command,
+    show_outcome,
+    show_plan,
+    show_problems,
+    write_summary,
+)
 from bidsharm.workflows.targets import ensure_target
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -51,7 +71,7 @@ from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import select_scans
 from bidsharm.bids.resume import read_record
 from bidsharm.bids.validation import validate
-from bidsharm.errors import ExitCode, NothingToDo
+from bidsharm.errors import ExitCode, NothingToDo, NotServed
 from bidsharm.harmonizers import registry
 from bidsharm.interfaces.ants import ants_version
 from bidsharm.reports.subject import ErrorEntry
@@ -64,52 +84,129 @@ WORKFLOW = 'bidsharm_wf'
 SILENT = 'It was not finished, and no step reported why.'
 
 
-def run_participant(settings: Settings, console: Console) -> ExitCode:
+def run_participant(settings: Settings, console: Console, arguments: Sequence[str] = ()) -> ExitCode:
     """Run the participant level.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    console
+        Where a person looks.
+    arguments
+        The command line that the settings come from; it is logged, and told for running again what failed.
 
     Raises
     ------
     BidsharmError
         For everything that ends the run before the first scan.
     """
-    card = registry.get(settings.harmonizer).card
-    # Before the data set is indexed, which may take long.
-    devices(settings, card, load_plugin(settings.use_plugin))
-    plan = plan_run(settings)
-    boilerplate = write_boilerplate(
-        settings, card=plan.method.card, target=plan.method.target_label, ants=ants_version(),
-        contrasts=tuple(dict.fromkeys(scan.suffix for scan in plan.selection.scans)),
-    )  # fmt: skip
-    if settings.dry_run:
-        show_plan(plan, settings, console)
-        return ExitCode.OK
-    refuse_links(plan, settings)
-    prepare_root(settings)
-    prepare_handoff(settings)
-    if settings.boilerplate_only:
+    with keep_journal(settings, console, arguments) as journal:
+        card = registry.get(settings.harmonizer).card
+        # Before the data set is indexed, which may take long.
+        devices(settings, card, load_plugin(settings.use_plugin))
+        plan = plan_run(settings)
+        boilerplate = write_boilerplate(
+            settings, card=plan.method.card, target=plan.method.target_label, ants=ants_version(),
+            contrasts=tuple(dict.fromkeys(scan.suffix for scan in plan.selection.scans)),
+        )  # fmt: skip
+        tell_plan(plan, settings, journal)
+        if settings.dry_run:
+            show_plan(plan, settings, console)
+            return journal.finish({}, ExitCode.OK)
+        refuse_links(plan, settings)
+        prepare_root(settings)
+        prepare_handoff(settings)
+        if settings.boilerplate_only:
+            write_citations(settings.output_dir / 'logs', boilerplate)
+            console.print(boilerplate.to_markdown(), markup=False)
+            return journal.finish({}, ExitCode.OK)
+        if settings.reports_only:
+            return reports_only(plan, settings, boilerplate, journal)
         write_citations(settings.output_dir / 'logs', boilerplate)
-        console.print(boilerplate.to_markdown(), markup=False)
-        return ExitCode.OK
-    if settings.reports_only:
-        return reports_only(plan, settings, boilerplate, console)
-    write_citations(settings.output_dir / 'logs', boilerplate)
-    if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
-        console.print(found, markup=False, style='yellow')
-    log_dir = start_log(settings)
-    write_citations(log_dir, boilerplate)
-    progress = Progress(console, total=len(plan.selection.scans))
-    with working_folder(settings, largest_batch(plan, settings)) as work_dir, progress:
-        configure(settings, log_dir)
-        plan = ensure_target(plan, settings, work_dir, log_dir, progress)
-        options = replace(
-            plan.options,
-            digest=settings.digest(model=plan.method.learnt),
-            methods=boilerplate.to_dict(provenance_of(plan, settings)),
+        return harmonize(plan, settings, boilerplate, journal)
+
+
+def tell_plan(plan: Plan, settings: Settings, journal: Journal) -> None:
+    """Tell what is going to be done, and what is not."""
+    chosen, method = plan.selection, plan.method
+    device = str(method.execution['device'] if method.uses_gpu else plan.options.device)
+    journal.events.emit(
+        PlanMade(
+            subjects=list(chosen.subjects), scans=[scan.name for scan in chosen.scans], left_out=len(chosen.left_out),
+            harmonizer=method.name, target=method.target_label, device=device,
         )
-        run = Run(replace(plan, options=options), settings, work_dir, log_dir, progress)
-        outcome = _run_batches(run)
-    show_outcome(outcome, settings, console, log_dir=log_dir)
-    return outcome.exit_code
+    )  # fmt: skip
+    for error in chosen.left_out:
+        refused = not isinstance(error, NotServed)
+        journal.events.emit(ScanLeftOut(error.where, error.what, error.fix, refused))
+
+
+def harmonize(plan: Plan, settings: Settings, boilerplate: Boilerplate, journal: Journal) -> ExitCode:
+    """Harmonize the scans of a plan, and say what became of them, also if something ends this early."""
+    log_dir = journal.open(settings)
+    write_citations(log_dir, boilerplate)
+    journal.screen.note(
+        f'{counted(len(plan.selection.subjects), "subject")}, {counted(len(plan.selection.scans), "scan")}; '
+        f'harmonizer: {plan.method.name}, target: {plan.method.target_label}'
+    )
+    if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
+        journal.screen.say(found, style='yellow')
+    recorder = StepRecorder(journal.events, log_dir)
+    recorder.know([*plan.selection.scans, *plan.selection.structural, *plan.fit_scans])
+    progress = Progress(journal.screen, total=len(plan.selection.scans), recorder=recorder)
+    outcome = Outcome(left_out=list(plan.selection.left_out), over=recorder.over)
+    try:
+        needed = largest_batch(plan, settings)
+        with sweeping(settings), working_folder(settings, needed) as work_dir, progress:
+            configure(settings, log_dir)
+            plan = ensure_target(plan, settings, work_dir, log_dir, progress)
+            options = replace(
+                plan.options,
+                digest=settings.digest(model=plan.method.learnt),
+                methods=boilerplate.to_dict(provenance_of(plan, settings)),
+            )
+            plan = replace(plan, options=options)
+            _run_batches(Run(plan, settings, work_dir, log_dir, progress, outcome))
+    except BaseException as error:
+        _settle(outcome, plan, settings)
+        with contextlib.suppress(OSError):  # what ended the run is more to the point
+            _summarize(outcome, plan, settings, journal, interruption(error, journal.seconds))
+        raise
+    rerun = _summarize(outcome, plan, settings, journal)
+    show_outcome(outcome, journal.screen, rerun=rerun, log_dir=log_dir)
+    return journal.finish(outcome.counts, outcome.exit_code)
+
+
+def _settle(outcome: Outcome, plan: Plan, settings: Settings) -> None:
+    """Sort the scans of a run that ended early and whose batch has not been looked at: done, or not run."""
+    known = {*outcome.verdicts, *outcome.not_run, *(entry.scan for entry in outcome.failures)}
+    for scan in (scan for scan in plan.selection.scans if scan.name not in known):
+        record = read_record(settings.output_dir / OutputNames(scan).qc)
+        if record is not None and plan.options.digest and record.get('digest') == plan.options.digest:
+            _take(record, scan, outcome)
+        else:
+            outcome.not_run.append(scan.name)
+
+
+def _take(record: Mapping[str, Any], scan: ScanFile, outcome: Outcome) -> None:
+    """Note the verdict of a scan that is done, and what it rests on."""
+    outcome.verdicts[scan.name] = verdict = str(record['verdict'])
+    if verdict != 'pass':
+        outcome.concerns[scan.name] = concerns_of(record)
+
+
+def _summarize(
+    outcome: Outcome, plan: Plan, settings: Settings, journal: Journal, end: RunInterrupted | None = None
+) -> list[str]:
+    """Write the summary into the log folder, and return the command that runs again what has to be."""
+    rerun = rerun_command(journal.arguments, plan, outcome, settings)
+    if journal.log_dir is not None:
+        write_summary(
+            journal.log_dir, outcome, level='participant', rerun=rerun, seconds=journal.seconds,
+            exit_code=end.exit_code if end else int(outcome.exit_code), interrupted=end.what if end else '',
+        )  # fmt: skip
+    return rerun
 
 
 def refuse_links(plan: Plan, settings: Settings) -> None:
@@ -130,7 +227,7 @@ def provenance_of(plan: Plan, settings: Settings) -> dict[str, str]:
     }  # fmt: skip
 
 
-def reports_only(plan: Plan, settings: Settings, boilerplate: Boilerplate, console: Console) -> ExitCode:
+def reports_only(plan: Plan, settings: Settings, boilerplate: Boilerplate, journal: Journal) -> ExitCode:
     """Write the reports anew from what is on disk.
 
     Raises
@@ -157,9 +254,12 @@ def reports_only(plan: Plan, settings: Settings, boilerplate: Boilerplate, conso
         raise NothingToDo(
             'There is no result to report on.', where=str(root), fix='Run without --reports-only first.'
         )
+    log_dir = journal.open(settings)
     _report(subjects, settings, outcome, plan, boilerplate.to_dict({}))
-    show_problems(outcome, settings, console)
-    return outcome.exit_code
+    journal.reports(outcome.reports)
+    rerun = _summarize(outcome, plan, settings, journal)
+    show_problems(outcome, journal.screen, rerun=rerun, log_dir=log_dir)
+    return journal.finish(outcome.counts, outcome.exit_code)
 
 
 def plan_run(settings: Settings) -> Plan:
@@ -179,15 +279,6 @@ def plan_run(settings: Settings) -> Plan:
 
 def _needs_cohort(settings: Settings) -> bool:
     return 'cohort' in registry.get(settings.harmonizer).card.needs_fit
-
-
-def start_log(settings: Settings) -> Path:
-    """Make the folder of this run and write the settings into it."""
-    stamp = datetime.now(UTC).strftime('%Y%m%d-%H%M%S')
-    log_dir = settings.output_dir / 'logs' / f'{stamp}_{uuid.uuid4().hex[:8]}'
-    log_dir.mkdir(parents=True)
-    write_text(log_dir / 'settings.toml', settings.to_toml())
-    return log_dir
 
 
 def write_citations(folder: Path, boilerplate: Boilerplate) -> None:
@@ -216,11 +307,15 @@ class Run:
     work_dir: Path
     log_dir: Path
     progress: Progress
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def tell(self, event: Event) -> None:
+        """Write an event into the log."""
+        self.progress.recorder.events.emit(event)
 
 
 def _run_batches(run: Run) -> Outcome:
-    plan, settings, digest = run.plan, run.settings, run.plan.options.digest
-    outcome = Outcome(left_out=list(plan.selection.left_out))
+    plan, settings, digest, outcome = run.plan, run.settings, run.plan.options.digest, run.outcome
     subjects = plan.selection.subjects
     for group in batches(subjects, batch_size(settings)):
         todo: dict[str, set[str]] = {}
@@ -230,17 +325,26 @@ def _run_batches(run: Run) -> Outcome:
             done = [scan.name for scan in scans if scan.name not in todo[subject]]
             outcome.resumed += done
             run.progress.skip(len(done))
+            for name in done:
+                run.tell(ScanResumed(name))
         crashes = set(run.log_dir.glob('crash-*'))
-        with _claim({s: names for s, names in todo.items() if names}, run) as (mine, busy):
+        wanted = {subject: names for subject, names in todo.items() if names}
+        with sweeping(settings, group), _claim(wanted, run) as (mine, busy):
             _run_batch(run, mine)
         failures = read_failures(run.log_dir, since=crashes)
         _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
+        reports = len(outcome.reports)
         _report(group, settings, outcome, plan, plan.options.methods)
+        for path in outcome.reports[reports:]:
+            run.tell(ReportWritten(str(path)))
         if settings.work_dir is None:  # of thousands of scans, the files of a few at a time
             shutil.rmtree(run.work_dir / WORKFLOW, ignore_errors=True)
         if settings.stop_on_first_crash and outcome.failures:
             after = subjects[subjects.index(group[-1]) + 1 :]
-            outcome.not_run += [scan.name for subject in after for scan in plan.selection.of_subject(subject)]
+            late = [scan.name for subject in after for scan in plan.selection.of_subject(subject)]
+            outcome.not_run += late
+            for name in late:
+                run.tell(ScanNotRun(name))
             break
     return outcome
 
@@ -305,49 +409,73 @@ def _collect(
     run: Run, group: Sequence[str], failures: list[Failure], busy: Collection[str], outcome: Outcome
 ) -> None:
     """Sort the scans of a batch into done and failed, and give each failure its scan."""
-    root, plan = run.settings.output_dir, run.plan
+    root, plan, resumed = run.settings.output_dir, run.plan, set(outcome.resumed)
     for scan in (scan for subject in group for scan in plan.selection.of_subject(subject)):
         record = None if scan.name in busy else read_record(root / OutputNames(scan).qc)
         if record is not None and record.get('digest') == plan.options.digest:
-            outcome.verdicts[scan.name] = str(record['verdict'])
+            _take(record, scan, outcome)
             if not any(belongs(failure, scan) for failure in failures):
                 forget(root, scan)
+                if scan.name not in resumed:
+                    run.tell(done_event(record, scan))
                 continue
+        log = ''
         if scan.name in busy:
             entry = ErrorEntry(
                 scan.name, 'Another bidsharm is working on this subject in the same working folder.',
                 where=scan.relative, fix='Give each job its own --work-dir, or wait and run again.',
             )  # fmt: skip
         else:
-            entry = _explain(scan, plan.selection.anchor(scan), failures)
+            entry, log = _explain(scan, plan.selection.anchor(scan), failures)
             if entry.what == SILENT and run.settings.stop_on_first_crash:
                 outcome.not_run.append(scan.name)
+                run.tell(ScanNotRun(scan.name))
                 continue
             remember(root, scan, entry)
         outcome.failures.append(entry)
+        outcome.logs[scan.name] = log
+        run.tell(ScanFailed(scan.name, entry.what, entry.where, entry.fix, log))
 
 
-def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> ErrorEntry:
+def done_event(record: Mapping[str, Any], scan: ScanFile) -> ScanDone:
+    """Return what a QC record tells of its scan."""
+    warnings, outputs = record.get('warnings', []), record.get('outputs', {})
+    return ScanDone(
+        scan.name,
+        str(record['verdict']),
+        concerns_of(record),
+        [str(item) for item in warnings],
+        list(outputs),
+    )
+
+
+def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> tuple[ErrorEntry, str]:
+    """Return why a scan was not finished, and the name of the crash file that tells more."""
     own = [failure for failure in failures if belongs(failure, scan)]
     if own:
         first = own[0]
-        return ErrorEntry(scan=scan.name, what=first.what, where=first.where or scan.relative, fix=first.fix,
-                          details=first.details)  # fmt: skip
+        entry = ErrorEntry(scan=scan.name, what=first.what, where=first.where or scan.relative, fix=first.fix,
+                           details=first.details)  # fmt: skip
+        return entry, _name(first)
     behind = [failure for failure in failures if belongs(failure, anchor)]
     if behind and anchor != scan:
         return ErrorEntry(
             scan=scan.name, what=f'It follows {anchor.name}, which failed: {behind[0].what}', where=scan.relative,
             fix='Mend or remove that scan, or give its mask with --derivatives.', details=behind[0].details,
-        )  # fmt: skip
+        ), _name(behind[0])  # fmt: skip
     if whole := [failure for failure in failures if of_graph(failure)]:
         return ErrorEntry(
             scan=scan.name, what=f'The run of its batch ended early: {whole[0].what}', where=scan.relative,
             fix='Mend that, and run the same command again.', details=whole[0].details,
-        )  # fmt: skip
+        ), _name(whole[0])  # fmt: skip
     return ErrorEntry(
         scan=scan.name, what=SILENT, where=scan.relative,
         fix='Look into nipype.log, and run the same command again.', details='',
-    )  # fmt: skip
+    ), 'nipype.log'  # fmt: skip
+
+
+def _name(failure: Failure) -> str:
+    return failure.file.name if failure.file else ''
 
 
 def _report(

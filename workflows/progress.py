@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from bidsharm.workflows.events import BatchStarted, TargetLearning
+from bidsharm.workflows.logs import Screen
+from bidsharm.workflows.steps import StepRecorder
 from nipype.pipeline import engine as pe
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -22,20 +24,23 @@ class Progress:
 
     Parameters
     ----------
-    console
+    screen
         Where to write.
     total
         Number of scans of the run.
+    recorder
+        Who else takes the messages of the scheduler.
     """
 
-    def __init__(self, console: Console, *, total: int) -> None:
-        self.console = console
+    def __init__(self, screen: Screen, *, total: int, recorder: StepRecorder) -> None:
+        self.screen = screen
+        self.recorder = recorder
         self.total = total
         self.done = 0
         self.started: set[str] = set()
         self.bars = Bars(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
+            console=screen.console, disable=not screen.console.is_terminal,
         )  # fmt: skip
         self.scans = self.bars.add_task('scans', total=total)
         self.steps = self.bars.add_task('steps', total=None, visible=False)
@@ -54,17 +59,31 @@ class Progress:
         self.done += count
         self.bars.advance(self.scans, count)
 
-    def start_batch(self, workflow: pe.Workflow, names: Iterable[str], *, doing: str = 'working on') -> None:
-        """Show the steps of a new batch, and in words what is being done with which scans."""
+    def start_batch(self, workflow: pe.Workflow, names: Iterable[str]) -> None:
+        """Show the steps of a new batch, and how many scans are worked on."""
         names = list(names)
+        steps = self._start(workflow, f'working on {counted(len(names), "scan")}')
+        self.recorder.events.emit(BatchStarted(names, steps))
+
+    def start_target(self, workflow: pe.Workflow, names: Iterable[str], target: str) -> None:
+        """Show the steps of learning a target from some scans."""
+        names = list(names)
+        self._start(workflow, f'learning the target from {counted(len(names), "scan")}')
+        self.recorder.events.emit(TargetLearning(target, names))
+
+    def _start(self, workflow: pe.Workflow, doing: str) -> int:
         # Nipype does not run the nodes that only hand on.
         run = [name for name in workflow.list_node_names() if not name.endswith(('inputnode', 'outputnode'))]
         self.bars.reset(self.steps, total=len(run), visible=True)
-        if not self.console.is_terminal:
-            self.console.print(f'{doing} {counted(len(names), "scan")}', markup=False)
+        if self.screen.console.is_terminal:  # the bars say it
+            self.screen.note(doing)
+        else:
+            self.screen.say(doing)
+        return len(run)
 
     def on_node(self, node: Any, status: str) -> None:
         """Take a message of the scheduler."""
+        self.recorder.on_node(node, status)
         name = str(getattr(node, 'name', ''))
         if status == 'start':
             self.started.add(str(getattr(node, 'fullname', name)))
@@ -72,13 +91,9 @@ class Progress:
             return
         self.bars.advance(self.steps)
         if status == 'exception':
-            self.console.print(
-                f'  a step failed: {getattr(node, "fullname", name)}', markup=False, style='red'
-            )
+            self.screen.say(f'  a step failed: {getattr(node, "fullname", name)}', style='red')
         elif name == 'ds_qc' and str(getattr(node, 'fullname', name)) in self.started:  # not passed over
             self.done += 1
             self.bars.advance(self.scans)
             path = str(node.inputs.qc_path)
-            self.console.print(
-                f'  [{self.done}/{self.total}] {path.rsplit("/", 1)[-1]} written', markup=False
-            )
+            self.screen.say(f'  [{self.done}/{self.total}] {path.rsplit("/", 1)[-1]} written')

@@ -114,7 +114,7 @@ def _learn(
         )
         workflow.base_dir = str(work_dir)
         if progress:
-            progress.start_batch(workflow, [scan.name for scan in scans], doing='learning the target from')
+            progress.start_target(workflow, [scan.name for scan in scans], plan.method.target_label)
         run_graph(
             workflow, settings, device=plan.options.device, on_node=progress.on_node if progress else None
         )

@@ -207,6 +207,7 @@ def _add_modes(parser: Parser) -> None:
     _add_switch(group, '--stop-on-first-crash', 'end at the first failed scan')
     group.add_argument('--config-file', type=_file, metavar='TOML', help='settings; options given here win')
     group.add_argument('--notrack', action='store_true', help='accepted: there is no telemetry')
+    _add_switch(group, '--log-json', 'say what happens as JSON lines, not as text')
     group.add_argument(
         '-v', '--verbose', action='count', help='show the log of every step; -vv: with details'
     )

@@ -26,14 +26,15 @@ def _run(argv: list[str] | None) -> int:
     quiet_libraries()
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=settings.log_json)
+    arguments = sys.argv[1:] if argv is None else argv
     if settings.analysis_level == 'group':
         from bidsharm.workflows.group import run_group
 
-        return int(run_group(settings, console))
+        return int(run_group(settings, console, arguments))
     from bidsharm.workflows.participant import run_participant
 
-    return int(run_participant(settings, console))
+    return int(run_participant(settings, console, arguments))
 
 
 def quiet_libraries() -> None:

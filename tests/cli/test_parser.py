@@ -88,6 +88,7 @@ OPTIONS = [
     ('--mem-gb 3', {'mem_gb': 3.0}),
     ('--use-plugin plugin.yml', {'use_plugin': '{here}/plugin.yml'}),
     ('--resource-monitor', {'resource_monitor': True}),
+    ('--log-json', {'log_json': True}),
     ('--offline', {'offline': True}),
     ('--follow-links', {'follow_links': True}),
     ('--dry-run', {'dry_run': True}),
@@ -100,6 +101,7 @@ OPTIONS = [
     ('--force --no-force', {}),
     ('--no-skip-bids-validation --no-sloppy --no-clean-workdir --no-resource-monitor --no-offline --no-follow-links', {}),
     ('--no-dry-run --no-reports-only --no-boilerplate-only --no-write-graph --no-stop-on-first-crash', {}),
+    ('--log-json --no-log-json', {}),
     ('-v', {'verbose': 1}),
     ('-vv --verbose', {'verbose': 3}),
 ]  # fmt: skip

@@ -269,7 +269,7 @@ def test_an_output_folder_that_cannot_be_written(command, tmp_path, monkeypatch,
 )  # fmt: skip
 @pytest.mark.parametrize('level', ['participant', 'group'])
 def test_every_kind_of_end_has_its_code(command, monkeypatch, error, code, level):
-    def fail(settings, console):
+    def fail(settings, console, arguments):
         raise error
 
     monkeypatch.setattr(participant, 'run_participant', fail)
@@ -285,7 +285,7 @@ def test_every_kind_of_end_has_its_code(command, monkeypatch, error, code, level
 
 
 def test_the_code_of_the_run_is_the_code_of_the_command(command, monkeypatch):
-    monkeypatch.setattr(participant, 'run_participant', lambda settings, console: ExitCode.SCAN_FAILED)
+    monkeypatch.setattr(participant, 'run_participant', lambda *_: ExitCode.SCAN_FAILED)
     assert command()[0] == 1
 
 
@@ -298,7 +298,7 @@ def test_an_error_while_parsing_is_ours_too(command, monkeypatch):
 
 def test_the_settings_reach_the_run(command, monkeypatch, bids, tmp_path):
     seen = []
-    monkeypatch.setattr(participant, 'run_participant', lambda settings, console: seen.append(settings) or 0)
+    monkeypatch.setattr(participant, 'run_participant', lambda settings, *_: seen.append(settings) or 0)
     command('--harmonizer', 'nyul', '--participant-label', 'sub-02')
     (settings,) = seen
     assert (settings.harmonizer, settings.participant_label) == ('nyul', ('02',))

@@ -9,10 +9,13 @@ import pytest
 from bidsharm.workflows import participant
 from bidsharm.workflows.base import Options
 from bidsharm.workflows.engine import Failure
+from bidsharm.workflows.events import EventLog
 from bidsharm.workflows.failures import FOLDER, forget, remember, remembered
+from bidsharm.workflows.logs import Journal, Screen
 from bidsharm.workflows.participant import Run, reports_only
 from bidsharm.workflows.planning import Plan
 from bidsharm.workflows.progress import Progress
+from bidsharm.workflows.steps import StepRecorder
 from bidsharm.workflows.summary import Outcome, show_outcome
 from filelock import FileLock
 from rich.console import Console
@@ -41,7 +44,9 @@ def run_of(make_raw, make_method, make_settings, tmp_path):
             make_settings(**settings),
             work_dir,
             log_dir,
-            Progress(Console(quiet=True), total=len(names)),
+            Progress(
+                Screen(Console(quiet=True)), total=len(names), recorder=StepRecorder(EventLog(), log_dir)
+            ),
         )
 
     return make
@@ -82,10 +87,10 @@ def test_reports_only_knows_what_failed_and_what_was_never_run(run_of, make_raw)
     run = run_of('sub-1_T1w', 'sub-1_T2w', 'sub-2_T1w')
     console = Console(record=True, width=200, quiet=False)
     with pytest.raises(NothingToDo):
-        reports_only(run.plan, run.settings, BOILERPLATE, console)
+        reports_only(run.plan, run.settings, BOILERPLATE, Journal(Screen(console)))
     scan = run.plan.selection.scans[0]
     remember(run.settings.output_dir, scan, ErrorEntry(scan.name, 'It broke.', fix='Mend it.'))
-    assert reports_only(run.plan, run.settings, BOILERPLATE, console) == ExitCode.SCAN_FAILED
+    assert reports_only(run.plan, run.settings, BOILERPLATE, Journal(Screen(console))) == ExitCode.SCAN_FAILED
     page = (run.settings.output_dir / 'sub-1.html').read_text()
     assert 'It broke.' in page
     assert 'sub-1_T2w' in page
@@ -135,7 +140,7 @@ def test_a_scan_that_was_not_started_did_not_fail(run_of, tmp_path):
     assert [entry.scan for entry in outcome.failures] == ['sub-1_T1w']
     assert outcome.not_run == ['sub-2_T1w']
     console = Console(record=True, width=200)
-    show_outcome(outcome, run.settings, console)
+    show_outcome(outcome, Screen(console))
     assert 'not run   1 scan: the run stopped at the first failure.' in console.export_text()
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from bidsharm.workflows.base import ScanPlan, init_bidsharm_wf
+from bidsharm.workflows.events import EventLog
+from bidsharm.workflows.logs import Screen
 from bidsharm.workflows.progress import Progress
+from bidsharm.workflows.steps import StepRecorder
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
@@ -18,7 +21,14 @@ from rich.console import Console
 def node(name: str, path: str = '') -> Any:
     """Return as much of a node as the scheduler's messages carry."""
     inputs = types.SimpleNamespace(qc_path=path)
-    return types.SimpleNamespace(name=name, fullname=f'bidsharm_wf.sub_01_wf.{name}', inputs=inputs)
+    return types.SimpleNamespace(
+        name=name, fullname=f'bidsharm_wf.sub_01_wf.{name}', inputs=inputs, mem_gb=0.2, n_procs=1,
+        output_dir=lambda: '/nonexistent',
+    )  # fmt: skip
+
+
+def progress_of(console: Console, total: int, events: EventLog | None = None) -> Progress:
+    return Progress(Screen(console), total=total, recorder=StepRecorder(events or EventLog()))
 
 
 def sink(label: str) -> Any:
@@ -49,7 +59,7 @@ def done(progress: Progress, item: Any) -> None:
 
 
 def test_without_a_terminal_there_is_one_line_a_scan(plain):
-    with Progress(plain, total=3) as progress:
+    with progress_of(plain, 3) as progress:
         progress.skip(1)
         progress.start_batch(graph(), ['sub-02_T1w', 'sub-03_T1w'])
         for item in (node('conform'), node('n4'), sink('02'), node('harmonize'), sink('03')):
@@ -63,7 +73,7 @@ def test_without_a_terminal_there_is_one_line_a_scan(plain):
 
 
 def test_failed_step_is_told_and_does_not_count_as_a_scan(plain):
-    with Progress(plain, total=2) as progress:
+    with progress_of(plain, 2) as progress:
         progress.start_batch(graph(), ['sub-01_T1w', 'sub-02_T1w'])
         for item in (node('conform'), sink('02')):
             progress.on_node(item, 'start')
@@ -79,7 +89,7 @@ def test_failed_step_is_told_and_does_not_count_as_a_scan(plain):
 
 def test_step_that_never_started_is_not_written(plain):
     """Nipype's Linear plugin reports an end also for what it passes over behind a failed step."""
-    with Progress(plain, total=1) as progress:
+    with progress_of(plain, 1) as progress:
         progress.start_batch(graph(), ['sub-01_T1w'])
         progress.on_node(node('conform'), 'start')
         progress.on_node(node('conform'), 'exception')
@@ -89,7 +99,7 @@ def test_step_that_never_started_is_not_written(plain):
 
 
 def test_scans_done_before_count(plain):
-    with Progress(plain, total=5) as progress:
+    with progress_of(plain, 5) as progress:
         progress.skip(2)
         progress.skip(0)
         done(progress, sink('04'))
@@ -99,13 +109,13 @@ def test_scans_done_before_count(plain):
 
 def test_names_are_shown_as_they_are(plain):
     """Square brackets are no markup here."""
-    with Progress(plain, total=1) as progress:
+    with progress_of(plain, 1) as progress:
         done(progress, node('ds_qc', 'sub-01/anat/[red]x_qc.json'))
     assert '[red]x_qc.json written' in plain.file.getvalue()
 
 
 def test_bars_on_a_terminal(terminal):
-    with Progress(terminal, total=2) as progress:
+    with progress_of(terminal, 2) as progress:
         progress.start_batch(graph(), ['sub-01_T1w'])
         done(progress, node('conform'))
         done(progress, sink('01'))
@@ -126,7 +136,7 @@ def test_bar_of_the_steps_can_reach_its_end(terminal, make_raw, make_method, tmp
         subjects={'01': [ScanPlan(scan, scan)]}, method=make_method(), output_dir=tmp_path / 'out'
     )
     run = generate_expanded_graph(workflow._create_flat_graph())
-    with Progress(terminal, total=1) as progress:
+    with progress_of(terminal, 1) as progress:
         progress.start_batch(workflow, ['sub-01_T1w'])
         (steps,) = (task for task in progress.bars.tasks if task.id == progress.steps)
         assert steps.total == len(run)
@@ -134,7 +144,7 @@ def test_bar_of_the_steps_can_reach_its_end(terminal, make_raw, make_method, tmp
 
 def test_ends_also_after_an_error(terminal):
     def stop() -> None:
-        with Progress(terminal, total=1) as progress:
+        with progress_of(terminal, 1) as progress:
             assert progress.bars.live.is_started
             raise KeyboardInterrupt
 

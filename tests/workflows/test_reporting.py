@@ -16,6 +16,7 @@ import pytest
 from bidsharm.workflows import participant
 from bidsharm.workflows.base import Options
 from bidsharm.workflows.group import run_group
+from bidsharm.workflows.logs import Screen
 from bidsharm.workflows.planning import Plan
 from bidsharm.workflows.reporting import _tsv, records_of, report_group, report_subject
 from bidsharm.workflows.summary import Outcome, show_outcome
@@ -408,19 +409,24 @@ def test_summary_counts_and_tells_how_to_go_on(make_settings, tmp_path):
         reports=[tmp_path / 'sub-01.html'],
     )
     console = Console(file=io.StringIO(), width=300)
-    show_outcome(outcome, make_settings(), console, log_dir=tmp_path / 'logs')
+    show_outcome(
+        outcome,
+        Screen(console),
+        rerun=['bidsharm', 'a b', '--participant-label', '05', '06'],
+        log_dir=tmp_path / 'logs',
+    )
     said = console.file.getvalue()
     assert '4 scans harmonized: 2 pass, 1 warn, 1 fail the anatomy check; 1 was done before.' in said
     assert 'sub-06_ses-1_T1w: It broke [bold]. Mend it.' in said
     assert 'Not handled [/red].' in said
-    assert '--participant-label 05 06\n' in said
+    assert "Run just those again:\n  bidsharm 'a b' --participant-label 05 06\n" in said
     assert str(tmp_path / 'logs') in said
     assert str(tmp_path / 'sub-01.html') in said
 
 
 def test_summary_of_a_run_without_trouble(make_settings, tmp_path):
     console = Console(file=io.StringIO(), width=300)
-    show_outcome(Outcome(verdicts={'sub-01_T1w': 'pass'}), make_settings(), console, log_dir=tmp_path)
+    show_outcome(Outcome(verdicts={'sub-01_T1w': 'pass'}), Screen(console), log_dir=tmp_path)
     said = console.file.getvalue()
     assert '1 scan harmonized: 1 pass' in said
     assert 'again' not in said
