@@ -17,6 +17,7 @@ from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import UsageError
 from bidsharm.imaging.grids import load_checked, open_image, to_native
 from bidsharm.interfaces.base import BaseInterfaceInputSpec, Interface, TraitedSpec, traits
+from bidsharm.temporary import atomic_path
 
 #: Voxel type of each kind of image.
 DTYPES = {'image': np.float32, 'probseg': np.float32, 'mask': np.uint8, 'dseg': np.uint8}
