@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from bidsharm import __version__
 from bidsharm.errors import UsageError
 from bidsharm.simulation.acquisition import acquire, canonical_image, gradient_error
 from bidsharm.simulation.anatomy import DSEG_LABELS, SEGMENTED, Anatomy
+from bidsharm.simulation.files import stream, write_bytes, write_json, write_tsv
 from bidsharm.simulation.heads import TEMPLATE_SIZE, load_labels, load_template
 from bidsharm.simulation.people import Person, draw_person, random_pose
 from bidsharm.simulation.presets import PRESETS
@@ -146,7 +144,7 @@ def simulate(
         anatomy = load_labels(source, head=head) if source else template
         assert anatomy is not None
         person = draw_person(
-            _random(seed, 'person', number), label, anatomy, ventricle_walls(anatomy),
+            stream(seed, 'person', number), label, anatomy, ventricle_walls(anatomy),
             lesions=lesions, mass_mm=mass_mm, texture=texture, usual_size=1.0 if source else TEMPLATE_SIZE,
         )  # fmt: skip
         rows.append(_participant(person, source.name.split('.')[0] if source else 'MNI152'))
@@ -171,7 +169,7 @@ def _scan_session(
     head: bool,
 ) -> Iterator[str]:
     """Write all scans of a person in a scanner; yield the name of each."""
-    pose = random_pose(_random(seed, 'pose', person.label, scanner.label))
+    pose = random_pose(stream(seed, 'pose', person.label, scanner.label))
     session = f'ses-{scanner.label}'
     stem = Path(f'sub-{person.label}', session, 'anat', f'sub-{person.label}_{session}')
     _write_pose(out, stem, person, pose)
@@ -180,7 +178,7 @@ def _scan_session(
         grid = Grid.of(scanner.protocol(contrast), resolution)
         if grid not in truths:
             shape, affine = grid.frame
-            error = gradient_error(shape, affine, scanner.hardware, _random(seed, 'gradients', scanner.label))
+            error = gradient_error(shape, affine, scanner.hardware, stream(seed, 'gradients', scanner.label))
             anatomy = render(
                 smooth_to(person.head, min(grid.voxel_size)), shape=shape, affine=affine, warp=person.warp,
                 pose=person.place(pose), slice_factor=grid.slice_factor, slice_axis=grid.slice_axis,
@@ -188,7 +186,7 @@ def _scan_session(
             )  # fmt: skip
             truths[grid] = Truth(out, stem, anatomy, _name_of(grid, scanner, resolution))
             truths[grid].write()
-        rng = _random(seed, 'scan', person.label, scanner.label, contrast)
+        rng = stream(seed, 'scan', person.label, scanner.label, contrast)
         _write_scan(out, stem, person, scanner, contrast, truths[grid], rng, head=head)
         yield f'{stem.name}_{contrast}'
 
@@ -285,7 +283,7 @@ class Truth:
     def _save(self, suffix: str, data: NDArray[Any], fields: Mapping[str, Any]) -> None:
         base = self.out / TRUTH / self.stem
         _write_image(base.with_name(f'{base.name}_{suffix}.nii.gz'), data, self.anatomy.affine)
-        _write_json(base.with_name(f'{base.name}_{suffix}.json'), {**fields, 'SpatialReference': 'orig'})
+        write_json(base.with_name(f'{base.name}_{suffix}.json'), {**fields, 'SpatialReference': 'orig'})
 
 
 def prepare_folder(out: Path, *, force: bool = False) -> None:
@@ -356,11 +354,6 @@ def _check(
             scanner.sequence(contrast)
 
 
-def _random(seed: int, *names: str | int) -> np.random.Generator:
-    """Return a stream of random numbers that belongs to these names."""
-    return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
-
-
 def _write_scan(
     out: Path,
     stem: Path,
@@ -376,7 +369,7 @@ def _write_scan(
     scan = acquire(truth.anatomy, scanner, contrast, rng, factors=person.relaxation)
     affine, path = truth.anatomy.affine, out / stem
     _write_image(path.with_name(f'{path.name}_{contrast}.nii.gz'), scan.stored, affine)
-    _write_json(path.with_name(f'{path.name}_{contrast}.json'), scanner.sidecar(contrast))
+    write_json(path.with_name(f'{path.name}_{contrast}.json'), scanner.sidecar(contrast))
     common = {'SkullStripped': not head, 'SpatialReference': 'orig'}
     images = {
         'noiseless': (
@@ -392,7 +385,7 @@ def _write_scan(
     for desc, (image, machine, text) in images.items():
         name = f'{base.name}_desc-{desc}_{contrast}'
         _write_image(base.with_name(f'{name}.nii.gz'), image, affine)
-        _write_json(
+        write_json(
             base.with_name(f'{name}.json'), {'Description': text, **common, **machine.sidecar(contrast)}
         )
 
@@ -407,7 +400,7 @@ def _write_pose(out: Path, stem: Path, person: Person, pose: NDArray[np.float64]
         f'Parameters: {numbers}\nFixedParameters: 0 0 0\n'
     )
     path = out / TRUTH / stem
-    _write(path.with_name(f'{path.name}_from-orig_to-head_mode-points_xfm.txt'), text.encode())
+    write_bytes(path.with_name(f'{path.name}_from-orig_to-head_mode-points_xfm.txt'), text.encode())
 
 
 def _write_warp(out: Path, person: Person) -> None:
@@ -422,7 +415,7 @@ def _write_warp(out: Path, person: Person) -> None:
     image.set_sform(person.warp.affine, code=1)
     folder = out / TRUTH / f'sub-{person.label}' / 'anat'
     path = folder / f'sub-{person.label}_from-head_to-anatomy_mode-points_xfm.nii.gz'
-    _write(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
 
 
 #: Columns of participants.tsv behind the label, and what they mean.
@@ -469,20 +462,20 @@ def _write_descriptions(out: Path, labels: Sequence[Path]) -> None:
     }
     # The description comes first: it marks a data set that was interrupted as one that may be replaced.
     raw = {'Name': 'Simulated travelling heads', 'DatasetType': 'raw', **common}
-    _write_json(out / 'dataset_description.json', raw)
-    _write(out / 'README', _README.format(anatomies=_LABELS if labels else _MNI).encode())
+    write_json(out / 'dataset_description.json', raw)
+    write_bytes(out / 'README', _README.format(anatomies=_LABELS if labels else _MNI).encode())
     truth = {'Name': 'Truth of the simulated travelling heads', 'DatasetType': 'derivative', **common}
-    _write_json(out / TRUTH / 'dataset_description.json', truth)
-    _write(out / TRUTH / 'README', _TRUTH_README.encode())
-    _write(out / TRUTH / '.bidsignore', b'*_xfm.*\n')
+    write_json(out / TRUTH / 'dataset_description.json', truth)
+    write_bytes(out / TRUTH / 'README', _TRUTH_README.encode())
+    write_bytes(out / TRUTH / '.bidsignore', b'*_xfm.*\n')
     names = {'GM': 'Gray matter', 'WM': 'White matter', 'CSF': 'Cerebrospinal fluid', 'L': 'Lesion'}
     rows = [(str(code), names[tissue], tissue) for tissue, code in DSEG_LABELS.items()]
-    _write_tsv(out / TRUTH / 'dseg.tsv', ('index', 'name', 'abbreviation'), rows)
+    write_tsv(out / TRUTH / 'dseg.tsv', ('index', 'name', 'abbreviation'), rows)
 
 
 def _write_participants(out: Path, rows: Sequence[tuple[str, ...]]) -> None:
-    _write_tsv(out / 'participants.tsv', ('participant_id', *COLUMNS), rows)
-    _write_json(out / 'participants.json', COLUMNS)
+    write_tsv(out / 'participants.tsv', ('participant_id', *COLUMNS), rows)
+    write_json(out / 'participants.json', COLUMNS)
 
 
 def _write_image(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -491,24 +484,4 @@ def _write_image(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units('mm')
     # Compressed here and not by nibabel: with the time left out, the same image is the same file.
-    _write(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
-
-
-def _write_tsv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    _write(path, ''.join('\t'.join(row) + '\n' for row in (header, *rows)).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
