@@ -620,9 +620,11 @@ class TrainedHarmonizer(Harmonizer):
             {str(k): float(v) for k, v in settings['units'].items()},
         )
         self._target = (str(settings['target_kind']), str(settings['target']))
-        self.networks = torch.nn.ModuleDict(self.build())
         weights = {name: torch.from_numpy(np.array(value)) for name, value in _under('net/', arrays).items()}
         try:
+            with torch.device('meta'):  # settings of a bundle may ask for networks that no memory holds
+                torch.nn.ModuleDict(self.build()).load_state_dict(weights, assign=True)
+            self.networks = torch.nn.ModuleDict(self.build())
             self.networks.load_state_dict(weights)
         except RuntimeError as error:
             raise ConfigurationError(
