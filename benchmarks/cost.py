@@ -103,6 +103,8 @@ def main() -> None:
     packed = pack(scans)
     rows: list[dict[str, Any]] = []
     for name in registry.available():
+        if registry.card(name).domain != 'volume':
+            continue
         method, target = ready(name, scans)
         method.harmonize(scans[0], target)
         seconds = common.repeat(lambda m=method, t=target: m.harmonize(scans[0], t), 3)

@@ -33,7 +33,7 @@ def trained() -> list[str]:
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
-    kinds = {name: registry.get(name) for name in registry.available()}
+    kinds = {name: registry.find(name) for name in registry.available()}
     return [
         n
         for n, kind in kinds.items()

@@ -1,4 +1,4 @@
-"""Put the card of each trained method on top of its page in ``docs/methods``.
+"""Put the card of each method that is trained, or not for images, on top of its page in ``docs/methods``.
 
 ``python docs/methods.py`` writes what stands between ``<!-- card -->`` and ``<!-- end of card -->``; a test holds pages and cards together.
 """
@@ -15,9 +15,21 @@ FOLDER = Path(__file__).parent / 'methods'
 OPEN, CLOSE = '<!-- card -->', '<!-- end of card -->'
 
 
-def trained() -> list[str]:
-    """Return the names of the built-in methods that are trained."""
-    return [name for name in registry._BUILTIN if issubclass(registry.get(name), TrainedHarmonizer)]
+#: What stands above the list of each domain, and the words for what a method needs none of.
+CHAPTERS = {
+    'volume': ('# Trained methods', 'Trained by `bidsharm-train` ([training.md](../training.md)); none ships with weights.'),
+    'table': ('## Methods for tables of features', 'Fitted and applied by `bidsharm-table` ([tables.md](../tables.md)).'),
+}  # fmt: skip
+
+
+def with_page(domain: str = '') -> list[str]:
+    """Return the names of the built-in methods that have a page: trained ones, and all of other domains than images."""
+    return [
+        name
+        for name in registry._BUILTIN
+        if (registry.card(name).domain != 'volume' or issubclass(registry.find(name), TrainedHarmonizer))
+        and domain in ('', registry.card(name).domain)
+    ]
 
 
 def card_table(card: Card) -> str:
@@ -31,7 +43,7 @@ def card_table(card: Card) -> str:
         'Paper': f'{card.paper} [doi:{card.doi}](https://doi.org/{card.doi})' if card.doi else card.paper,
         'Family': f'{card.family}, supervision: {card.supervision}',
         'Learns from': phrases(card.needs_fit),
-        'Needs for a scan': phrases(card.needs_apply),
+        'Needs for a row' if card.domain == 'table' else 'Needs for a scan': phrases(card.needs_apply),
         'Aims at': ', '.join(card.targets),
         'Fidelity': card.fidelity,
         'Differs from the paper': card.deviations or 'in nothing that is known',
@@ -49,26 +61,24 @@ def filled(text: str, card: Card) -> str:
 
 def index() -> str:
     """Return the list of all pages."""
-    lines = [
-        '# Trained methods',
-        '',
-        'Trained by `bidsharm-train` ([training.md](../training.md)); none ships with weights.',
-        '',
-    ]
-    lines += ['| method | what it does | learns from | aims at | fidelity |', '|---|---|---|---|---|']
-    for name in trained():
-        card = registry.card(name)
-        needs = '; '.join(NEED_PHRASES[need] for need in card.needs_fit) or 'any scans'
-        lines.append(
-            f'| [{name}]({name}.md) | {card.title} | {needs} | {", ".join(card.targets)} | {card.fidelity} |'
-        )
-    return '\n'.join(lines) + '\n'
+    lines = []
+    for domain, (heading, text) in CHAPTERS.items():
+        lines += [heading, '', text, '']
+        lines += ['| method | what it does | learns from | aims at | fidelity |', '|---|---|---|---|---|']
+        lines += [_row(name) for name in with_page(domain)] + ['']
+    return '\n'.join(lines[:-1]) + '\n'
+
+
+def _row(name: str) -> str:
+    card = registry.card(name)
+    needs = '; '.join(NEED_PHRASES[need] for need in card.needs_fit) or 'any scans'
+    return f'| [{name}]({name}.md) | {card.title} | {needs} | {", ".join(card.targets)} | {card.fidelity} |'
 
 
 def main() -> None:
     """Fill all pages."""
     FOLDER.mkdir(exist_ok=True)
-    for name in trained():
+    for name in with_page():
         page = FOLDER / f'{name}.md'
         if page.is_file():
             page.write_text(filled(page.read_text(), registry.card(name)))

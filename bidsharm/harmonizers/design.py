@@ -176,6 +176,35 @@ class Design:
             names += labels
         return np.concatenate(blocks, axis=1), names
 
+    def penalty(self) -> Floats | None:
+        """Return what bends cost: the integral of the squared second derivative as a form of the coefficients, or None without curves.
+
+        Shape (columns, columns), in the order of :meth:`matrix`; each curve on the scale where its trace is 1.
+        """
+        blocks = []
+        for term in self.terms:
+            sizes = [self._width(factor) for factor in term]
+            block = np.zeros((int(np.prod(sizes)),) * 2)
+            for place, factor in enumerate(term):
+                if factor.kind == 'smooth':
+                    before, after = int(np.prod(sizes[:place])), int(np.prod(sizes[place + 1 :]))
+                    block += np.kron(
+                        np.kron(np.eye(before), _bending(self.knots[factor.name])), np.eye(after)
+                    )
+            blocks.append(block / max(float(np.trace(block)), 1e-300))
+        if not self.knots:
+            return None
+        total, start = np.zeros((sum(map(len, blocks)),) * 2), 0
+        for block in blocks:
+            total[start : start + len(block), start : start + len(block)] = block
+            start += len(block)
+        return total
+
+    def _width(self, factor: Factor) -> int:
+        if factor.kind == 'category':
+            return len(self.levels[factor.name]) - 1
+        return len(self.knots[factor.name]) - DEGREE - 2 if factor.kind == 'smooth' else 1
+
     def _coded(self, factor: Factor, covariates: Mapping[str, Column]) -> tuple[Floats, list[str]]:
         column = _column(factor.name, covariates)
         if factor.kind == 'category':
@@ -312,3 +341,16 @@ def _basis(column: Column, knots: Sequence[float]) -> Floats:
 
     inside = np.clip(column, knots[0], knots[-1])
     return np.asarray(BSpline.design_matrix(inside, np.asarray(knots), DEGREE).toarray())
+
+
+def _bending(knots: Sequence[float]) -> Floats:
+    """Return the integral of the products of second derivatives of all B-splines but the first."""
+    from scipy.interpolate import BSpline
+
+    grid = np.asarray(knots)
+    edges = np.unique(grid)
+    places, weights = np.polynomial.legendre.leggauss(3)  # exact for squares of lines
+    half = np.diff(edges)[:, None] / 2
+    x = (half * places + (edges[1:] + edges[:-1])[:, None] / 2).ravel()
+    functions = BSpline(grid, np.eye(len(grid) - DEGREE - 1), DEGREE).derivative(2)(x)[:, 1:]
+    return np.asarray(functions.T @ (functions * (half * weights).ravel()[:, None]))

@@ -64,6 +64,10 @@ _BUILTIN = {
     'hail': 'bidsharm.harmonizers.hail:Hail',
     'imunity': 'bidsharm.harmonizers.imunity:ImUnity',
     'stytr': 'bidsharm.harmonizers.stytr:StyTr',
+    'combat': 'bidsharm.harmonizers.combat:ComBat',
+    'combat-gam': 'bidsharm.harmonizers.combat:ComBatGAM',
+    'covbat': 'bidsharm.harmonizers.combat:CovBat',
+    'longcombat': 'bidsharm.harmonizers.longcombat:LongComBat',
 }
 
 #: What methods of other domains than volumes harmonize, and the command that runs them.

@@ -90,7 +90,7 @@ def test_no_gradient_reaches_the_generator_from_the_discriminators_loss():
 ADVERSARIAL = [
     name
     for name in registry._BUILTIN
-    if issubclass(registry.get(name), TrainedHarmonizer)
+    if issubclass(registry.find(name), TrainedHarmonizer)
     and issubclass(registry.get(name).Preset, AdversarialSettings)
 ]
 CONDITIONAL = [name for name in ADVERSARIAL if registry.get(name).Preset().__dict__.get('adversarial') != 0]

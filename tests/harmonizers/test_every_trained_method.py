@@ -17,7 +17,7 @@ from bidsharm.harmonizers.trained import TrainedHarmonizer
 from bidsharm.nn.blocks import count_parameters
 from bidsharm.training.options import Budget, Running
 
-METHODS = sorted(name for name in registry._BUILTIN if issubclass(registry.get(name), TrainedHarmonizer))
+METHODS = sorted(name for name in registry._BUILTIN if issubclass(registry.find(name), TrainedHarmonizer))
 #: Steps of the trainings that only have to work.
 FEW = 4
 

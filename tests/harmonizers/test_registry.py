@@ -38,7 +38,7 @@ def test_the_table_of_built_in_methods_is_that_of_the_package():
 def test_built_in_methods_are_there():
     assert set(registry._BUILTIN) <= set(registry.available())
     for name in registry._BUILTIN:
-        assert registry.get(name).card.name == name
+        assert registry.find(name).card.name == name
 
 
 @pytest.mark.parametrize(('wrong', 'near'), [('zsore', 'zscore'), ('Robust', 'robust'), ('nyull', 'nyul')])
@@ -109,7 +109,9 @@ def test_could_run_depends_on_what_is_offered():
     assert could('tissue') == alone | {'fcm'}
     assert could('cohort') == alone | {'nyul', 'histogram'}
     assert could('cohort', 'tissue') == {
-        n for n in registry._BUILTIN if 'weights' not in registry.card(n).needs_apply
+        n
+        for n in registry._BUILTIN
+        if registry.card(n).domain == 'volume' and 'weights' not in registry.card(n).needs_apply
     }
 
 
@@ -118,3 +120,23 @@ def test_could_train_depends_on_what_is_offered():
     assert {'iguane', 'cyclegan'} <= {*registry.could_train({'two_sites', 'site'})}
     assert {'deepharmony', 'unet3d'} <= {*registry.could_train({'paired'})}
     assert not {*registry.could_train({'paired'})} & {'tscore', 'isotone'}
+
+
+@pytest.mark.parametrize(('domain', 'kind'), [('table', 'Doubling'), ('volume', 'Tables')])
+def test_a_card_of_another_domain_than_the_class_is_refused(install, monkeypatch, domain, kind):
+    from dataclasses import replace
+
+    install(['doubling = doubling:Doubling'])
+    found = registry.find('doubling')
+    if kind == 'Tables':
+        import sys
+
+        from bidsharm.harmonizers.combat import ComBat
+
+        monkeypatch.setattr(
+            sys.modules['doubling'], 'Doubling', type('Tables', (ComBat,), {'card': found.card})
+        )
+    else:
+        monkeypatch.setattr(found, 'card', replace(found.card, domain=domain))
+    with pytest.raises(ConfigurationError, match=f'of the domain "{domain}" by its card'):
+        registry.find('doubling')
