@@ -14,7 +14,7 @@ from scipy import ndimage
 from bidsharm.bids.validation import find_validator
 from bidsharm.cli.simulate import main
 from bidsharm.errors import ExitCode, UsageError
-from bidsharm.simulation import dataset
+from bidsharm.simulation import dataset, files
 from bidsharm.simulation.dataset import prepare_folder, simulate
 from bidsharm.simulation.presets import PRESETS
 
@@ -307,7 +307,7 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(dataset.os, 'replace', full)
+    monkeypatch.setattr(files.os, 'replace', full)
     with pytest.raises(OSError, match='No space'):
         simulate(tmp_path / 'out', subjects=1, scanners=PRESETS[:1], resolution=RESOLUTION)
     assert contents(tmp_path) == {}
