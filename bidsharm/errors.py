@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+
+#: What may be wrong with the place that something is read from or written to: what to say, and what to do.
+SYSTEM_ERRORS = {
+    errno.ENOSPC: ('The disk is full.', 'Make room and run the same command again.'),
+    errno.EDQUOT: ('Your quota is used up.', 'Make room and run the same command again.'),
+    errno.EROFS: ('The file system can only be read.', 'Give a folder that can be written.'),
+    errno.EACCES: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
+    errno.EPERM: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
+    errno.EIO: ('The disk reports an error.', 'Have the disk looked at, or use another one.'),
+    errno.ESTALE: ('The file system is gone.', 'Run the same command again when it is back.'),
+    errno.EMFILE: ('Too many files are open.', 'Raise the limit (ulimit -n).'),
+    errno.ENFILE: ('Too many files are open on this machine.', 'Run the same command again later.'),
+}
+#: The same for memory.
+NO_MEMORY = ('There is not enough memory.', 'Give it more, or let it work on less at a time.')
 
 
 class ExitCode(IntEnum):

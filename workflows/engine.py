@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import shutil
@@ -24,7 +25,7 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline import plugins
 
 from bidsharm.bids.names import ScanFile
-from bidsharm.errors import ConfigurationError, UsageError
+from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, ConfigurationError, UsageError
 from bidsharm.files import MAX_TEXT, read_bytes, read_text
 from bidsharm.settings import Settings, reason
 from bidsharm.temporary import temporary_folder
@@ -254,6 +255,8 @@ _OURS = re.compile(r'^[ \t]*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
 _LAST = re.compile(
     r'^[ \t]*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*)(?:: ?(.*))?$', re.MULTILINE
 )
+_NUMBERED = re.compile(r'\[Errno (\d+)\] [^:]*(?:: (.+))?')
+_UNWRITTEN = re.compile(r'\d+ requested and \d+ written')
 _SIGNAL = re.compile(r'Return code: (-\d+)')
 
 
@@ -274,6 +277,9 @@ def read_failure(path: Path) -> Failure:
         what = f'An external program was ended by signal {-int(ended[1])} (it crashed, or memory ran out).'
         return Failure(node, what, details=text, file=path)
     last = _LAST.findall(searched)
+    if last and (told := _of_system(*last[-1])):
+        what, where, fix = told
+        return Failure(node, what, where, fix, details=text, file=path)
     # An error without a message stands there as its bare name.
     what = (
         ': '.join(filter(None, (last[-1][0].rsplit('.', 1)[-1], last[-1][1][:300])))
@@ -281,6 +287,23 @@ def read_failure(path: Path) -> Failure:
         else 'The step failed.'
     )
     return Failure(node, what, details=text, file=path)
+
+
+def _of_system(kind: str, words: str) -> tuple[str, str, str] | None:
+    """Return what, where and fix of an error by which the machine says that it can give no more."""
+    if kind.endswith('MemoryError'):
+        what, fix = NO_MEMORY
+        return what, '', fix
+    found = _NUMBERED.match(words)
+    number = int(found[1]) if found else 0
+    # NumPy says only how much of an array it could write.
+    if kind.endswith('OSError') and _UNWRITTEN.fullmatch(words):
+        number = errno.ENOSPC
+    if number not in SYSTEM_ERRORS:
+        return None
+    what, fix = SYSTEM_ERRORS[number]
+    place = (found[2] or '').strip('\'"') if found else ''
+    return (f'{place}: {what}' if place else what), '', fix
 
 
 def read_failures(log_dir: Path, *, since: set[Path] | None = None) -> list[Failure]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -11,22 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from bidsharm.errors import BidsharmError, ExitCode
+from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, BidsharmError, ExitCode
 
 #: Seconds that a command has to clean up after a signal. Schedulers kill after half a minute.
 GRACE_S = 8.0
-#: What may be wrong with the place that something is read from or written to: what to say, and what to do.
-_PLACES = {
-    errno.ENOSPC: ('The disk is full.', 'Make room and run the same command again.'),
-    errno.EDQUOT: ('Your quota is used up.', 'Make room and run the same command again.'),
-    errno.EROFS: ('The file system can only be read.', 'Give a folder that can be written.'),
-    errno.EACCES: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
-    errno.EPERM: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
-    errno.EIO: ('The disk reports an error.', 'Have the disk looked at, or use another one.'),
-    errno.ESTALE: ('The file system is gone.', 'Run the same command again when it is back.'),
-    errno.EMFILE: ('Too many files are open.', 'Raise the limit (ulimit -n).'),
-    errno.ENFILE: ('Too many files are open on this machine.', 'Run the same command again later.'),
-}
 #: Signals by which a scheduler, a container or a closed terminal tells a process to end.
 _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
@@ -60,8 +47,7 @@ def _run(command: str, work: Callable[[], int]) -> int:
     except BidsharmError as error:
         return _say(command, str(error), error.exit_code)
     except MemoryError:
-        fix = 'Give it more, or let it work on less at a time.'
-        return _say(command, f'There is not enough memory. {fix}', ExitCode.SCAN_FAILED)
+        return _say(command, ' '.join(NO_MEMORY), ExitCode.SCAN_FAILED)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return int(ExitCode.SCAN_FAILED)
@@ -89,8 +75,8 @@ def _our_fault(command: str) -> int:
 def _words(error: OSError) -> str | None:
     """Return an error of the system in words; None where it says nothing that a user can act on."""
     place = f'{os.fsdecode(error.filename)}: ' if isinstance(error.filename, str | bytes) else ''
-    if error.errno in _PLACES:
-        return place + ' '.join(_PLACES[error.errno])
+    if error.errno in SYSTEM_ERRORS:
+        return place + ' '.join(SYSTEM_ERRORS[error.errno])
     return f'{place}{error.strerror}.' if place and error.strerror else None
 
 
