@@ -173,7 +173,6 @@ def interruption(error: BaseException, seconds: float) -> RunInterrupted:
         code = int(ExitCode.SCAN_FAILED)
         return RunInterrupted(kind, what, '', 'The same command goes on from there.', code, round(seconds, 1))
     where = str(getattr(error, 'filename', None) or '')
-    code = None if isinstance(error, OSError) else int(ExitCode.INTERNAL)
-    if isinstance(error, MemoryError):
-        code = int(ExitCode.SCAN_FAILED)
-    return RunInterrupted(kind, str(error)[:500] or kind, where, '', code, round(seconds, 1))
+    code = int(ExitCode.SCAN_FAILED if isinstance(error, MemoryError) else ExitCode.INTERNAL)
+    known = None if isinstance(error, OSError) else code
+    return RunInterrupted(kind, str(error)[:500] or kind, where, '', known, round(seconds, 1))
