@@ -128,13 +128,15 @@ def diagnose(asked: Asked, *, as_json: bool, with_run: bool) -> int:
     """Run the checks, print what they find, and return the exit code."""
     from rich.console import Console
 
-    from bidsharm.workflows.doctor.findings import Verdict, examine_all
+    from bidsharm.workflows.doctor.findings import Verdict, discreet, examine_all, user_and_home
 
     started = time.monotonic()
     progress = Console(stderr=True)
     with progress.status('looking') if progress.is_terminal else contextlib.nullcontext() as status:
         tell: Callable[[Check], None] = lambda check: status.update(check.name) if status else None  # noqa: E731
         found = list(examine_all(all_checks(with_run=with_run), asked, before=tell))
+    user, home = user_and_home(asked)
+    found = [discreet(item, home=home, user=user) for item in found]
     seconds = time.monotonic() - started
     if as_json:
         print(json.dumps(as_report(found, seconds), indent=2, ensure_ascii=False))
@@ -145,22 +147,18 @@ def diagnose(asked: Asked, *, as_json: bool, with_run: bool) -> int:
 
 
 def as_report(found: Sequence[Finding], seconds: float) -> dict[str, Any]:
-    """Return the findings for programs and bug reports, without home folder and name of the user."""
-    from bidsharm.workflows.doctor.findings import discreet
-
+    """Return the findings for programs and bug reports."""
     count = _count(found)
     entries = [{**vars(item), 'verdict': str(item.verdict)} for item in found]
     content = {'bidsharm': __version__, 'ready': not count['problem'], 'problems': count['problem'], 'warnings': count['warning'],
                'seconds': round(seconds, 1), 'findings': entries}  # fmt: skip
-    return dict(discreet(content))
+    return content
 
 
 def show(found: Sequence[Finding], seconds: float, console: Console) -> None:
     """Print the findings by groups, then once more those that need something to be done."""
     from rich.table import Table
     from rich.text import Text
-
-    from bidsharm.workflows.doctor.findings import discreet
 
     for group in dict.fromkeys(item.group for item in found):
         console.print(Text(f'\n{group}', style='bold'))
@@ -170,7 +168,7 @@ def show(found: Sequence[Finding], seconds: float, console: Console) -> None:
         table.add_column(ratio=1, overflow='fold')
         for item in (item for item in found if item.group == group):
             verdict = Text(f'  {item.verdict}', style=STYLES[item.verdict])
-            table.add_row(verdict, item.check, Text(discreet(item.what)))
+            table.add_row(verdict, item.check, Text(item.what))
         console.print(table)
     wrong = sorted(
         (item for item in found if item.verdict != 'ok'), key=lambda item: item.verdict != 'problem'
@@ -182,8 +180,8 @@ def show(found: Sequence[Finding], seconds: float, console: Console) -> None:
     advice.add_column(ratio=1, overflow='fold')
     for item in wrong:
         verdict = Text(f'  {item.verdict}', style=STYLES[item.verdict])
-        told = Text(f'{item.check}: {discreet(item.what)}', style='bold')
-        advice.add_row(verdict, Text.assemble(told, f'\n{discreet(item.fix)}' if item.fix else ''))
+        told = Text(f'{item.check}: {item.what}', style='bold')
+        advice.add_row(verdict, Text.assemble(told, f'\n{item.fix}' if item.fix else ''))
     console.print(advice)
     console.print(Text(f'\n{_last_line(found)} ({seconds:.0f} s)'))
 

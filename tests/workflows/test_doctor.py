@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,8 +105,12 @@ class TestRunning:
     def test_no_person_is_named(self) -> None:
         given = {'a': ['/home/anna/x and /home/annabel', '/scratch/anna/y'], 'b': 'anna', 'c': 2}
         hidden = {'a': ['~/x and /home/annabel', '/scratch/~/y'], 'b': 'anna', 'c': 2}
-        assert discreet(given, home='/home/anna', user='anna') == hidden
-        assert discreet('/ /data', home='/', user='data') == '/ /data'
+        found = Finding(Verdict.OK, 'In /home/anna.', '/run/user/anna:', given)
+        assert discreet(found, home='/home/anna', user='anna') == replace(
+            found, what='In ~.', fix='/run/user/~:', values=hidden
+        )
+        assert discreet(found, home='/', user='data') == discreet(found, home='', user='') == found
+        assert discreet(found, home='/home', user='home').what == 'In /home/anna.'  # no person
 
 
 class TestProbe:
@@ -426,13 +431,13 @@ class TestModels:
                   metadata.EntryPoint('nyul', 'theirs:Nyul', registry.GROUP)]  # fmt: skip
         for module in (registry, models):
             monkeypatch.setattr(module, 'entry_points', lambda group: points)
-        answers(**{'harmonizer theirs': {'needs': []}})
+        answers(**{'method theirs': {'needs': []}})
         found = list(models.plugins(Asked()))
         assert verdicts(found) == ['warning', 'ok']
         assert '"nyul" is ignored' in found[0].what
-        answers(**{'harmonizer theirs': Unanswered('was ended by SIGSEGV')})
+        answers(**{'method theirs': Unanswered('was ended by SIGSEGV')})
         assert 'SIGSEGV' in told(models.plugins(Asked()), 'problem')
-        answers(**{'harmonizer theirs': ScanError('It has no card.', fix='Repair it.')})
+        answers(**{'method theirs': ScanError('It has no card.', fix='Repair it.')})
         assert told(models.plugins(Asked()), 'problem') == 'It has no card. Repair it.'
 
     def test_bundled_template(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -172,33 +171,40 @@ def examine_all(
         yield from examine(check, asked)
 
 
-def discreet(value: Any, *, home: str | None = None, user: str | None = None) -> Any:
-    """Return text, and text inside lists and tables, without the home folder and the name of the user.
+def discreet(finding: Finding, *, home: str, user: str) -> Finding:
+    """Return a finding without the home folder and the name of the user.
 
     Parameters
     ----------
-    value
-        Text, numbers, lists and tables.
+    finding
+        Any one.
     home, user
-        Those of this process by default.
+        Those of the user; empty where there are none.
     """
-    home = os.environ.get('HOME', '') if home is None else home
-    user = _user() if user is None else user
-    if isinstance(value, str):
-        if home.rstrip('/').count('/') > 0 and home != '/':
-            value = re.sub(rf'{re.escape(home.rstrip("/"))}(?=$|[^\w.-])', '~', value)
-        return value if user in NAMELESS else re.sub(rf'(?<=/){re.escape(user)}(?=$|[^\w.-])', '~', value)
-    if isinstance(value, dict):
-        return {key: discreet(item, home=home, user=user) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [discreet(item, home=home, user=user) for item in value]
-    return value
+    patterns = []
+    if home.rstrip('/').count('/') > 1 or home == '/root':
+        patterns.append(re.compile(rf'{re.escape(home.rstrip("/"))}(?=\W*$|[^\w.-])'))
+    if user not in NAMELESS:
+        patterns.append(re.compile(rf'(?<=/){re.escape(user)}(?=\W*$|[^\w.-])'))
+
+    def hide(value: Any) -> Any:
+        if isinstance(value, str):
+            for pattern in patterns:
+                value = pattern.sub('~', value)
+            return value
+        if isinstance(value, dict):
+            return {key: hide(item) for key, item in value.items()}
+        return [hide(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return replace(finding, what=hide(finding.what), fix=hide(finding.fix), values=hide(finding.values))
 
 
-def _user() -> str:
+def user_and_home(asked: Asked) -> tuple[str, str]:
+    """Return the name of the user and the home folder, empty where there are none, as in containers."""
     import getpass
 
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in containers
-        return ''
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = ''
+    return user, asked.home or ''

@@ -128,7 +128,7 @@ def plugins(asked: Asked) -> Iterator[Finding]:
         )
     for name in others:
         try:
-            ask('harmonizer', name, limit_s=20)
+            ask('method', name, limit_s=20)
         except Unanswered as error:
             yield problem(
                 f'Loading the harmonizer "{name}" of another package {error}.',

@@ -156,11 +156,18 @@ def _bundle(folder: str, name: str = '') -> dict[str, Any]:
 
 
 def _harmonizer(name: str) -> dict[str, Any]:
-    """Load a method."""
+    """Load a method for images."""
     from bidsharm.harmonizers import registry
 
-    card = registry.card(name)
+    card = registry.get(name).card
     return {'needs': list(card.needs_apply), 'memory_gb': card.memory_gb, 'uses_device': card.uses_device}
+
+
+def _method(name: str) -> dict[str, Any]:
+    """Load a method of any kind."""
+    from bidsharm.harmonizers import registry
+
+    return {'domain': registry.card(name).domain}
 
 
 def _harmonizers() -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _harmonizers() -> dict[str, Any]:
     broken = {}
     for name in registry._BUILTIN:
         try:
-            registry.get(name)
+            registry.find(name)
         except BidsharmError as error:
             broken[name] = error.what
     return {'count': len(registry._BUILTIN), 'broken': broken}
@@ -192,6 +199,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     'brain-extraction': _brain_extraction,
     'bundle': _bundle,
     'harmonizer': _harmonizer,
+    'method': _method,
     'harmonizers': _harmonizers,
     'workers': _workers,
 }
