@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bidsharm.processes import Identity, this_process
@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_folder(prefix: str, within: Path) -> Iterator[Path]:
+def temporary_folder(prefix: str, within: Path, mode: int = 0o700) -> Iterator[Path]:
     """Give a folder that goes away when the block ends; what killed processes have left of the same kind goes, too.
 
     Parameters
@@ -66,12 +66,14 @@ def temporary_folder(prefix: str, within: Path) -> Iterator[Path]:
         How its name starts, without the hyphen.
     within
         The folder that it is made in.
+    mode
+        Its permissions, of which the umask takes away.
     """
     clear_remains([within], prefix=prefix)
     folder = within / f'{prefix}-{this_process()}-{uuid.uuid4().hex[:8]}'
     _open.add(folder)
     try:
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,6 +100,26 @@ def clear_remains(folders: Iterable[Path], *, prefix: str = '.tmp', below: bool 
                 if name.startswith(f'{prefix}-') and _left_behind(Path(place, name)):
                     _remove(Path(place, name))
             inside[:] = [name for name in inside if below and not name.startswith('.')]
+
+
+@contextlib.contextmanager
+def swept(folders: Sequence[Path] = (), *, below: Sequence[Path] = ()) -> Iterator[None]:
+    """Remove what is left of files that killed processes were writing: of earlier ones before the block, and once more after it.
+
+    Parameters
+    ----------
+    folders
+        Where to look.
+    below
+        Where to look, and in all folders inside, too.
+    """
+    try:
+        clear_remains(folders)
+        clear_remains(below, below=True)
+        yield
+    finally:
+        clear_remains(folders)
+        clear_remains(below, below=True)
 
 
 def clear_own() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bidsharm.settings import Settings
-from bidsharm.temporary import clear_remains, temporary_folder
+from bidsharm.temporary import clear_remains, swept, temporary_folder
 
 #: Intermediate files of one scan, in GB (408 MB were measured for a T1w of 1 mm; docs/containers.md).
 GB_PER_SCAN = 0.5
@@ -60,24 +60,20 @@ def room_for(settings: Settings, needed: float) -> AbstractContextManager[Path]:
     return temporary_folder('bidsharm', usual)
 
 
-@contextmanager
-def swept(folders: Sequence[Path], below: Sequence[Path] = ()) -> Iterator[None]:
-    """Remove what killed processes have left of files that they were writing: of earlier runs before, of this one after the block.
+def sweeping(settings: Settings, subjects: Iterable[str] = ()) -> AbstractContextManager[None]:
+    """Remove what killed processes have left of the files that they were writing: before the block, and after it.
 
     Parameters
     ----------
-    folders
-        Where to look.
-    below
-        Where to look in all folders inside, too.
+    settings
+        The folders that are written to.
+    subjects
+        Look into the folders of these; into those that are common to all by default.
     """
-    try:
-        clear_remains(folders)
-        clear_remains(below, below=True)
-        yield
-    finally:
-        clear_remains(folders)
-        clear_remains(below, below=True)
+    roots = [settings.output_dir, *filter(None, [settings.fmriprep_derivatives])]
+    if subjects:
+        return swept(below=[root / f'sub-{subject}' for root in roots for subject in subjects])
+    return swept([*roots, settings.output_dir / 'models'], below=[settings.output_dir / 'logs'])
 
 
 def free_gb(folder: Path) -> float:

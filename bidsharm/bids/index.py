@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bidsharm.errors import UsageError
 from bidsharm.files import leads_out, read_json
 from bidsharm.settings import Settings, reason
+from bidsharm.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
@@ -141,8 +141,8 @@ def _layout(root: Path, follow: bool, *, subjects: tuple[str, ...] = (), **optio
 def _make_index(root: Path, database: Path, follow: bool) -> None:
     """Make the index beside its place and put it there whole: jobs that start together do not see half of one."""
     database.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.building-', dir=database) as folder:
-        layout = _layout(root, follow, database_path=folder)
+    with temporary_folder('.building', database) as folder:
+        layout = _layout(root, follow, database_path=str(folder))
         layout.connection_manager.session.close()
         layout.connection_manager.engine.dispose()
-        os.replace(Path(folder) / INDEX_FILE, database / INDEX_FILE)
+        os.replace(folder / INDEX_FILE, database / INDEX_FILE)

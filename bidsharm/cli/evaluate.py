@@ -120,6 +120,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.evaluation.perceptual import load_weights
     from bidsharm.reports.evaluation import write_evaluation_report
+    from bidsharm.temporary import swept
 
     quiet_libraries()
     sources, options = _sources(args), _options(args)
@@ -138,16 +139,17 @@ def _run(args: argparse.Namespace) -> ExitCode:
     console = Console(stderr=True, highlight=False)
     results = _evaluate(study, options, console)
     facts = _provenance(args, sources, study)
-    write_tables(args.out, results)
-    write_record(args.out, results, facts)
-    people = len({row['person'] for row in results.scans})
-    page = write_evaluation_report(
-        args.out / PAGE,
-        results,
-        people=people,
-        scanners=len({row['scanner'] for row in results.scans if row['scanner']}),
-        provenance={name: str(value) for name, value in facts.items()},
-    )
+    with swept([args.out]):
+        write_tables(args.out, results)
+        write_record(args.out, results, facts)
+        people = len({row['person'] for row in results.scans})
+        page = write_evaluation_report(
+            args.out / PAGE,
+            results,
+            people=people,
+            scanners=len({row['scanner'] for row in results.scans if row['scanner']}),
+            provenance={name: str(value) for name, value in facts.items()},
+        )
     for problem in results.problems:
         where = f'{problem.scan}, {problem.method}' if problem.method else problem.scan
         text = ' '.join(filter(None, (problem.what, problem.fix)))

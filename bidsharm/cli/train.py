@@ -120,6 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> ExitCode:
+    from bidsharm.processes import as_parent, tether
+    from bidsharm.temporary import swept
+    from bidsharm.training.records import PICTURES
+
+    # Of several processes the first starts the others, which end with it.
+    tether()
+    os.environ.update(as_parent())
+    with swept([args.out, args.out / CACHE, args.out / PICTURES]):
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.training_input import find_training_files
     from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
@@ -147,10 +159,11 @@ def _run(args: argparse.Namespace) -> ExitCode:
         method.train(
             prepared.data, target=target, running=running, seed=args.seed, progress=progress('training')
         )
-    for problem in prepared.problems if first else ():
-        print(f'bidsharm-train: left out: {problem}', file=sys.stderr)
+        if first:
+            bundle.save(method, args.out / MODEL)
     if first:
-        bundle.save(method, args.out / MODEL)
+        for problem in prepared.problems:
+            print(f'bidsharm-train: left out: {problem}', file=sys.stderr)
         print(args.out / MODEL)
     return ExitCode.SCAN_FAILED if prepared.problems else ExitCode.OK
 

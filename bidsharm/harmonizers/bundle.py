@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.files import MAX_TEXT, leads_out, parse_json, read_bytes
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Card, Execution, HarmonizationMethod, Harmonizer
+from bidsharm.temporary import temporary_folder, temporary_path
 
 FORMAT = 1
 TENSORS = 'model.safetensors'
@@ -80,14 +80,10 @@ def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str,
     }
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f'.tmp-{uuid.uuid4().hex}-{folder.name}'
-    temporary.mkdir()
-    try:
+    with temporary_folder('.tmp', folder.parent, 0o777) as temporary:
         (temporary / TENSORS).write_bytes(tensors)
         (temporary / CARD).write_text(text, encoding='utf-8')
         _take_place(temporary, folder, card.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return digest(folder)
 
 
@@ -277,7 +273,7 @@ def _take_place(temporary: Path, folder: Path, name: str) -> None:
     try:
         found = str(_read(folder)[0]['name'])
     except ConfigurationError:
-        remains = folder.parent / f'.tmp-{uuid.uuid4().hex}-{folder.name}'
+        remains = temporary_path(folder)
         with contextlib.suppress(FileNotFoundError):  # another job was faster to move them away
             os.replace(folder, remains)
         shutil.rmtree(remains, ignore_errors=True)

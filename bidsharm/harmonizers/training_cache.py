@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import BidsharmError, ScanError
 from bidsharm.harmonizers.contract import Scan
+from bidsharm.temporary import atomic_path
 
 if TYPE_CHECKING:
     from bidsharm.harmonizers.trained import NetworkSettings
@@ -165,12 +165,11 @@ def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64]) -> No
     if volume.tissue is not None:
         arrays['tissue'] = volume.tissue
     for name, array in arrays.items():
-        partial = stem.with_suffix(f'.{name}.part.npy')
-        np.save(partial, array)
-        os.replace(partial, stem.with_suffix(f'.{name}.npy'))
-    partial = stem.with_suffix('.part')
-    partial.write_text(json.dumps({'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays)}))
-    os.replace(partial, stem.with_suffix('.json'))
+        with atomic_path(stem.with_suffix(f'.{name}.npy')) as partial:
+            np.save(partial, array)
+    about = {'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays)}
+    with atomic_path(stem.with_suffix('.json')) as partial:
+        partial.write_text(json.dumps(about))
 
 
 def _read(stem: Path, source: Source) -> TrainingVolume:

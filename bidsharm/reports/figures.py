@@ -6,7 +6,6 @@ layout, so that they can be laid over each other. The subject's left is on the l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from scipy import ndimage
 
 from bidsharm.errors import ScanError
 from bidsharm.evaluation.metrics import change_map
+from bidsharm.temporary import atomic_path
 
 #: Slices per row, and the width of the mosaic in pixels.
 COLUMNS = 7
@@ -470,11 +470,6 @@ def _annotate(picture: Any, layout: Layout) -> Any:
 
 
 def _save(picture: Any, path: Path, *, lossless: bool) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
+    with atomic_path(path) as partial:
         picture.save(partial, format='WEBP', quality=100 if lossless else 82, method=4, lossless=lossless)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bidsharm.reports import plots
+from bidsharm.temporary import atomic_path
 
 _TEMPLATES = Path(__file__).parent / 'templates'
 _DOI = re.compile(r'(?:https?://(?:dx\.)?doi\.org/|doi:\s*)?(10\.\d{4,9}/[^\s"\'<>]+)', re.IGNORECASE)
@@ -430,12 +430,7 @@ def render(out_file: Path, template: str, **context: Any) -> Path:
         )
     )
     out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_file.with_name(f'.{out_file.name}.{os.getpid()}.part')
-    try:
+    with atomic_path(out_file) as partial:
         # Surrogates stand for undecodable bytes of file names: they must not stop a report.
         partial.write_text(html, encoding='utf-8', errors='replace')
-        os.replace(partial, out_file)
-    finally:
-        partial.unlink(missing_ok=True)
     return out_file

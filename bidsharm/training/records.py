@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bidsharm.files import open_regular
+from bidsharm.temporary import atomic_path
 
 CHECKPOINT, LOG, PICTURES = 'checkpoint.pt', 'log.csv', 'examples'
 #: Pictures show at most so many examples of a batch.
@@ -26,10 +26,8 @@ STATE = frozenset(
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state: tensors, numbers and names only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f'.{CHECKPOINT}.{os.getpid()}'
-    torch.save(dict(state), partial)
-    os.replace(partial, folder / CHECKPOINT)
+    with atomic_path(folder / CHECKPOINT) as partial:
+        torch.save(dict(state), partial)
 
 
 def read_checkpoint(folder: Path | None, device: torch.device) -> dict[str, Any] | None:
@@ -146,9 +144,8 @@ class TrainingLog:
         rows = [
             _row([image[index] for image in images]) for index in range(min(MOST_EXAMPLES, len(images[0])))
         ]
-        target = self.folder / PICTURES
-        target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.concatenate(rows)).save(target / f'step-{step:07d}.png')
+        with atomic_path(self.folder / PICTURES / f'step-{step:07d}.png') as partial:
+            Image.fromarray(np.concatenate(rows)).save(partial)
 
     def _rows(self) -> list[dict[str, Any]]:
         path = (self.folder or Path()) / LOG
@@ -160,14 +157,14 @@ class TrainingLog:
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         # Stages have losses of their own, so columns may come later.
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         names = list(dict.fromkeys(name for row in rows for name in row))
-        partial = self.folder / f'.{LOG}'
-        with partial.open('w', newline='', encoding='utf-8') as file:
+        with (
+            atomic_path(self.folder / LOG) as partial,
+            partial.open('w', newline='', encoding='utf-8') as file,
+        ):
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.folder / LOG)
 
 
 def _row(images: Sequence[Tensor]) -> np.ndarray:
