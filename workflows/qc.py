@@ -85,7 +85,7 @@ def init_qc_wf(
         (inputnode, gather, [('conform_warnings', 'in1'), ('mask_warnings', 'in2')]),
         (inputnode, assess, [
             ('brain', 'before'), ('harmonized', 'after'), ('brain_mask', 'mask_file'),
-            ('tissue', 'tissue_before'), ('record', 'record'), ('mask_method', 'mask_method'),
+            ('tissue', 'tissue_before'), ('priors', 'priors'), ('record', 'record'), ('mask_method', 'mask_method'),
         ]),
         (segment_after, assess, [('tissue', 'tissue_after')]),
         (gather, assess, [('out', 'warnings')]),

@@ -110,6 +110,13 @@ DEFAULT_THRESHOLDS: dict[str, Threshold] = {
     'target_distance': Threshold(0.10, 0.25, 'max'),
     # A smooth gain with a standard deviation of 10 % left .84 - .91 of the contrast between tissues.
     'cnr_kept': Threshold(0.80, 0.50, 'min'),
+    # Simulated heads had .62 - .73, upside down .06, half a brain .31, a scan with inverted intensities .17.
+    'template_fit': Threshold(0.40, 0.15, 'min'),
+    # The cord and what lies around it hold less than 10 cm2 where a field of view ends below the brain; at 100 cm2 some
+    # 3 cm are missing from the top.
+    'cut_off': Threshold(10.0, 100.0, 'max'),
+    # White and grey matter of a newborn's T1w are the other way round by a tenth of the range; of a T2w by a half.
+    'tissue_order': Threshold(0.0, -0.25, 'min'),
     # The contract: exactly 0 outside the mask.
     'background': Threshold(0.0, 0.0, 'max'),
 }
@@ -117,8 +124,12 @@ DEFAULT_THRESHOLDS: dict[str, Threshold] = {
 #: No setting can excuse voxels that hold no number.
 _FINITE = Threshold(0.0, 0.0, 'max')
 
-#: Checks whose absence is no reason for a second look: there is no target distribution for every method.
-OPTIONAL = frozenset({'target_distance'})
+#: Checks whose absence is no reason for a second look: there is no target distribution for every method, not everybody has
+#: the maps of a template, and no order of tissues holds for every PDw.
+OPTIONAL = frozenset({'target_distance', 'template_fit', 'tissue_order'})
+
+#: The tissue that must be the brightest (1) or the darkest (-1) in a contrast.
+_EXTREME = {'T1w': ('wm', 1), 'T2w': ('csf', 1), 'FLAIR': ('csf', -1)}
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,23 @@ _TEXTS: dict[str, _Text] = {
         missing='no distribution of the target is known.',
     ),
     'cnr_kept': _Text('Tissue contrast kept', 'Share of the contrast between two tissues that is left.'),
+    'template_fit': _Text(
+        'Fit of the template',
+        'Share of the differences in intensity that the maps of CSF, grey and white matter explain which registration laid '
+        'over the scan; little means that it failed, that the head lies the wrong way round, or that this is no whole brain.',
+        missing='no maps were given.',
+    ),
+    'cut_off': _Text(
+        'Brain at the edge of the field of view',
+        'Area where the brain mask ends because the field of view does; much means that the brain is cut off.',
+        'cm²',
+    ),
+    'tissue_order': _Text(
+        'Tissues as bright as they should be',
+        'By how much of the range the tissue that must be the brightest or darkest one is; below 0 it is not, as in a scan '
+        'of another contrast than its name says, or with inverted intensities.',
+        missing='the contrast has no fixed order, or a tissue was not found.',
+    ),
     'background': _Text(
         'Background',
         'Largest intensity outside the brain; it must be exactly 0.',
@@ -221,6 +249,7 @@ class _Comparison:
     mask: Mask
     tissue_before: NDArray
     tissue_after: NDArray
+    priors: NDArray | None
     spacing: Spacing
     contrast: str
     broken_before: str
@@ -244,6 +273,7 @@ def assess(
     tissue_after: NDArray,
     spacing: tuple[float, float, float],
     contrast: str,
+    priors: NDArray | None = None,
     target_quantiles: ArrayLike | None = None,
     thresholds: Mapping[str, Threshold] | None = None,
 ) -> dict[str, Any]:
@@ -256,13 +286,16 @@ def assess(
     after
         Harmonized output on the same grid, in the target's units.
     mask
-        Brain mask, same shape.
+        Brain mask, same shape. Where it reaches a face of the volume it counts as cut off by the field of view, so a
+        volume that was cropped to the brain must have a margin.
     tissue_before, tissue_after
         Probabilities of CSF, GM and WM from the same segmentation method, shape (3, X, Y, Z), in [0, 1].
     spacing
         Voxel size in mm.
     contrast
-        BIDS suffix, for the wording only: no check assumes which tissue is bright.
+        BIDS suffix; only ``tissue_order`` assumes which tissue is bright.
+    priors
+        Maps of CSF, GM and WM that registration laid over the scan, shape (3, X, Y, Z).
     target_quantiles
         Evenly spaced quantiles of the target's intensities, shape (101,), in the units of ``after``.
     thresholds
@@ -286,7 +319,7 @@ def assess(
     _require_known(thresholds or {})
     limits = {'finite': _FINITE, **DEFAULT_THRESHOLDS, **(thresholds or {})}
     inside = np.asarray(mask, dtype=bool)
-    scan = _prepare(before, after, inside, tissue_before, tissue_after, spacing, contrast)
+    scan = _prepare(before, after, inside, tissue_before, tissue_after, priors, spacing, contrast)
     levels = {
         'before': None if scan.broken_before else distributions.quantiles(scan.before, scan.mask),
         'after': None if scan.broken_after else distributions.quantiles(scan.after, scan.mask),
@@ -295,6 +328,7 @@ def assess(
     found, measures = _measure(scan, levels)
     found['finite'] = _Value(float(np.count_nonzero(~np.isfinite(after))))
     found['background'] = _Value(_largest_outside(after, inside))
+    found['cut_off'] = _Value(_area_at_the_edge(inside, scan.spacing))
     checks = [_check(name, found[name], limits[name]) for name in _TEXTS]
     return {
         'verdict': overall(checks),
@@ -380,13 +414,15 @@ def _prepare(
     mask: Mask,
     tissue_before: NDArray,
     tissue_after: NDArray,
+    priors: NDArray | None,
     spacing: Sequence[float],
     contrast: str,
 ) -> _Comparison:
     """Check the shapes and cut everything to the brain."""
     shapes = {np.shape(part) for part in (before, after, mask)}
-    shapes |= {np.shape(part)[1:] for part in (tissue_before, tissue_after)}
-    if len(shapes) > 1 or any(len(part) != len(TISSUES) for part in (tissue_before, tissue_after)):
+    maps = [part for part in (tissue_before, tissue_after, priors) if part is not None]
+    shapes |= {np.shape(part)[1:] for part in maps}
+    if len(shapes) > 1 or any(len(part) != len(TISSUES) for part in maps):
         raise ScanError(
             f'Images before and after, mask and segmentations differ in shape: {sorted(shapes)}.',
             fix='All must lie on the grid of the scan, segmentations with CSF, GM and WM along the first axis.',
@@ -408,6 +444,7 @@ def _prepare(
         mask=inside,
         tissue_before=tissue_before[cut],
         tissue_after=tissue_after[cut],
+        priors=None if priors is None else priors[cut],
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         contrast=contrast,
         broken_before=broken(before, 'the scan before'),
@@ -433,6 +470,8 @@ def _measure(
         'brain_volume_high': brain,
         'target_distance': _distance(scan, levels),
         'cnr_kept': _contrast_value(scan, before, after),
+        'template_fit': _template_fit(scan),
+        'tissue_order': _tissue_order(scan.contrast, before, levels['before']),
     }
     measures = {
         'before': _measures(before, volumes[0], levels['before']),
@@ -467,6 +506,45 @@ def _image_values(scan: _Comparison) -> dict[str, _Value]:
 
 def _largest_outside(after: NDArray, mask: Mask) -> float:
     return float(np.abs(np.where(mask | ~np.isfinite(after), 0, after)).max())
+
+
+def _area_at_the_edge(mask: Mask, spacing: Spacing) -> float:
+    """Return the area of a mask on the faces of the volume, in cm²."""
+    area = [spacing[1] * spacing[2], spacing[0] * spacing[2], spacing[0] * spacing[1]]
+    faces = [
+        np.count_nonzero(np.take(mask, index, axis=axis)) * area[axis]
+        for axis in range(3)
+        for index in (0, -1)
+    ]
+    return float(sum(faces)) / 100
+
+
+def _template_fit(scan: _Comparison) -> _Value:
+    """Return how much of the variance of the intensities before the maps of the template explain (R²)."""
+    if scan.priors is None or scan.broken_before:
+        return _Value(NAN, scan.broken_before)
+    values = np.asarray(scan.before[scan.mask], dtype=np.float64)
+    values = np.clip(values, *np.percentile(values, [1, 99]))
+    values -= values.mean()
+    total = float((values**2).sum())
+    if not total > 0:
+        return _Value(NAN, 'the scan before has one single intensity.')
+    maps = np.column_stack([np.ones(values.size), *(part[scan.mask] for part in scan.priors)])
+    # By the normal equations: the maps of a scan of 512 x 512 x 512 voxels are no matter for an SVD.
+    weights = np.linalg.pinv(maps.T @ maps) @ (maps.T @ values)
+    return _Value(1 - float(((values - maps @ weights) ** 2).sum()) / total)
+
+
+def _tissue_order(contrast: str, before: Mapping[str, Floats], levels: Floats | None) -> _Value:
+    """Return by which share of the range the extreme tissue of a contrast lies beyond the two others."""
+    if contrast not in _EXTREME or levels is None or not levels[99] > levels[1]:
+        return _Value(NAN)
+    extreme, sign = _EXTREME[contrast]
+    peaks = {key: sign * float(np.median(part)) for key, part in before.items() if part.size}
+    others = [peak for key, peak in peaks.items() if key != extreme]
+    if extreme not in peaks or len(others) < 2:
+        return _Value(NAN)
+    return _Value((peaks[extreme] - max(others)) / float(levels[99] - levels[1]))
 
 
 def _target(target_quantiles: ArrayLike | None) -> Floats | None:

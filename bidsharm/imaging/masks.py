@@ -114,7 +114,7 @@ def upper_head(data: NDArray, affine: Affine, *, height_mm: float = 165.0) -> tu
     data, affine
         The cut; all of the scan where no head stands out.
     """
-    bright = data > 0.25 * float(np.median(data[data >= data.mean()]))
+    bright = _not_air(data)
     area = ndimage.binary_opening(bright).mean(axis=(0, 1))
     if not area.any():
         return data, affine
@@ -122,6 +122,35 @@ def upper_head(data: NDArray, affine: Affine, *, height_mm: float = 165.0) -> tu
     low = max(0, int(top - height_mm / voxel_sizes(affine)[2]))
     box = (slice(None), slice(None), slice(low, top + 3))
     return data[box], crop_affine(affine, (slice(0, None), slice(0, None), slice(low, None)))
+
+
+def _not_air(data: NDArray) -> NDArray[np.bool_]:
+    floor = min(0.0, float(np.percentile(data, 1)))  # air is not 0 in Hounsfield-like units
+    return np.asarray(data - floor > 0.25 * (float(np.median(data[data >= data.mean()])) - floor))
+
+
+def beside_the_head(data: NDArray, brain: NDArray[np.bool_], affine: Affine) -> float:
+    """Return the volume (ml) of the largest thing in the picture that is not connected to the head around a brain.
+
+    Parameters
+    ----------
+    data
+        Intensities (X, Y, Z), air dark.
+    brain
+        Brain mask on the same grid.
+    affine
+        Voxel to world.
+    """
+    small, coarse = shrink(data, affine, 4.0)
+    own = shrink(brain, affine, 4.0)[0] > 0.5
+    bright = ndimage.binary_opening(_not_air(small)) | own
+    # The skull is dark: closing over 8 mm makes one piece of brain, skull and scalp.
+    size = np.maximum(np.round(8.0 / voxel_sizes(coarse)).astype(int), 1)
+    labels, count = ndimage.label(ndimage.binary_closing(bright, structure=np.ones(size)))
+    volumes = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(voxel_sizes(coarse)) / 1000
+    volumes[np.unique(labels[own])] = 0
+    volumes[0] = 0
+    return float(volumes.max())
 
 
 def check_brain(mask: NDArray[np.bool_], affine: Affine, *, name: str) -> list[str]:

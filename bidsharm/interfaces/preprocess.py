@@ -81,7 +81,7 @@ class ExtractBrain(Interface):
         if support is not None and masks.is_stripped(support, mask):
             return _mask_results(cwd, support, affine, name, CAME_STRIPPED, True)
         results = _mask_results(cwd, mask, affine, name, 'deepbet', False)
-        results['warnings'] += _doubts(support, mask, affine)
+        results['warnings'] += [*_doubts(support, mask, affine), *_companions(data, mask, affine)]
         return results
 
 
@@ -107,6 +107,14 @@ def _doubts(support: NDArray | None, mask: NDArray, affine: NDArray) -> list[str
         f'{brain:.0f} ml. {IF_STRIPPED}'
     )
     return [warning]
+
+
+def _companions(data: NDArray, mask: NDArray, affine: NDArray) -> list[str]:
+    """Say it where a second head, or something as large as a brain, lies beside the head."""
+    volume = masks.beside_the_head(data, mask, affine)
+    if volume < masks.BRAIN_ML[0]:
+        return []
+    return [f'Something of {volume:.0f} ml lies beside the head whose brain was taken; is it the right one?']
 
 
 class _ReuseIn(BaseInterfaceInputSpec):

@@ -29,6 +29,7 @@ class _AssessIn(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc='brain mask')
     tissue_before = File(exists=True, mandatory=True, desc='tissue probabilities before')
     tissue_after = File(exists=True, mandatory=True, desc='tissue probabilities after')
+    priors = File(exists=True, desc='maps of CSF, GM and WM that registration laid over the scan')
     identity = traits.Dict(mandatory=True, desc='subject, session, scan, contrast, site, harmonizer')
     record = traits.Dict(desc='what the harmonize node reported')
     warnings = traits.List(traits.List(traits.Str), desc='warnings of the earlier steps')
@@ -63,6 +64,7 @@ class AssessScan(Interface):
             tissue_after=read_tissue(inputs.tissue_after),
             spacing=(float(sizes[0]), float(sizes[1]), float(sizes[2])),
             contrast=identity['contrast'],
+            priors=read_tissue(inputs.priors) if self.given('priors') else None,
             target_quantiles=_array(record.get('target_quantiles')),
             thresholds=parse_thresholds(self.given('thresholds', {})),
         )

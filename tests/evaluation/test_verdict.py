@@ -20,6 +20,7 @@ def judge(head, after, **more):
         'tissue_after': head.tissue,
         'spacing': head.spacing,
         'contrast': head.contrast,
+        'priors': head.tissue,
     }
     record = assess(**{**given, **more})
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -190,6 +191,64 @@ def test_brain_volume_is_checked(head, radius, name, verdict):
     assert checks['brain_volume_high']['verdict'] == 'pass'
 
 
+@pytest.mark.parametrize('contrast', ['T1w', 'T2w', 'FLAIR'])
+def test_maps_of_the_template_that_do_not_fit(contrast, make_head):
+    """Maps that lie the wrong way explain little of a scan, whatever its contrast; maps that are a little off do."""
+    head = make_head(contrast)
+    turned = [np.roll(head.tissue, step, axis=3) for step in (2, 16)]
+    near, far = (checks_by_name(judge(head, head.data, priors=maps))['template_fit'] for maps in turned)
+    assert near['verdict'] == 'pass'
+    assert far['verdict'] in ('warn', 'fail')
+    assert far['value'] < 0.5 * near['value']
+
+
+def test_without_maps_of_a_template_nothing_is_said_of_them(head):
+    record = judge(head, head.data, priors=None)
+    assert checks_by_name(record)['template_fit']['verdict'] == 'not available'
+    assert record['verdict'] == 'pass'
+
+
+@pytest.mark.parametrize(('axis', 'cut'), [(0, 20), (1, 14), (2, 30)])
+def test_a_brain_that_the_field_of_view_cuts_off(axis, cut, head):
+    parts = {
+        name: np.delete(getattr(head, name), np.s_[:cut], axis=axis + (name == 'tissue'))
+        for name in ('data', 'mask', 'tissue')
+    }
+    record = judge(
+        head, parts['data'], before=parts['data'], mask=parts['mask'], tissue_before=parts['tissue'],
+        tissue_after=parts['tissue'], priors=parts['tissue'],
+    )  # fmt: skip
+    check = checks_by_name(record)['cut_off']
+    depth = (cut + 0.5) * 2.0 - 72.0  # of the first voxels that are left, from the centre
+    assert check['value'] == pytest.approx(np.pi * (66**2 - depth**2) / 100, rel=0.03)
+    assert check['verdict'] == (
+        'pass' if check['value'] <= 10 else 'fail' if check['value'] > 100 else 'warn'
+    )
+    assert record['verdict'] != 'pass' or check['value'] <= 10
+
+
+@pytest.mark.parametrize('named', ['T1w', 'T2w', 'FLAIR'])
+@pytest.mark.parametrize('contrast', ['T1w', 'T2w', 'FLAIR'])
+def test_a_scan_of_another_contrast_than_its_name_says(contrast, named, make_head):
+    head = make_head(contrast)
+    verdict = checks_by_name(judge(head, head.data, contrast=named))['tissue_order']['verdict']
+    # CSF is dark in T1w and FLAIR: one named as the other is seen only where grey matter is brighter than white.
+    seen = contrast != named and (contrast, named) != ('T1w', 'FLAIR')
+    assert (verdict != 'pass') == seen
+
+
+def test_inverted_intensities_are_seen(head):
+    inverted = head.mapped(lambda data: 200 - data)
+    check = checks_by_name(judge(head, inverted, before=inverted))['tissue_order']
+    assert check['verdict'] == 'fail'
+
+
+def test_no_order_of_tissues_is_asked_of_a_pdw(head):
+    record = judge(head, head.data, contrast='PDw')
+    assert checks_by_name(record)['tissue_order']['verdict'] == 'not available'
+    assert record['verdict'] == 'pass'
+
+
 def test_the_result_does_not_depend_on_the_field_of_view(head):
     after = head.mapped(lambda data: data**1.5)
     wide = {
@@ -197,6 +256,7 @@ def test_the_result_does_not_depend_on_the_field_of_view(head):
         'mask': np.pad(head.mask, 6),
         'tissue_before': np.pad(head.tissue, ((0, 0), (6, 6), (6, 6), (6, 6))),
         'tissue_after': np.pad(head.tissue, ((0, 0), (6, 6), (6, 6), (6, 6))),
+        'priors': np.pad(head.tissue, ((0, 0), (6, 6), (6, 6), (6, 6))),
     }
     assert judge(head, np.pad(after, 6), **wide) == judge(head, after)
 

@@ -181,6 +181,22 @@ def test_the_neck_is_cut_off_and_the_brain_is_not(height_mm, least, head):
     assert kept > least
 
 
+@pytest.mark.parametrize('offset', [0.0, -1024.0])
+def test_a_second_head_is_seen(offset, head):
+    """Two heads side by side, of which one is the brain's; one head alone is no company."""
+    data = np.concatenate([head.data, head.data[::-1]]) + offset
+    mask = np.concatenate([head.mask, np.zeros_like(head.mask)])
+    assert masks.beside_the_head(data, mask, head.affine) > 1000
+    assert masks.beside_the_head(head.data + offset, head.mask, head.affine) < 20
+
+
+def test_a_scalp_that_a_dark_skull_parts_from_the_brain_is_no_company(head):
+    data = head.data.copy()
+    shell = masks.grow(head.mask, head.affine, 6.0) & ~head.mask
+    data[shell] = 0
+    assert masks.beside_the_head(data, head.mask, head.affine) < 20
+
+
 def test_where_no_head_stands_out_nothing_is_cut():
     data = np.full((20, 20, 20), 10.0)
     data[3, 3, 3] = 10000.0  # one bright voxel is no head
