@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsharm.cli import evaluate, simulate, train
+from bidsharm.cli import doctor, evaluate, simulate, train
 from bidsharm.cli.parser import build_parser
 from bidsharm.evaluation.catalogue import METRICS
 from bidsharm.harmonizers import registry
@@ -59,7 +59,13 @@ def _options(parser: argparse.ArgumentParser) -> list[list[str]]:
 def test_every_option_is_explained() -> None:
     text = (ROOT / 'docs' / 'usage.md').read_text() + (ROOT / 'docs' / 'training.md').read_text()
     named = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', text))
-    parsers = (build_parser(), simulate.build_parser(), evaluate.build_parser(), train.build_parser())
+    parsers = (
+        build_parser(),
+        doctor.build_parser(),
+        simulate.build_parser(),
+        evaluate.build_parser(),
+        train.build_parser(),
+    )
     options = [names for parser in parsers for names in _options(parser)]
     silent = [names for names in options if names and not named & set(names)]
     assert not silent
@@ -76,7 +82,12 @@ def test_every_measure_is_defined() -> None:
 def test_tables_of_options_hold_only_options() -> None:
     known = {
         name
-        for parser in (build_parser(), simulate.build_parser(), evaluate.build_parser())
+        for parser in (
+            build_parser(),
+            doctor.build_parser(),
+            simulate.build_parser(),
+            evaluate.build_parser(),
+        )
         for names in _options(parser)
         for name in names
     }

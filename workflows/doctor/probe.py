@@ -18,7 +18,7 @@ from bidsharm.errors import BidsharmError
 #: Modules that every run imports.
 LIBRARIES = (
     'numpy', 'scipy', 'nibabel', 'nipype', 'nipype.interfaces.ants', 'pandas', 'bids', 'skimage', 'matplotlib', 'safetensors',
-    'templateflow.conf', 'deepbet', 'statsmodels', 'sklearn', 'psutil', 'jinja2', 'rich',
+    'deepbet', 'statsmodels', 'sklearn', 'psutil', 'jinja2', 'rich',
 )  # fmt: skip
 
 
