@@ -46,6 +46,8 @@ def _is_trusted(record: Mapping[str, Any], root: Path) -> bool:
     subject, contrast = record.get('subject'), record.get('contrast')
     if not isinstance(subject, str) or not _LABEL.fullmatch(subject) or contrast not in CONTRASTS:
         return False
+    if not all(isinstance(record.get(key, ''), str) for key in ('scan', 'site', 'verdict')):
+        return False
     figures, outputs = record.get('figures', {}), record.get('outputs', {})
     if not isinstance(figures, dict) or not isinstance(outputs, dict):
         return False

@@ -235,7 +235,10 @@ def _sizes_are_invented(image: nib.Nifti1Image) -> bool:
 
 def _length_unit(image: nib.Nifti1Image) -> tuple[str, float]:
     """Return the unit of the affine and what it is in mm; a unit that makes sizes implausible is not believed."""
-    unit = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
+    try:
+        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, 'get_xyzt_units') else 'mm'
+    except KeyError:  # a number that means no unit
+        unit = 'mm'
     scale = {'meter': 1000.0, 'micron': 0.001}.get(unit, 1.0)
     return (unit, scale) if scale != 1.0 and _plausible(voxel_sizes(image.affine) * scale) else ('mm', 1.0)
 
