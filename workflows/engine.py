@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.clusters import SUBMIT, UNWAITED, check_submission, open_plugin
+from bidsharm.workflows.leftovers import drop_spoilt
 from bidsharm.workflows.pool import Workers
 from nipype import config
 from nipype import logging as nipype_logging
@@ -198,6 +199,7 @@ def run_graph(
     if on_node is not None:
         arguments['status_callback'] = on_node
     Path(workflow.base_dir).mkdir(parents=True, exist_ok=True)
+    drop_spoilt(workflow)
     # Nipype's monitor and some tools drop files where the process stands: not where the user called us.
     with temporary_folder('.run', Path(workflow.base_dir)) as here:
         _run_in(here, workflow, name, arguments)
