@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,15 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.cli.alone import alone_in
     from bidsharm.simulation.dataset import prepare_folder
+    from bidsharm.simulation.unfinished import request_of
 
-    scanners, labels = _scanners_of(args), _label_maps(args.labels)
+    options: dict[str, Any] = {
+        'subjects': args.subjects, 'scanners': _scanners_of(args), 'contrasts': list(dict.fromkeys(args.contrasts)),
+        'labels': _label_maps(args.labels), 'resolution': args.resolution, 'seed': args.seed, 'head': not args.brain_only,
+        'lesions': args.lesions, 'mass_mm': args.mass, 'texture': not args.no_texture,
+    }  # fmt: skip
     with alone_in(args.out, 'bidsharm-simulate'):
-        prepare_folder(args.out, force=args.force)
-        _write(args, scanners, labels)
+        prepare_folder(args.out, force=args.force, request=request_of(**options))
+        _write(args.out, options)
     return ExitCode.OK
 
 
-def _write(args: argparse.Namespace, scanners: Sequence[Scanner], labels: Sequence[Path]) -> None:
+def _write(out: Path, options: Mapping[str, Any]) -> None:
+    """Simulate, and show how far it is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -100,25 +106,15 @@ def _write(args: argparse.Namespace, scanners: Sequence[Scanner], labels: Sequen
     console = Console(stderr=True)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        contrasts = list(dict.fromkeys(args.contrasts))
-        task = bar.add_task('simulating', total=args.subjects * len(scanners) * len(contrasts))
+        task = bar.add_task('simulating', total=None)
         simulate(
-            args.out,
-            subjects=args.subjects,
-            scanners=scanners,
-            contrasts=contrasts,
-            labels=labels,
-            resolution=args.resolution,
-            seed=args.seed,
-            head=not args.brain_only,
-            lesions=args.lesions,
-            mass_mm=args.mass,
-            texture=not args.no_texture,
+            out,
+            **options,
             progress=lambda done, total, name: bar.update(
                 task, completed=done, total=total, description=name
             ),
         )
-    console.print(f'Wrote {args.out}')
+    console.print(f'Wrote {out}')
 
 
 def _scanners_of(args: argparse.Namespace) -> list[Scanner]:

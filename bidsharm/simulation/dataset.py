@@ -24,7 +24,9 @@ from bidsharm.simulation.people import Person, draw_person, random_pose
 from bidsharm.simulation.presets import PRESETS
 from bidsharm.simulation.protocols import Protocol, Scanner
 from bidsharm.simulation.rendering import render, scan_grid, smooth_to
+from bidsharm.simulation.unfinished import MARK, Unfinished, read_mark, request_of
 from bidsharm.simulation.warps import ventricle_walls
+from bidsharm.temporary import clear_remains
 
 #: Called with the number of scans written, the number to write, and the name of the last one.
 Progress = Callable[[int, int, str], None]
@@ -99,7 +101,8 @@ def simulate(
     Parameters
     ----------
     out
-        Folder of the data set. It is made where it is missing, and written into as it is.
+        Folder of the data set. It is made where it is missing, and written into as it is. Where the same was asked for and has not
+        come to its end, the scans that are there are kept.
     subjects
         Number of people, at least 1.
     scanners
@@ -136,10 +139,25 @@ def simulate(
     _check(subjects, scanners, contrasts, resolution, seed)
     out = Path(out)
     people = [f'{number:0{max(2, len(str(subjects)))}d}' for number in range(1, subjects + 1)]
+    done = Unfinished.begin(out, request_of(
+        subjects=subjects, scanners=scanners, contrasts=contrasts, labels=labels, resolution=resolution, seed=seed, head=head,
+        lesions=lesions, mass_mm=mass_mm, texture=texture,
+    ))  # fmt: skip
+    clear_remains([out], below=True)
     _write_descriptions(out, labels)
     template = None if labels else load_template(head=head, step=max(1, int(resolution)))
-    total, done, rows = subjects * len(scanners) * len(contrasts), 0, []
+    total, count = subjects * len(scanners) * len(contrasts), 0
     for number, label in enumerate(people, start=1):
+        names = {
+            scanner.label: {contrast: _scan_name(label, scanner, contrast) for contrast in contrasts}
+            for scanner in scanners
+        }
+        known = [name for row in names.values() for name in row.values() if name in done.scans]
+        count += len(known)
+        if progress and known:
+            progress(count, total, known[-1])
+        if label in done.rows and len(known) == len(scanners) * len(contrasts):
+            continue
         source = labels[(number - 1) % len(labels)] if labels else None
         anatomy = load_labels(source, head=head) if source else template
         assert anatomy is not None
@@ -147,15 +165,22 @@ def simulate(
             stream(seed, 'person', number), label, anatomy, ventricle_walls(anatomy),
             lesions=lesions, mass_mm=mass_mm, texture=texture, usual_size=1.0 if source else TEMPLATE_SIZE,
         )  # fmt: skip
-        rows.append(_participant(person, source.name.split('.')[0] if source else 'MNI152'))
         _write_warp(out, person)
+        done.add_person(label, _participant(person, source.name.split('.')[0] if source else 'MNI152'))
         for scanner in scanners:
-            for stem in _scan_session(out, person, scanner, contrasts, resolution, seed, head=head):
-                done += 1
+            todo = [contrast for contrast, name in names[scanner.label].items() if name not in done.scans]
+            for name in _scan_session(out, person, scanner, todo, resolution, seed, head=head):
+                done.add_scan(name)
+                count += 1
                 if progress:
-                    progress(done, total, stem)
-    _write_participants(out, rows)
+                    progress(count, total, name)
+    _write_participants(out, [tuple(done.rows[label]) for label in people])
+    done.end()
     return out
+
+
+def _scan_name(label: str, scanner: Scanner, contrast: str) -> str:
+    return f'sub-{label}_ses-{scanner.label}_{contrast}'
 
 
 def _scan_session(
@@ -188,7 +213,7 @@ def _scan_session(
             truths[grid].write()
         rng = stream(seed, 'scan', person.label, scanner.label, contrast)
         _write_scan(out, stem, person, scanner, contrast, truths[grid], rng, head=head)
-        yield f'{stem.name}_{contrast}'
+        yield _scan_name(person.label, scanner, contrast)
 
 
 def _name_of(grid: Grid, scanner: Scanner, resolution: float) -> str:
@@ -286,7 +311,7 @@ class Truth:
         write_json(base.with_name(f'{base.name}_{suffix}.json'), {**fields, 'SpatialReference': 'orig'})
 
 
-def prepare_folder(out: Path, *, force: bool = False) -> None:
+def prepare_folder(out: Path, *, force: bool = False, request: Mapping[str, Any] | None = None) -> None:
     """Make sure that a data set can be written to a folder.
 
     Parameters
@@ -295,6 +320,9 @@ def prepare_folder(out: Path, *, force: bool = False) -> None:
         The folder; it may be missing.
     force
         Whether a simulated data set that is there may be removed. Nothing else ever is.
+    request
+        What is going to be made (:func:`bidsharm.simulation.unfinished.request_of`): an unfinished data set of the same is left
+        as it is, to go on with.
 
     Raises
     ------
@@ -302,6 +330,7 @@ def prepare_folder(out: Path, *, force: bool = False) -> None:
         If there is something that must not be touched, or the folder cannot be made.
     """
     try:
+        clear_remains([out])
         # The file by which a command holds the folder does not count.
         occupied = out.exists() and (
             not out.is_dir() or any(item.name != f'.{GENERATOR}.lock' for item in out.iterdir())
@@ -309,11 +338,19 @@ def prepare_folder(out: Path, *, force: bool = False) -> None:
         if not occupied:
             out.mkdir(parents=True, exist_ok=True)
             return
+        mark = read_mark(out)
+        if not force and mark is not None:
+            if mark.get('request') == request:
+                return
+            raise UsageError(
+                'The folder holds an unfinished data set that was asked for in another way.', where=str(out),
+                fix='Ask in the same way to finish it, choose another folder, or replace it with --force.',
+            )  # fmt: skip
         if not force:
             raise UsageError(
                 'The folder is not empty.', where=str(out), fix='Choose another, or replace it with --force.'
             )
-        if not _is_simulated(out):
+        if mark is None and not _is_simulated(out):
             raise UsageError(
                 'The folder holds something other than a simulated data set.',
                 where=str(out),
@@ -322,6 +359,7 @@ def prepare_folder(out: Path, *, force: bool = False) -> None:
         for folder in [*sorted(out.glob('sub-*')), out / TRUTH]:
             if folder.is_dir():
                 shutil.rmtree(folder)
+        (out / MARK).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f'The folder cannot be written ({error.strerror}).', where=str(out)) from None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bidsharm.temporary import atomic_path
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -19,13 +20,8 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
-    try:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from scipy import ndimage
 from bidsharm.bids.validation import find_validator
 from bidsharm.cli.simulate import main
 from bidsharm.errors import ExitCode, UsageError
-from bidsharm.simulation import dataset, files
+from bidsharm.simulation import dataset
 from bidsharm.simulation.dataset import prepare_folder, simulate
 from bidsharm.simulation.presets import PRESETS
+from bidsharm.simulation.unfinished import request_of
 
 RESOLUTION = 4.0
 CONTRASTS = ('T1w', 'T2w', 'FLAIR')
@@ -307,10 +309,42 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(files.os, 'replace', full)
+    monkeypatch.setattr(os, 'replace', full)
     with pytest.raises(OSError, match='No space'):
         simulate(tmp_path / 'out', subjects=1, scanners=PRESETS[:1], resolution=RESOLUTION)
     assert contents(tmp_path) == {}
+
+
+def test_an_interrupted_data_set_is_finished_by_the_same_request_and_no_other(tmp_path: Path):
+    """What results is, byte by byte, what one go gives; scans that are there are not simulated again."""
+    request: dict = {
+        'subjects': 2, 'scanners': PRESETS[:2], 'contrasts': ['T1w'], 'resolution': 6.0, 'seed': 4, 'head': True, 'lesions': 0,
+        'mass_mm': 0.0, 'texture': True,
+    }  # fmt: skip
+    names: list[str] = []
+
+    def stop_at_third(done: int, total: int, name: str) -> None:
+        names.append(name)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    whole = simulate(tmp_path / 'whole', **request)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tmp_path / 'out', **request, progress=stop_at_third)
+    out = tmp_path / 'out'
+    assert not (out / 'participants.tsv').exists()
+    with pytest.raises(UsageError, match='unfinished'):
+        prepare_folder(out, request=request_of(**{**request, 'seed': 5}))
+    prepare_folder(out, request=request_of(**request))
+    kept = {name: (out / name).stat().st_mtime_ns for name in contents(out) if name.startswith('sub-01')}
+    more: list[tuple[int, int, str]] = []
+    simulate(out, **request, progress=lambda *call: more.append(call))
+    assert contents(out) == contents(whole)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert [name for done, _, name in more if done > 3] == ['sub-02_ses-southB_T1w']
+    assert more[-1][:2] == (4, 4)
+    with pytest.raises(UsageError, match='not empty'):
+        prepare_folder(out, request=request_of(**request))
 
 
 def test_progress_counts_every_scan_and_brain_only_is_recorded(tmp_path: Path):
