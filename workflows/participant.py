@@ -172,6 +172,7 @@ def harmonize(plan: Plan, settings: Settings, boilerplate: Boilerplate, journal:
         _settle(outcome, plan, settings)
         with contextlib.suppress(OSError):  # what ended the run is more to the point
             _summarize(outcome, plan, settings, journal, interruption(error, journal.seconds))
+            journal.screen.say(f'Details: {log_dir}', whole=True)
         raise
     rerun = _summarize(outcome, plan, settings, journal)
     show_outcome(outcome, journal.screen, rerun=rerun, log_dir=log_dir)

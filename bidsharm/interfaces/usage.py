@@ -27,18 +27,21 @@ INTERVAL_S = 0.1
 
 _RESET_PEAK = '5'  # for /proc/self/clear_refs, see proc(5)
 
+#: Why something cannot be measured, such as a full disk, too many files or threads; a step must not fail for this.
+_UNABLE = (OSError, RuntimeError, psutil.Error)
+
 
 @contextlib.contextmanager
 def measured(folder: Path) -> Iterator[None]:
     """Measure what is done inside, also if it fails, and write it to :data:`USAGE_FILE` of a folder."""
     meter = Meter()
-    meter.start()
+    with contextlib.suppress(*_UNABLE):
+        meter.start()
     try:
         yield
     finally:
-        used = meter.stop()
-        with contextlib.suppress(OSError):  # a full disk has its own error, and a step is not worth less for this
-            (folder / USAGE_FILE).write_text(json.dumps(used))
+        with contextlib.suppress(*_UNABLE):
+            (folder / USAGE_FILE).write_text(json.dumps(meter.stop()))
 
 
 def read_usage(folder: Path) -> dict[str, float] | None:
@@ -84,7 +87,8 @@ class Meter:
         pause = 0.0
         while not self.ended.wait(pause):
             began = time.perf_counter()
-            self._look()
+            with contextlib.suppress(*_UNABLE):
+                self._look()
             pause = max(INTERVAL_S, 20 * (time.perf_counter() - began))
 
     def _look(self) -> None:

@@ -102,3 +102,17 @@ def test_a_folder_that_went_away_is_no_error(tmp_path: Path) -> None:
     with measured(folder):
         folder.rmdir()
     assert not folder.exists()
+
+
+def test_a_step_does_not_fail_because_it_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr('threading.Thread.start', refuse)
+    with measured(tmp_path):
+        pass
+    assert read_usage(tmp_path) is None
+    with pytest.raises(ValueError, match='of the step'), measured(tmp_path):
+        raise ValueError('of the step')
