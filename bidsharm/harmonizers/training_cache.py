@@ -143,7 +143,8 @@ def _prepared(
 
     chosen = [settings.voxel_mm, settings.scaling, settings.offset, settings.background, 2]
     stem = folder / hashlib.sha256(repr([source.key, chosen]).encode()).hexdigest()[:24]
-    if not stem.with_suffix('.json').is_file():
+    kept = _kept(stem, source)
+    if kept is None:
         scan = source.read()
         first = anchors.get(source.person)
         world = align(scan, first)
@@ -151,12 +152,24 @@ def _prepared(
             anchors[source.person] = (scan, world)
         grid = common_frame(settings.voxel_mm)
         _write(stem, volume_of(laid_on(scan, grid, world), settings, grid.shape), world)
-    elif source.person not in anchors:
-        anchors[source.person] = (
-            source.read(),
-            np.array(json.loads(stem.with_suffix('.json').read_text())['world']),
-        )
-    return _read(stem, source)
+        return _read(stem, source)
+    if source.person not in anchors:
+        anchors[source.person] = (source.read(), _world(stem))
+    return kept
+
+
+def _world(stem: Path) -> NDArray[np.float64]:
+    """Return the transform by which a kept volume was laid on the common grid."""
+    return np.array(json.loads(stem.with_suffix('.json').read_text())['world'], float).reshape(4, 4)
+
+
+def _kept(stem: Path, source: Source) -> TrainingVolume | None:
+    """Return a volume that was prepared before; None where there is none, or what there is cannot be used any more."""
+    try:
+        _world(stem)
+        return _read(stem, source)
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
+        return None
 
 
 def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64]) -> None:
