@@ -16,6 +16,9 @@ from bidsharm.imaging.templates import BUNDLED, Space
 from bidsharm.interfaces.ants import ApplyTransforms
 from bidsharm.interfaces.derivatives import ClipToRange, SaveDerivatives, SaveQC
 
+#: Memory of a step that copies files or writes a record: the interpreter with its libraries (0.22 GB were measured).
+LIGHT_GB = 0.3
+
 #: What every sink hands on.
 SINK_FIELDS = ['out_files', 'fingerprints']
 
@@ -245,7 +248,9 @@ def init_ds_transforms_wf(
         sidecars.transform_spec(scan, scan.suffix, there),
         sidecars.transform_spec(scan, there, scan.suffix),
     ]
-    ds_transforms = pe.Node(SaveDerivatives(specs=specs, out_root=str(output_dir)), name='ds_transforms')
+    ds_transforms = pe.Node(
+        SaveDerivatives(specs=specs, out_root=str(output_dir)), name='ds_transforms', mem_gb=LIGHT_GB
+    )
     workflow.connect([
         (inputnode, collect, [('forward', 'in1'), ('backward', 'in2')]),
         (collect, ds_transforms, [('out', 'in_files')]),
@@ -298,7 +303,7 @@ def init_ds_qc_wf(
             out_root=str(output_dir), qc_path=OutputNames(scan).qc,
             figures_dir=f'sub-{scan.subject}/figures', digest=digest,
         ),
-        name='ds_qc',
+        name='ds_qc', mem_gb=LIGHT_GB,
     )  # fmt: skip
     workflow.connect([
         (inputnode, wait, [(field, f'in{index}') for index, field in enumerate(saved, start=1)]),
