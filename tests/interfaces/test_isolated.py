@@ -52,7 +52,13 @@ def environment(request):
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     return {{'threads': [os.environ[name] for name in names], 'pid': os.getpid(), 'stdin': sys.stdin.read(), **request}}
 
+def torch_threads(request):
+    import torch
+
+    return {{'threads': torch.get_num_threads()}}
+
 isolated.STEPS.update(
+    torch_threads=torch_threads,
     fail=fail, end=end, sleep=sleep, raise_plain=raise_plain, environment=environment,
     unjsonable=lambda request: {{'array': object()}},
 )
@@ -83,6 +89,12 @@ def test_answer_of_another_process(tmp_path):
     assert answer['pid'] != os.getpid()
     assert answer['stdin'] == ''  # it does not wait for a keyboard
     assert (answer['text'], answer['number']) == ('ü', 0.1)
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_torch_takes_the_threads_that_the_step_was_given(threads, tmp_path):
+    taken = run_isolated('torch_threads', {}, tmp_path, threads=threads)['threads']
+    assert taken == min(threads, os.cpu_count() or 1)
 
 
 def test_threads_are_never_below_one(tmp_path):

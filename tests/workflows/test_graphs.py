@@ -489,6 +489,30 @@ def test_every_node_on_a_card_tells_the_scheduler(make_raw, make_method, tmp_pat
     assert [node.name for node in on_card if node.plugin_args != GPU_ARGUMENTS] == []
 
 
+def test_every_step_on_voxels_says_how_much_memory_it_takes(files, make_raw, make_method, tmp_path):
+    """What Nipype assumes otherwise is 0.2 GB; a scheduler that believes it starts more than there is room for."""
+    assumed = pe.Node(niu.Merge(1), name='x').mem_gb
+    silent = set()
+    for brain_extraction, layout in itertools.product(
+        ('deepbet', 'ants'), ('follower of another session', 'no T1w')
+    ):
+        options = options_of(SPACES[-1], files, brain_extraction=brain_extraction)
+        plans = plans_of(make_raw, tmp_path, layout, options)
+        graphs = [
+            init_single_subject_wf(
+                plans=plans, method=make_method(), output_dir=tmp_path / 'out', options=options
+            ),
+            init_target_wf(plans=plans, method=make_method(), out_dir=tmp_path / 'model', options=options),
+        ]
+        silent |= {
+            (type(node.interface).__name__, node.name.partition('_sub_')[0])
+            for graph in graphs
+            for node in expanded(graph)
+            if node.mem_gb <= assumed
+        }
+    assert {name for kind, name in silent if kind != 'Merge'} == set()
+
+
 def test_method_names_its_target(make_method):
     assert make_method(target='canonical').target_label == 'canonical'
     assert make_method(target='site:north-1.5T').target_label == 'north-1.5T'
