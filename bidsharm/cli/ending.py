@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from bidsharm.cli.streams import sure_streams
 from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, BidsharmError, ExitCode
 
 #: Seconds that a command has to clean up after a signal. Schedulers kill after half a minute.
@@ -34,11 +35,12 @@ def run_to_end(command: str, work: Callable[[], int], *, stopped: str) -> int:
     stopped
         What is said when it was told to stop before its end.
     """
-    try:
-        with _signals_stop(command, stopped):
-            return _run(command, work)
-    except KeyboardInterrupt:
-        return _say(command, stopped, ExitCode.SCAN_FAILED)
+    with sure_streams():
+        try:
+            with _signals_stop(command, stopped):
+                return _run(command, work)
+        except KeyboardInterrupt:
+            return _say(command, stopped, ExitCode.SCAN_FAILED)
 
 
 def _run(command: str, work: Callable[[], int]) -> int:
