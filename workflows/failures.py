@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,13 +14,19 @@ from bidsharm.bids.dataset import read_json
 from bidsharm.bids.names import ScanFile
 from bidsharm.reports.subject import ErrorEntry
 
+_log = logging.getLogger(__name__)
+
 #: Where the failures lie, from the root of the derivatives; one file a scan, so that parallel jobs do not meet.
 FOLDER = Path('logs') / 'failures'
 
 
 def remember(root: Path, scan: ScanFile, entry: ErrorEntry) -> None:
-    """Write down why a scan failed."""
-    write_json(root / FOLDER / f'{scan.name}.json', {**asdict(entry), 'file': scan.relative})
+    """Write down why a scan failed; a disk that is too full for it must not cost the other scans."""
+    file = root / FOLDER / f'{scan.name}.json'
+    try:
+        write_json(file, {**asdict(entry), 'file': scan.relative})
+    except OSError as error:
+        _log.warning('That %s failed cannot be written down: %s', scan.name, error)
 
 
 def forget(root: Path, scan: ScanFile) -> None:
@@ -34,7 +42,7 @@ def remembered(root: Path, subject: str, *, bids_dir: Path) -> list[ErrorEntry]:
     for file in _files(root, subject):
         content = read_json(file)
         raw = str(content.get('file', ''))
-        if content.get('scan') == file.stem and raw and (bids_dir / raw).exists():
+        if content.get('scan') == file.stem and raw and os.path.lexists(bids_dir / raw):
             entries.append(ErrorEntry(**{name: str(content.get(name, '')) for name in names}))
     return entries
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
-from bidsharm.workflows import participant
+from bidsharm.workflows import failures, participant
 from bidsharm.workflows.base import Options
 from bidsharm.workflows.engine import Failure
 from bidsharm.workflows.events import EventLog
@@ -71,6 +73,26 @@ def test_a_scan_that_is_gone_cannot_fail(make_raw, tmp_path):
     remember(tmp_path, scan, ErrorEntry(scan.name, 'It broke.'))
     scan.path.unlink()
     assert remembered(tmp_path, '1', bids_dir=tmp_path / 'bids') == []
+
+
+def test_a_disk_too_full_to_write_a_failure_down_costs_no_other_scan(make_raw, tmp_path, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(failures, 'write_json', full)
+    scan = make_raw(tmp_path / 'bids', 'sub-1_T1w')
+    remember(tmp_path, scan, ErrorEntry(scan.name, 'It broke.', '', '', ''))
+    assert 'No space left' in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_still_a_failure(make_raw, tmp_path):
+    """As DataLad leaves a scan whose content was not fetched: the very thing that failed."""
+    scan = make_raw(tmp_path / 'bids', 'sub-1_T1w')
+    entry = ErrorEntry(scan.name, 'The file is a link that leads nowhere.', '', '', '')
+    remember(tmp_path, scan, entry)
+    scan.path.unlink()
+    scan.path.symlink_to('../../.git/annex/objects/none')
+    assert remembered(tmp_path, '1', bids_dir=tmp_path / 'bids') == [entry]
 
 
 @pytest.mark.parametrize(
