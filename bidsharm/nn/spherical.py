@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bidsharm.imaging.icosphere import icosphere, vertex_count
 
@@ -41,9 +42,10 @@ class RingConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same level."""
         batch, channels, vertices = x.shape
-        seen = x.index_select(2, self.ring).view(batch, channels, vertices, 7)
-        found: Tensor = self.weight(seen.permute(0, 2, 1, 3).reshape(batch, vertices, 7 * channels))
-        return found.transpose(1, 2)
+        # Features of one vertex lie side by side, for that is what is gathered.
+        seen = x.transpose(1, 2).index_select(1, self.ring).reshape(batch, vertices, 7 * channels)
+        weight = self.weight.weight.unflatten(1, (channels, 7)).transpose(1, 2).flatten(1)
+        return functional.linear(seen, weight, self.weight.bias).transpose(1, 2)
 
 
 class RingPool(nn.Module):
@@ -64,7 +66,8 @@ class RingPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the level below."""
-        return x.index_select(2, self.ring).unflatten(2, (-1, 7)).mean(dim=3)
+        seen = x.transpose(1, 2).index_select(1, self.ring)
+        return seen.unflatten(1, (-1, 7)).mean(dim=2).transpose(1, 2)
 
 
 class MidpointUp(nn.Module):
@@ -84,7 +87,8 @@ class MidpointUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the level above."""
-        return torch.cat([x, x.index_select(2, self.parents).unflatten(2, (-1, 2)).mean(dim=3)], dim=2)
+        ends = x.transpose(1, 2).index_select(1, self.parents)
+        return torch.cat([x, ends.unflatten(1, (-1, 2)).mean(dim=2).transpose(1, 2)], dim=2)
 
 
 class RingUp(nn.Module):
@@ -113,9 +117,9 @@ class RingUp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the level above."""
         batch, _, vertices = x.shape
-        made = self.weight(x.transpose(1, 2)).reshape(batch, vertices * 7, -1).transpose(1, 2)
-        middle = made.index_select(2, self.between).unflatten(2, (-1, 2)).mean(dim=3)
-        return torch.cat([made.index_select(2, self.own), middle], dim=2)
+        made = self.weight(x.transpose(1, 2)).reshape(batch, vertices * 7, -1)
+        middle = made.index_select(1, self.between).unflatten(1, (-1, 2)).mean(dim=2)
+        return torch.cat([made.index_select(1, self.own), middle], dim=1).transpose(1, 2)
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
