@@ -32,6 +32,10 @@ SHORT_NEEDS = {
 }
 
 
+#: Seconds that reading published weights may take.
+IMPORT_LIMIT_S = 300
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = argparse.ArgumentParser(
@@ -201,10 +205,14 @@ def _settings(name: str) -> list[tuple[str, str]]:
 
 
 def _import_iguane(file: Path, folder: Path) -> int:
-    from bidsharm.harmonizers import bundle
-    from bidsharm.harmonizers.iguane_import import import_generator, read_keras
+    import tempfile
 
-    bundle.save(import_generator(read_keras(file), str(file)), folder)
+    from bidsharm.interfaces.isolated import run_isolated
+
+    with tempfile.TemporaryDirectory() as work:
+        # One wrong byte in a file of HDF5 keeps its library busy for ever.
+        request = {'name': str(file.absolute()), 'folder': str(folder.absolute())}
+        run_isolated('import-iguane', request, Path(work), limit_s=IMPORT_LIMIT_S)
     print(f'{folder}: --harmonizer iguane --model {folder}')
     return 0
 

@@ -114,6 +114,14 @@ def _fit(request: dict[str, Any]) -> dict[str, Any]:
     return fit_files(request)
 
 
+def _import_iguane(request: dict[str, Any]) -> dict[str, Any]:
+    from bidsharm.harmonizers import bundle
+    from bidsharm.harmonizers.iguane_import import import_generator, read_keras
+
+    file = Path(request['name'])
+    return {'digest': bundle.save(import_generator(read_keras(file), str(file)), Path(request['folder']))}
+
+
 def _check_device(request: dict[str, Any]) -> None:
     """Look for the device here: a job of a cluster may run on another machine than the one that planned it."""
     from bidsharm.harmonizers.execution import resolve_device
@@ -125,6 +133,7 @@ STEPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     'deepbet': _deepbet,
     'harmonize': _harmonize,
     'fit': _fit,
+    'import-iguane': _import_iguane,
 }
 
 
