@@ -134,3 +134,39 @@ def test_files_of_other_networks_are_refused(weights, tmp_path, capsys):
     (tmp_path / 'no.h5').write_bytes(b'nothing')
     assert main(['import-iguane', str(tmp_path / 'no.h5'), str(tmp_path / 'model')]) == 2
     assert 'no file of Keras weights' in capsys.readouterr().err
+
+
+def test_a_file_that_keeps_hdf5_busy_is_given_up(tmp_path, capsys, monkeypatch):
+    """One byte of an attribute's description, changed: the library of HDF5 never returns."""
+    path = tmp_path / 'busy.h5'
+    with h5py.File(path, 'w') as out:
+        group = out.create_group('conv')
+        group['kernel'] = np.zeros((3, 3), np.float32)
+        group.attrs['weight_names'] = [b'kernel']
+        out.attrs['layer_names'] = [b'conv']
+    content = bytearray(path.read_bytes())
+    content[2636] = 0
+    path.write_bytes(content)
+    monkeypatch.setattr('bidsharm.cli.models.IMPORT_LIMIT_S', 6)
+    assert main(['import-iguane', str(path), str(tmp_path / 'model')]) != 0
+    assert 'busy.h5' in capsys.readouterr().err
+    assert not (tmp_path / 'model').exists()
+
+
+@pytest.mark.parametrize('kind', ['link', 'outside', 'huge'])
+def test_nothing_is_read_from_other_files(tmp_path, kind):
+    (tmp_path / 'secret').write_bytes(b'secret' * 100)
+    with h5py.File(tmp_path / 'other.h5', 'w') as out:
+        out['kernel'] = np.ones((3, 3), np.float32)
+    with h5py.File(tmp_path / 'x.h5', 'w') as out:
+        group = out.create_group('conv')
+        if kind == 'link':
+            group['kernel'] = h5py.ExternalLink(str(tmp_path / 'other.h5'), '/kernel')
+        elif kind == 'outside':
+            group.create_dataset('kernel', (3, 3), 'f4', external=[(str(tmp_path / 'secret'), 0, 36)])
+        else:
+            group.create_dataset('kernel', (10**6, 10**6), 'f4', chunks=(64, 64))
+        group.attrs['weight_names'] = [b'kernel']
+        out.attrs['layer_names'] = [b'conv']
+    with pytest.raises(UsageError, match=r'link|other file|larger'):
+        read_keras(tmp_path / 'x.h5')
