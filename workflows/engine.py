@@ -257,6 +257,7 @@ _OURS = re.compile(r'^[ \t]*bidsharm\.errors\.(\w+): (.+)$', re.MULTILINE)
 _LAST = re.compile(
     r'^[ \t]*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\w*)(?:: ?(.*))?$', re.MULTILINE
 )
+_NO_RESULT = re.compile(r'FileNotFoundError: .*/result_\w+\.pklz')
 _NUMBERED = re.compile(r'\[Errno (\d+)\] [^:]*(?:: (.+))?')
 _UNWRITTEN = re.compile(r'\d+ requested and \d+ written')
 _SIGNAL = re.compile(r'Return code: (-\d+)')
@@ -278,7 +279,8 @@ def read_failure(path: Path) -> Failure:
     if ended:
         what = f'An external program was ended by signal {-int(ended[1])} (it crashed, or memory ran out).'
         return Failure(node, what, details=text, file=path)
-    last = _LAST.findall(searched)
+    # Where a step could not write its result, Nipype stumbles once more over that.
+    last = [found for found in _LAST.findall(searched) if not _NO_RESULT.fullmatch(': '.join(found))]
     if last and (told := _of_system(*last[-1])):
         what, where, fix = told
         return Failure(node, what, where, fix, details=text, file=path)
@@ -305,6 +307,8 @@ def _of_system(kind: str, words: str) -> tuple[str, str, str] | None:
         return None
     what, fix = SYSTEM_ERRORS[number]
     place = (found[2] or '').strip('\'"') if found else ''
+    if not place and number in (errno.ENOSPC, errno.EDQUOT):
+        fix = 'Make room where the output folder and the working folder lie, and run the same command again.'
     return (f'{place}: {what}' if place else what), '', fix
 
 
