@@ -150,13 +150,13 @@ def harmonize(plan: Plan, settings: Settings, boilerplate: Boilerplate, journal:
         f'{counted(len(plan.selection.subjects), "subject")}, {counted(len(plan.selection.scans), "scan")}; '
         f'harmonizer: {plan.method.name}, target: {plan.method.target_label}'
     )
-    if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
-        journal.screen.say(found, style='yellow')
     recorder = StepRecorder(journal.events, log_dir)
     recorder.know([*plan.selection.scans, *plan.selection.structural, *plan.fit_scans])
     progress = Progress(journal.screen, total=len(plan.selection.scans), recorder=recorder)
     outcome = Outcome(left_out=list(plan.selection.left_out), over=recorder.over)
     try:
+        if not settings.skip_bids_validation and (found := validate(settings.bids_dir)):
+            journal.screen.say(found, style='yellow')
         needed = largest_batch(plan, settings)
         with sweeping(settings), working_folder(settings, needed) as work_dir, progress:
             configure(settings, log_dir)
@@ -182,9 +182,11 @@ def harmonize(plan: Plan, settings: Settings, boilerplate: Boilerplate, journal:
 def _settle(outcome: Outcome, plan: Plan, settings: Settings) -> None:
     """Sort the scans of a run that ended early and whose batch has not been looked at: done, or not run."""
     known = {*outcome.verdicts, *outcome.not_run, *(entry.scan for entry in outcome.failures)}
+    # With --force a record may be that of an earlier run; the digest comes with the target.
+    tells = bool(plan.options.digest) and not settings.force
     for scan in (scan for scan in plan.selection.scans if scan.name not in known):
-        record = read_record(settings.output_dir / OutputNames(scan).qc)
-        if record is not None and plan.options.digest and record.get('digest') == plan.options.digest:
+        record = read_record(settings.output_dir / OutputNames(scan).qc) if tells else None
+        if record is not None and record.get('digest') == plan.options.digest:
             _take(record, scan, outcome)
         else:
             outcome.not_run.append(scan.name)

@@ -227,10 +227,9 @@ def rerun_command(arguments: Iterable[str], plan: Plan, outcome: Outcome, settin
         'bidsharm',
         *without_options(arguments, [name for option in options for name in _SPELLINGS[option]]),
     ]
-    # Later options win: what is done is not done again, and what failed is tried.
-    added = [
-        f'--no-{name}' for name in ('force', 'reports-only') if getattr(settings, name.replace('-', '_'))
-    ]
+    # Later options win. What is done need not be done again, but what was not run may have a result to be replaced.
+    forced = settings.force and not outcome.not_run
+    added = ['--no-force'] * forced + ['--no-reports-only'] * settings.reports_only
     added += [word for option, labels in options.items() for word in (option, *labels)]
     end = command.index('--') if '--' in command else len(command)
     return [*command[:end], *added, *command[end:]]

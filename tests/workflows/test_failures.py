@@ -11,7 +11,7 @@ import pytest
 from bidsharm.workflows import failures, participant
 from bidsharm.workflows.base import Options
 from bidsharm.workflows.engine import Failure
-from bidsharm.workflows.events import EventLog
+from bidsharm.workflows.events import EventLog, read_events
 from bidsharm.workflows.failures import FOLDER, forget, remember, remembered
 from bidsharm.workflows.logs import Journal, Screen
 from bidsharm.workflows.participant import Run, reports_only
@@ -25,7 +25,7 @@ from rich.console import Console
 from bidsharm.bids.boilerplate import Boilerplate
 from bidsharm.bids.names import OutputNames
 from bidsharm.bids.query import Selection
-from bidsharm.errors import ExitCode, NothingToDo
+from bidsharm.errors import ExitCode, NothingToDo, ScanError
 from bidsharm.reports.subject import ErrorEntry
 
 BOILERPLATE = Boilerplate('So it is done.', (), ('', ''))
@@ -204,3 +204,45 @@ def test_a_record_of_an_earlier_run_does_not_speak_for_a_subject_that_is_held(wi
     outcome = participant._run_batches(with_records)
     assert 'sub-1_T1w' not in outcome.verdicts
     assert outcome.exit_code == ExitCode.SCAN_FAILED
+
+
+def test_a_run_that_ends_early_knows_what_is_done(run_of, make_raw):
+    """A scan whose record is there is done, although its batch has not been looked at; not with --force."""
+    run = run_of('sub-1_T1w', 'sub-2_T1w', 'sub-3_T1w')
+    for scan, digest in zip(run.plan.selection.scans, ('d', 'other', ''), strict=True):
+        file = run.settings.output_dir / OutputNames(scan).qc
+        file.parent.mkdir(parents=True)
+        content = {
+            'verdict': 'warn',
+            'scan': scan.name,
+            'subject': scan.subject,
+            'contrast': 'T1w',
+            'digest': digest,
+        }
+        file.write_text(json.dumps(content))
+    outcome = Outcome(failures=[ErrorEntry('sub-3_T1w', 'It broke.')])
+    participant._settle(outcome, run.plan, run.settings)
+    assert (outcome.verdicts, outcome.not_run) == ({'sub-1_T1w': 'warn'}, ['sub-2_T1w'])
+    outcome = Outcome()
+    participant._settle(outcome, run.plan, replace(run.settings, force=True))
+    assert (outcome.verdicts, outcome.not_run) == ({}, ['sub-1_T1w', 'sub-2_T1w', 'sub-3_T1w'])
+
+
+def test_the_target_that_cannot_be_learnt_ends_the_run_with_a_summary(
+    make_settings, monkeypatch, make_data_set, tmp_path, clean_nipype
+):
+    def fail(*_: object) -> None:
+        raise ScanError('The target could not be learnt.', where='--target', fix='Choose another.')
+
+    monkeypatch.setattr(participant, 'ensure_target', fail)
+    make_data_set(tmp_path / 'bids', {'01': 'a', '02': 'b'})
+    settings = make_settings(skip_bids_validation=True, harmonizer='zscore')
+    with pytest.raises(ScanError):
+        participant.run_participant(settings, Console(quiet=True), ['bids', 'out', 'participant'])
+    (log_dir,) = (settings.output_dir / 'logs').glob('*_*/')
+    summary = json.loads((log_dir / 'summary.json').read_text())
+    assert (summary['interrupted'], summary['exit_code']) == ('The target could not be learnt.', 1)
+    assert summary['scans']['not_run'] == ['sub-01_T1w', 'sub-02_T1w']
+    assert summary['rerun'] == ['bidsharm', 'bids', 'out', 'participant', '--participant-label', '01', '02']
+    last = read_events(log_dir / 'events.jsonl')[-1]
+    assert (last['event'], last['fix']) == ('run_interrupted', 'Choose another.')

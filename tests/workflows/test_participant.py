@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bidsharm.workflows.events import read_events
 
 from bidsharm.bids.validation import find_validator
 from bidsharm.simulation.dataset import simulate
@@ -81,7 +83,58 @@ def test_one_broken_subject_costs_only_itself(first_run, heads):
     assert len(broken) == 2
     assert all('sub-03' in line and 'cut off' in line for line in broken)
     assert '--participant-label 03' in done.stdout
+    assert '--target northA' in done.stdout.split('Run just those again:')[1], 'the rest of the command stays'
     assert 'cut off' in (out / 'sub-03.html').read_text()
+
+
+def test_the_logs_tell_the_same_story(first_run):
+    """What happened, for programs; what was said, for people; what became of it; what it took."""
+    out, done, _ = first_run
+    log_dir = min((out / 'logs').glob('*_*/'))  # the first run
+    events = read_events(log_dir / 'events.jsonl')
+    assert len(events) == len((log_dir / 'events.jsonl').read_text().splitlines())
+    names = [event['event'] for event in events]
+    assert (names[0], names[1], names[-1]) == ('run_started', 'plan', 'run_finished')
+    by_name = {name: [event for event in events if event['event'] == name] for name in names}
+    scans = [f'sub-0{subject}_ses-{session}_T1w' for subject in (1, 2, 3) for session in ('northA', 'southB')]
+    assert by_name['plan'][0]['scans'] == scans
+    assert by_name['target_learning'][0]['target'] == 'northA'
+    assert [event['scan'] for event in by_name['scan_done']] == scans[:4]
+    assert all(event['outputs'] for event in by_name['scan_done'])
+    assert [event['scan'] for event in by_name['scan_failed']] == scans[4:]
+    for event in by_name['scan_failed']:
+        assert 'cut off' in event['what']
+        assert 'cut off' in (log_dir / event['log']).read_text()
+    assert len(by_name['report_written']) == 3
+    assert events[-1]['exit_code'] == 1
+    summary = json.loads((log_dir / 'summary.json').read_text())
+    assert summary['counts'] == events[-1]['counts']
+    assert (summary['counts']['done'], summary['counts']['failed']) == (4, 2)
+    assert shlex.join(summary['rerun']) in done.stdout
+    said = [line.split('  ', 1)[1] for line in (log_dir / 'run.log').read_text().splitlines()]
+    assert [line for line in done.stdout.splitlines() if line.strip() and line not in said] == []
+
+
+def test_what_the_steps_took_was_planned(first_run):
+    """Also for the batch in which steps failed."""
+    out, done, _ = first_run
+    log_dir = min((out / 'logs').glob('*_*/'))  # the first run
+    with (log_dir / 'resources.tsv').open() as file:
+        rows = list(csv.DictReader(file, delimiter='\t'))
+    steps = {row['step'] for row in rows if row['scan'] == 'sub-01_ses-southB_T1w'}
+    assert {
+        'prep.conform',
+        'prep.bias_correction.n4',
+        'prep.register.register',
+        'harmonize.harmonize',
+        'qc.assess',
+    } <= steps
+    assert {row['state'] for row in rows if row['scan'] == 'sub-03_ses-northA_T1w'} == {'failed'}
+    for row in rows:
+        assert (
+            0 < float(row['peak_gb']) < max(1.2 * float(row['planned_gb']), float(row['planned_gb']) + 0.1)
+        ), row
+    assert 'memory    ' not in done.stdout
 
 
 def test_masks_and_segmentation_agree_with_the_truth(first_run, heads):
@@ -191,8 +244,13 @@ def test_a_second_run_does_only_what_is_missing(first_run, heads):
     done = run(*arguments)
     assert '2 were done before' in done.stdout
     image.unlink()
-    done = run(*arguments)
-    assert '1 was done before' in done.stdout
+    done = run(*arguments, '--log-json')
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event['scan'] for event in events if event['event'] == 'scan_resumed'] == [
+        'sub-01_ses-northA_T1w'
+    ]
+    assert [event['scan'] for event in events if event['event'] == 'scan_done'] == ['sub-01_ses-southB_T1w']
+    assert (events[-1]['event'], events[-1]['counts']['resumed']) == ('run_finished', 1)
     assert other.stat().st_mtime_ns == stamp
     again = nib.load(image).get_fdata()
     image_before = image.with_name('before.nii.gz')

@@ -154,6 +154,13 @@ def test_what_was_not_run_is_run(plan_of, make_settings):
     assert command == ['bidsharm', 'a', '--participant-label', '2']
 
 
+def test_what_was_to_be_done_again_still_is(plan_of, make_settings):
+    outcome = Outcome(not_run=['sub-2_T1w'])
+    command = rerun_command(['a', '--force'], plan_of('sub-2_T1w'), outcome, make_settings(force=True))
+    assert '--force' in command
+    assert '--no-force' not in command
+
+
 def test_a_report_that_failed_is_that_of_its_subject(plan_of, make_settings):
     command = rerun_command(['a'], plan_of('sub-1_T1w', 'sub-2_T1w'), failed('sub-2'), make_settings())
     assert command[2:] == ['--participant-label', '2']
