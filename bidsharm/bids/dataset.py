@@ -150,9 +150,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def raw_description(settings: Settings) -> dict[str, Any]:
+    """Return what the raw data set says of itself; nothing where that is a link out of it that is not to be followed."""
+    path = settings.bids_dir / 'dataset_description.json'
+    return {} if not settings.follow_links and leads_out(path, settings.bids_dir) else read_json(path)
+
+
 def description(settings: Settings, root: Path | None = None) -> dict[str, Any]:
     """Return the content of ``dataset_description.json`` of a folder, OUTPUT_DIR if it is not given."""
-    raw = read_json(settings.bids_dir / 'dataset_description.json')
+    raw = raw_description(settings)
     generator: dict[str, Any] = {
         'Name': 'bidsharm',
         'Version': __version__,

@@ -24,6 +24,8 @@ from bidsharm.temporary import temporary_folder, temporary_path
 FORMAT = 1
 TENSORS = 'model.safetensors'
 CARD = 'card.json'
+#: Weights that are larger (bytes) are none.
+MAX_TENSORS = 8_000_000_000
 
 
 def save(harmonizer: HarmonizationMethod, folder: Path) -> str:
@@ -193,7 +195,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     """Return the card's content and the bytes of the tensors, verified against each other."""
     try:
         text = _content(folder, CARD, MAX_TEXT).decode('utf-8')
-        tensors = _content(folder, TENSORS)
+        tensors = _content(folder, TENSORS, MAX_TENSORS)
     except UnicodeDecodeError as error:
         raise _damaged(folder, f'{CARD} is not text') from error
     except OSError as error:
@@ -221,7 +223,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return content, tensors
 
 
-def _content(folder: Path, name: str, most: int | None = None) -> bytes:
+def _content(folder: Path, name: str, most: int) -> bytes:
     """Return the content of a file of a bundle, which may lie nowhere else."""
     if leads_out(folder / name, folder):
         raise ConfigurationError(
