@@ -55,6 +55,17 @@ def save(harmonizer: HarmonizationMethod, folder: Path) -> str:
     return write(harmonizer.card, arrays, settings, folder)
 
 
+def save_anew(harmonizer: HarmonizationMethod, folder: Path) -> str:
+    """Write what a method learned as a bundle, in place of a bundle that is there; see :func:`save`."""
+    folder = Path(folder)
+    if folder.is_dir() and all(item.name in (TENSORS, CARD) for item in folder.iterdir()):
+        remains = temporary_path(folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, remains)
+        shutil.rmtree(remains, ignore_errors=True)
+    return save(harmonizer, folder)
+
+
 def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], folder: Path) -> str:
     """Write arrays and settings of a method as a bundle; see :func:`save`.
 

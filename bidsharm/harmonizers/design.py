@@ -122,7 +122,7 @@ class Design:
         for factor in (factor for term in fixed for factor in term):
             column = covariates[factor.name]
             if factor.kind == 'category':
-                levels[factor.name] = tuple(sorted(set(_words(column)), key=_natural))
+                levels[factor.name] = tuple(sorted(set(words_of(column)), key=_natural))
             elif factor.kind == 'smooth':
                 knots[factor.name] = _knots(column, functions, factor)
         return cls(fixed, levels, knots)
@@ -144,7 +144,7 @@ class Design:
         for name in self.columns:
             column = _column(name, covariates)
             if name in self.levels:
-                found[name] = ~np.isin(_words(column), self.levels[name])
+                found[name] = ~np.isin(words_of(column), self.levels[name])
             else:
                 found[name] = ~np.isfinite(column) if column.dtype.kind == 'f' else np.ones(column.size, bool)
         return found
@@ -209,7 +209,7 @@ class Design:
         column = _column(factor.name, covariates)
         if factor.kind == 'category':
             others = self.levels[factor.name][1:]
-            words = _words(column)
+            words = words_of(column)
             coded = np.array([words == level for level in others], float).reshape(len(others), -1).T
             return coded, [f'{factor.name}={level}' for level in others]
         if factor.kind == 'smooth':
@@ -309,7 +309,7 @@ def _resolved(factor: Factor, covariates: Mapping[str, Column]) -> Factor:
     return Factor(factor.name, 'category')
 
 
-def _words(column: Column) -> NDArray[np.str_]:
+def words_of(column: Column) -> NDArray[np.str_]:
     """Return a column as words; 1.0 and 1 are one level, and missing ones are empty."""
     if column.dtype.kind != 'f':
         return column.astype(str)

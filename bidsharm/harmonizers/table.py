@@ -148,6 +148,8 @@ class TableHarmonizer(HarmonizationMethod):
     tiny: ClassVar[Mapping[str, Any]] = {}
     #: Whether what is kept may hold smooth curves.
     smooth: ClassVar[bool] = False
+    #: Whether a fit takes so little time that it can be repeated to judge rows that it has not seen.
+    quick: ClassVar[bool] = True
 
     def __init__(self, execution: Execution | None = None, settings: Any = None) -> None:
         super().__init__(execution)

@@ -87,7 +87,7 @@ def test_sites_cannot_be_told_from_new_rows_and_age_and_sex_stay(name: str) -> N
     found = fitted(name).harmonize(table)
     assert np.isfinite(found.values).all()
     assert not found.left.any()
-    options: dict[str, Any] = {'seed': 0, 'permutations': 20, 'resamples': 200}
+    options: dict[str, Any] = {'seed': 0, 'permutations': 2, 'resamples': 50}
     before, after = (
         site_probe(v, table.sites, table.people, **options) for v in (table.values, found.values)
     )
