@@ -65,9 +65,12 @@ def is_special(path: Path) -> bool:
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """Return the content of a regular file; errors as :func:`open_regular`."""
+    """Return the content of a regular file; errors as :func:`open_regular`, also where the memory does not suffice."""
     with open_regular(path, most) as file:
-        return file.read()
+        try:
+            return file.read()
+        except MemoryError:
+            raise OSError(errno.ENOMEM, 'it does not fit into memory', str(path)) from None
 
 
 def read_text(path: Path, most: int = MAX_TEXT, *, encoding: str = 'utf-8') -> str:

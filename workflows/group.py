@@ -13,7 +13,7 @@ from bidsharm.workflows.reporting import records_of, report_group
 from bidsharm.workflows.summary import Outcome, concerns_of, write_summary
 from rich.console import Console
 
-from bidsharm.bids.dataset import read_json
+from bidsharm.bids.dataset import raw_description, refuse_links_out
 from bidsharm.bids.names import parse_name
 from bidsharm.bids.query import absent_labels, raw_labels, same_label, select_scans, some_of
 from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, NotServed, UsageError
@@ -49,14 +49,14 @@ def run_group(settings: Settings, console: Console, arguments: Sequence[str] = (
         root = settings.output_dir
         records = chosen_records(settings, records_of(root))
         if not settings.dry_run:
+            refuse_links_out(root)
             journal.open(settings)
         subjects = sorted({str(record['subject']) for record in records})
         missing = missing_scans(settings, records)
         _tell_plan(settings, records, subjects, missing, journal)
         if settings.dry_run:
             return journal.finish({}, ExitCode.OK)
-        description = read_json(settings.bids_dir / 'dataset_description.json')
-        title = str(description.get('Name', settings.bids_dir.name))
+        title = str(raw_description(settings).get('Name', settings.bids_dir.name))
         outcome = Outcome(
             verdicts={str(record['scan']): str(record['verdict']) for record in records},
             concerns={str(record['scan']): concerns_of(record) for record in records},
