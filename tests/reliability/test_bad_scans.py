@@ -9,8 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+import random_scans
 from bad_scans import CASES, DONE, REFUSED, WARNED, Case, Head, load_head
 from shared import app, checksums
 
@@ -72,3 +74,13 @@ def check_back(path: Path, image: nib.Nifti1Image, truth: np.ndarray | None) -> 
     if truth is not None:
         assert truth.shape == back.shape
         assert truth.any()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(file=random_scans.files())
+def test_any_file_is_read_exactly_or_refused_in_words(
+    file: tuple[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp('any') / f'sub-01_T1w{file[0]}'
+    path.write_bytes(file[1])
+    assert random_scans.check(path) in ('done', 'refused')
