@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from enum import IntEnum
 
 #: What may be wrong with the place that something is read from or written to: what to say, and what to do.
@@ -17,6 +18,8 @@ SYSTEM_ERRORS = {
     errno.EMFILE: ('Too many files are open.', 'Raise the limit (ulimit -n).'),
     errno.ENFILE: ('Too many files are open on this machine.', 'Run the same command again later.'),
 }
+#: NumPy's words for a disk that is full, where the system's own number is lost.
+UNWRITTEN = re.compile(r'\d+ requested and \d+ written')
 #: The same for memory.
 NO_MEMORY = ('There is not enough memory.', 'Give it more, or let it work on less at a time.')
 

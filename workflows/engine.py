@@ -26,7 +26,7 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline import plugins
 
 from bidsharm.bids.names import ScanFile
-from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, ConfigurationError, UsageError
+from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, UNWRITTEN, ConfigurationError, UsageError
 from bidsharm.files import MAX_TEXT, read_bytes, read_text
 from bidsharm.settings import Settings, reason
 from bidsharm.temporary import temporary_folder
@@ -259,7 +259,6 @@ _LAST = re.compile(
 )
 _NO_RESULT = re.compile(r'FileNotFoundError: .*/result_\w+\.pklz')
 _NUMBERED = re.compile(r'\[Errno (\d+)\] [^:]*(?:: (.+))?')
-_UNWRITTEN = re.compile(r'\d+ requested and \d+ written')
 _SIGNAL = re.compile(r'Return code: (-\d+)')
 
 
@@ -301,7 +300,7 @@ def _of_system(kind: str, words: str) -> tuple[str, str, str] | None:
     found = _NUMBERED.match(words)
     number = int(found[1]) if found else 0
     # NumPy says only how much of an array it could write.
-    if kind.endswith('OSError') and _UNWRITTEN.fullmatch(words):
+    if kind.endswith('OSError') and UNWRITTEN.fullmatch(words):
         number = errno.ENOSPC
     if number not in SYSTEM_ERRORS:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from bidsharm.cli.streams import sure_streams
-from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, BidsharmError, ExitCode
+from bidsharm.errors import NO_MEMORY, SYSTEM_ERRORS, UNWRITTEN, BidsharmError, ExitCode
 
 #: Seconds that a command has to clean up after a signal. Schedulers kill after half a minute.
 GRACE_S = 8.0
@@ -77,8 +78,9 @@ def _our_fault(command: str) -> int:
 def _words(error: OSError) -> str | None:
     """Return an error of the system in words; None where it says nothing that a user can act on."""
     place = f'{os.fsdecode(error.filename)}: ' if isinstance(error.filename, str | bytes) else ''
-    if error.errno in SYSTEM_ERRORS:
-        return place + ' '.join(SYSTEM_ERRORS[error.errno])
+    number = errno.ENOSPC if error.errno is None and UNWRITTEN.fullmatch(str(error)) else error.errno
+    if number in SYSTEM_ERRORS:
+        return place + ' '.join(SYSTEM_ERRORS[number])
     return f'{place}{error.strerror}.' if place and error.strerror else None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,13 @@ STATE = frozenset(
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state: tensors, numbers and names only."""
     with atomic_path(folder / CHECKPOINT) as partial:
-        torch.save(dict(state), partial)
+        try:
+            torch.save(dict(state), partial)
+        except RuntimeError as error:
+            if 'inline_container' not in str(error) and 'StreamWriter' not in str(error):
+                raise
+            # PyTorch says that it could not write, and not why.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / CHECKPOINT)) from error
 
 
 def read_checkpoint(folder: Path | None, device: torch.device) -> dict[str, Any] | None:

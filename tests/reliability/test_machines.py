@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ast
+import errno
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from bidsharm.cli.ending import run_to_end
+from bidsharm.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / 'bidsharm').rglob('*.py'), *(ROOT / 'workflows').rglob('*.py')])
@@ -89,3 +96,48 @@ def test_the_network_is_reached_from_one_place():
 def test_durations_are_measured_by_a_clock_that_nobody_sets():
     """``time.time`` may jump; where a date is meant, ``datetime.now`` says so."""
     assert {file for file, name, _ in calls() if name == 'time.time'} == set(TIME_OF_DAY)
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/out/sub-01')
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (full(), '/out/sub-01: The disk is full. Make room'),
+        (OSError('32768 requested and 25568 written'), 'The disk is full. Make room'),
+        (OSError(errno.EDQUOT, 'x'), 'Your quota is used up. Make room'),
+        (OSError(errno.EROFS, 'x', '/out'), '/out: The file system can only be read. Give a folder that can be written'),
+        (PermissionError(errno.EACCES, 'x', '/out'), '/out: There is no permission for it.'),
+        (MemoryError(), 'There is not enough memory. Give it more'),
+    ],
+)  # fmt: skip
+def test_errors_of_the_machine_end_a_command_in_plain_words(error, words, capsys):
+    def work() -> int:
+        raise error
+
+    assert run_to_end('bidsharm-test', work, stopped='') == ExitCode.SCAN_FAILED
+    said = capsys.readouterr().err
+    assert said.startswith(f'bidsharm-test: {words}')
+    assert 'Traceback' not in said
+
+
+def test_a_checkpoint_on_a_full_disk_is_no_riddle(tmp_path, monkeypatch):
+    """PyTorch tells neither the number of the error nor the file."""
+    import torch
+
+    from bidsharm.training.records import CHECKPOINT, write_checkpoint
+
+    def stumble(state, path):
+        Path(path).write_bytes(b'half of it')
+        raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534')
+
+    write_checkpoint(tmp_path, {'step': 1})
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(torch, 'save', stumble)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is looked at
+        write_checkpoint(tmp_path, {'step': 2})
+    assert caught.value.errno == errno.ENOSPC
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
