@@ -131,6 +131,16 @@ def _whole(text: str) -> int | float | None:
     return int(text) if len(text) <= _DIGITS else _finite(text)
 
 
+def is_utf8(name: str) -> bool:
+    """Say whether a name of a file is text, and not bytes in some other encoding."""
+    return not any('\ud800' <= c <= '\udfff' for c in name)
+
+
+def shown(name: str) -> str:
+    """Return a name of a file as it may stand in a message, a page or a terminal: what is no printable character is spelled out."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in name)
+
+
 def leads_out(path: Path, folder: Path) -> bool:
     """Say whether links lead from a path in a folder to a place outside.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsharm.errors import UsageError
-from bidsharm.files import leads_out, read_json
+from bidsharm.files import is_utf8, leads_out, read_json
 from bidsharm.settings import Settings, reason
 from bidsharm.temporary import temporary_folder
 
@@ -100,14 +100,19 @@ def _check_description(settings: Settings) -> None:
         )  # fmt: skip
 
 
-class _Links:
-    """Tells pybids, as if it were a regular expression, which folders are not to be looked into: links out, and links in circles."""
+class _Unwanted:
+    """Tells pybids, as if it were a regular expression, what is not to be indexed.
+
+    That is names that are not UTF-8, which its index cannot hold, and folders that are links out of the data set or lead in circles.
+    """
 
     def __init__(self, root: Path, follow: bool) -> None:
         self.root, self.follow = root, follow
 
     def search(self, name: str) -> bool:
         """Say whether a path, given from the root with a slash before it, is left out."""
+        if not is_utf8(name):
+            return True
         path = self.root / name.lstrip('/')
         if not path.is_symlink() or not path.is_dir():
             return False
@@ -129,7 +134,7 @@ def _layout(root: Path, follow: bool, *, subjects: tuple[str, ...] = (), **optio
         re.compile(r'^/?(?:derivatives|sourcedata|code|models|stimuli|work)(?:/|$)'),
         re.compile(r'/(?:func|dwi|fmap|perf|eeg|meg|ieeg|beh|pet|micr|nirs|motion|mrs)(?:/|$)'),
         *([re.compile(rf'^/?sub-(?!(?:{labels})(?:/|_|$))')] if subjects else []),
-        _Links(root, follow),
+        _Unwanted(root, follow),
     ]
     # A folder of the data set may not tell pybids how to read names: nobody can guess how such a file would be called.
     indexer = BIDSLayoutIndexer(

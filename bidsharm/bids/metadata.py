@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.bids.names import parse_name
-from bidsharm.files import leads_out, read_json
+from bidsharm.files import leads_out, read_json, shown
 from bidsharm.settings import reason
 
 #: What is said of a link that is not followed, and what to do.
@@ -58,7 +58,7 @@ def read_metadata(
                 metadata.update(_read(folder / name, None if follow_links else root))
             except (OSError, ValueError) as error:
                 warnings.append(
-                    f'The sidecar {name} cannot be read ({reason(error)}); its fields are missing.'
+                    f'The sidecar {shown(name)} cannot be read ({reason(error)}); its fields are missing.'
                 )
     return metadata, tuple(warnings)
 

@@ -15,7 +15,7 @@ from bidsharm.bids.metadata import read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, check_participants, label_of, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
-from bidsharm.files import is_special, leads_out, read_json
+from bidsharm.files import is_special, is_utf8, leads_out, read_json, shown
 from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _find(
             refused.append(
                 ScanError(
                     'This is not the BIDS name of a raw scan in this folder.',
-                    where=path.relative_to(root).as_posix(),
+                    where=_place(path, root),
                     fix='Rename, move or remove the file.',
                 )
             )
@@ -173,7 +173,7 @@ def _find(
 
 def _untrusted(path: Path, settings: Settings) -> ScanError | None:
     """Return what is wrong with the file of a scan before anybody opens it; a link that leads nowhere fails later, alone."""
-    where = path.relative_to(settings.bids_dir).as_posix()
+    where = _place(path, settings.bids_dir)
     if not settings.follow_links and os.path.exists(path) and leads_out(path, settings.bids_dir):
         return ScanError(
             'The file is a link that leads out of the data set.', where=where, fix=COPY_OR_FOLLOW
@@ -183,8 +183,15 @@ def _untrusted(path: Path, settings: Settings) -> ScanError | None:
     return None
 
 
+def _place(path: Path, root: Path) -> str:
+    return shown(path.relative_to(root).as_posix())
+
+
 def refused_folders(settings: Settings) -> list[ScanError]:
-    """Return folders of subjects, sessions and scans that are links out of the data set, and folders that are called like scans."""
+    """Return what the index does not hold though it looks like a scan or a folder of scans.
+
+    That is folders that are links out of the data set, folders that are called like scans, and names that are not UTF-8.
+    """
     root, errors = settings.bids_dir, []
     wanted = settings.participant_label
     subjects = [root / f'sub-{label}' for label in wanted] if wanted else _folders(root, 'sub-')
@@ -194,26 +201,37 @@ def refused_folders(settings: Settings) -> list[ScanError]:
                 errors.append(
                     ScanError(
                         'The folder is a link that leads out of the data set.',
-                        where=place.relative_to(root).as_posix(), fix=COPY_OR_FOLLOW,
+                        where=_place(place, root), fix=COPY_OR_FOLLOW,
                     )
                 )  # fmt: skip
                 break
         else:
-            errors += [
-                ScanError('This is a folder, no file.', where=found.relative_to(root).as_posix(), fix='Remove it.')
-                for found in _folders(folder / 'anat', 'sub-')
-                if found.name.endswith(('.nii', '.nii.gz'))
-            ]  # fmt: skip
+            errors += _strange(folder / 'anat', root)
     return errors
+
+
+def _strange(folder: Path, root: Path) -> Iterator[ScanError]:
+    """Yield what is called like a scan in a folder and is none, or has a name that is not UTF-8."""
+    for entry in _entries(folder):
+        place = _place(Path(entry.path), root)
+        if not entry.name.endswith(('.nii', '.nii.gz')):
+            continue
+        if not is_utf8(entry.path.removeprefix(str(root))):
+            yield ScanError('The name is not UTF-8.', where=place, fix='Rename the file or its folder.')
+        elif entry.name.startswith('sub-') and entry.is_dir():
+            yield ScanError('This is a folder, no file.', where=place, fix='Remove it.')
 
 
 def _folders(folder: Path, start: str) -> list[Path]:
     """Return the folders in a folder whose names have a beginning."""
+    return [Path(entry.path) for entry in _entries(folder) if entry.name.startswith(start) and entry.is_dir()]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, in order; nothing where it cannot be looked into."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                Path(entry.path) for entry in entries if entry.name.startswith(start) and entry.is_dir()
-            )
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return []
 
@@ -262,7 +280,7 @@ def absent_labels(wanted: Iterable[str], present: Iterable[str], kind: str) -> l
 def some_of(labels: Sequence[str], most: int = 12) -> str:
     """Return the first labels as words of a sentence, and how many more there are."""
     rest = f' and {len(labels) - most} more' if len(labels) > most else ''
-    return (', '.join(labels[:most]) or 'none') + rest
+    return (shown(', '.join(labels[:most])) or 'none') + rest
 
 
 def _narrow(settings: Settings, scans: list[ScanFile], refused: Sequence[ScanError]) -> list[ScanFile]:
