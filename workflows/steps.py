@@ -92,9 +92,8 @@ class StepRecorder:
         began = self._started.pop(name, None)
         used = read_usage(Path(node.output_dir())) if began is not None else None
         cached = used is None and not failed
-        figures: dict[str, float | None] = dict(
-            used or {'seconds': None, 'cpu_seconds': None, 'peak_gb': None}
-        )
+        figures: dict[str, float | None] = dict.fromkeys(('seconds', 'cpu_seconds', 'peak_gb'))
+        figures |= used or {}
         if used is None and failed and began is not None:  # its process is gone; at least this is known
             figures['seconds'] = round(time.monotonic() - began, 3)
         common: dict[str, Any] = {'scan': scan, 'step': step, 'node': name, **figures, **_planned(node)}

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bidsharm.workflows.events import read_events
 from bidsharm.workflows.group import chosen_records, run_group
 from rich.console import Console
 
@@ -146,3 +147,32 @@ def test_no_result_at_all(make_settings):
     with pytest.raises(NothingToDo, match='no harmonized scan in the output folder') as caught:
         chosen_records(make_settings(participant_label=['zz']), [])
     assert 'Run the participant level first' in caught.value.fix
+
+
+def test_the_group_level_logs_what_it_did(group, make_data_set, tmp_path, capsys):
+    make_data_set(tmp_path / 'bids', {'01': 'x', '99': 'x'})
+    said = group(log_json=True)
+    (log_dir,) = (tmp_path / 'out' / 'logs').glob('*_*/')
+    events = read_events(log_dir / 'events.jsonl')
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == events
+    assert [event['event'] for event in events[:2]] == ['run_started', 'plan']
+    assert events[0]['level'] == 'group'
+    assert sorted(events[1]['scans']) == sorted(SCANS)
+    missing = [event['scan'] for event in events if event['event'] == 'scan_left_out']
+    assert 'sub-99_T1w' in missing
+    written = [event['file'] for event in events if event['event'] == 'report_written']
+    assert str(tmp_path / 'out' / 'group.html') in written
+    assert (events[-1]['event'], events[-1]['exit_code']) == ('run_finished', 0)
+    summary = json.loads((log_dir / 'summary.json').read_text())
+    assert summary['counts'] == events[-1]['counts']
+    assert (summary['counts']['done'], summary['counts']['left_out']) == (len(SCANS), len(missing))
+    log = [line.split('  ', 1)[1] for line in (log_dir / 'run.log').read_text().splitlines()]
+    assert [line for line in said.splitlines() if line not in log] == []
+
+
+def test_a_group_level_without_results_leaves_no_log(make_settings, tmp_path, capsys):
+    with pytest.raises(NothingToDo):
+        run_group(make_settings(analysis_level='group', log_json=True), Console(quiet=True))
+    events = [json.loads(line)['event'] for line in capsys.readouterr().out.splitlines()]
+    assert events == ['run_started', 'run_interrupted']
+    assert not (tmp_path / 'out').exists()
