@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from bidsharm.workflows import scratch
 from bidsharm.workflows.doctor import data, folders, machine, models, probe, software, trial
 from bidsharm.workflows.doctor.findings import (
     Asked,
@@ -726,6 +727,38 @@ class TestTrial:
         monkeypatch.setattr(subprocess, 'run', hang)
         ended = trial.run('run', limit_s=5)
         assert 'took more than 5 s' in told(trial.judge_run(ended, 1.0, results), 'problem')
+
+    @pytest.mark.parametrize(
+        ('free', 'asked', 'place'),
+        [
+            ({'tmp': 10.0, 'out': 10.0}, True, 'tmp'),
+            ({'tmp': 0.064, 'out': 10.0}, True, 'out'),
+            ({'tmp': 0.064, 'out': 0.1}, True, None),
+            ({'tmp': 0.064, 'out': 10.0}, False, None),
+        ],
+    )
+    def test_it_goes_where_there_is_room(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        free: dict[str, float],
+        asked: bool,
+        place: str | None,
+    ) -> None:
+        for name in free:
+            (tmp_path / name).mkdir()
+        monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
+        monkeypatch.setattr(scratch, 'free_gb', lambda folder: free[folder.name])
+        made = []
+        monkeypatch.setattr(
+            trial,
+            'run',
+            lambda *arguments, limit_s: made.append(Path(arguments[1])) or trial.Ended(1, 'x', 1.0),
+        )
+        (found,) = trial.trial(Asked(output_dir=tmp_path / 'out' / 'new' if asked else None))
+        assert [path.parents[1].name for path in made] == ([place] if place else [])
+        assert found.verdict == ('problem' if place else 'warning')
+        assert not list((tmp_path / 'out').iterdir())
 
     def test_a_head_that_cannot_be_simulated(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trial, 'run', lambda *_, **__: trial.Ended(1, 'No space left on device', 1.0))

@@ -57,7 +57,7 @@ def look_at(folder: Path) -> Facts:
     """Try out a folder by files in a hidden folder that goes away again."""
     from bidsharm.workflows.scratch import free_gb, in_memory
 
-    place = next(item for item in (folder.absolute(), *folder.absolute().parents) if item.exists())
+    place = nearest(folder)
     if not place.is_dir():
         return Facts(folder, place, error='it is no folder')
     try:
@@ -71,6 +71,11 @@ def look_at(folder: Path) -> Facts:
             )  # fmt: skip
     except OSError as error:
         return Facts(folder, place, error=error.strerror or str(error))
+
+
+def nearest(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that is there."""
+    return next(item for item in (folder.absolute(), *folder.absolute().parents) if item.exists())
 
 
 def _can_lock(folder: Path) -> bool:

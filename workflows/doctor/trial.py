@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bidsharm.workflows.doctor.findings import Asked, Check, Finding, ok, problem
+from bidsharm.workflows.doctor.findings import Asked, Check, Finding, ok, problem, warning
+from bidsharm.workflows.doctor.folders import nearest
 
 GROUP = 'Trial'
 #: Seconds after which the simulation and the run count as hung.
-SIMULATE_S, RUN_S = 90.0, 240.0
+SIMULATE_S, RUN_S = 90.0, 300.0
+#: Room for the head, intermediate files and results, in GB (0.25 were measured). Apptainer may give 0.064 for temporary files.
+ROOM_GB = 0.3
 SCAN = 'sub-01_ses-northA'
 #: What has to be there afterwards, from the output folder.
 EXPECTED = {
@@ -47,9 +51,27 @@ def run(module: str, *arguments: str, limit_s: float) -> Ended:
     return Ended(done.returncode, done.stdout + done.stderr, time.monotonic() - started)
 
 
+def room_for_trial(asked: Asked) -> Path | None:
+    """Return a folder with enough room: where temporary files belong, else beside those of the run."""
+    from bidsharm.workflows.scratch import free_gb
+
+    given = [nearest(folder) for folder in (asked.work_dir, asked.output_dir) if folder is not None]
+    places = [Path(tempfile.gettempdir()), *given]
+    return next((place for place in places if os.access(place, os.W_OK) and free_gb(place) >= ROOM_GB), None)
+
+
 def trial(asked: Asked) -> Iterator[Finding]:
     """Simulate a head and harmonize it."""
-    with tempfile.TemporaryDirectory(prefix='bidsharm-doctor-', ignore_cleanup_errors=True) as name:
+    place = room_for_trial(asked)
+    if place is None:
+        yield warning(
+            f'There is no folder with {ROOM_GB:g} GB of room for a tiny run, so none was made.',
+            'Give a folder with room as OUT_DIR or --work-dir.',
+        )
+        return
+    with tempfile.TemporaryDirectory(
+        prefix='.bidsharm-doctor-', dir=place, ignore_cleanup_errors=True
+    ) as name:
         heads, out = Path(name) / 'heads', Path(name) / 'out'
         made = run(
             'simulate',
