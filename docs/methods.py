@@ -19,7 +19,12 @@ OPEN, CLOSE = '<!-- card -->', '<!-- end of card -->'
 CHAPTERS = {
     'volume': ('# Trained methods', 'Trained by `bidsharm-train` ([training.md](../training.md)); none ships with weights.'),
     'table': ('## Methods for tables of features', 'Fitted and applied by `bidsharm-table` ([tables.md](../tables.md)).'),
+    'surface': ('## Methods for cortical surfaces', 'Trained and applied by `bidsharm-surface` ([surfaces.md](../surfaces.md)); none ships with weights.'),
 }  # fmt: skip
+
+
+#: How the cards of each domain name what a method is applied to.
+NEEDS = {'volume': 'Needs for a scan', 'table': 'Needs for a row', 'surface': 'Needs for a map'}
 
 
 def with_page(domain: str = '') -> list[str]:
@@ -43,7 +48,7 @@ def card_table(card: Card) -> str:
         'Paper': f'{card.paper} [doi:{card.doi}](https://doi.org/{card.doi})' if card.doi else card.paper,
         'Family': f'{card.family}, supervision: {card.supervision}',
         'Learns from': phrases(card.needs_fit),
-        'Needs for a row' if card.domain == 'table' else 'Needs for a scan': phrases(card.needs_apply),
+        NEEDS[card.domain]: phrases(card.needs_apply),
         'Aims at': ', '.join(card.targets),
         'Fidelity': card.fidelity,
         'Differs from the paper': card.deviations or 'in nothing that is known',

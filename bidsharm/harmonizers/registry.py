@@ -68,10 +68,15 @@ _BUILTIN = {
     'combat-gam': 'bidsharm.harmonizers.combat:ComBatGAM',
     'covbat': 'bidsharm.harmonizers.combat:CovBat',
     'longcombat': 'bidsharm.harmonizers.longcombat:LongComBat',
+    's2sgan': 'bidsharm.harmonizers.s2sgan:S2SGAN',
+    'cdae': 'bidsharm.harmonizers.cdae:CDAE',
 }
 
 #: What methods of other domains than volumes harmonize, and the command that runs them.
-ELSEWHERE = {'table': ('tables of features', 'bidsharm-table')}
+ELSEWHERE = {
+    'table': ('tables of features', 'bidsharm-table'),
+    'surface': ('cortical surfaces', 'bidsharm-surface'),
+}
 
 _log = logging.getLogger(__name__)
 
