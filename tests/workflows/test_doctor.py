@@ -462,6 +462,19 @@ class TestModels:
         monkeypatch.setattr(models, '_can_write', lambda folder: False)
         assert verdicts(models.given_templates(asked)) == ['ok', 'ok', 'problem']
 
+    def test_templates_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ('TEMPLATEFLOW_HOME', 'XDG_CACHE_HOME'):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv('HOME', '/tmp/lent')  # as a run would get it
+        asked = Asked(home=None, output_spaces=('MNI152NLin2009cAsym:res-2',))
+        found = list(models.given_templates(asked))
+        assert verdicts(found) == ['ok', 'problem']
+        assert 'go away with it' in found[0].what
+        assert (
+            'TemplateFlow looks in'
+            in next(iter(models.given_templates(replace(asked, home='/tmp/lent')))).what
+        )
+
     def test_template_that_was_cut_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv('TEMPLATEFLOW_HOME', str(tmp_path))
         folder = tmp_path / 'tpl-MNI152NLin2009cAsym'

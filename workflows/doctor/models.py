@@ -167,10 +167,19 @@ def given_templates(asked: Asked) -> Iterator[Finding]:
     from bidsharm.imaging.templates import BUNDLED, find_template, parse_space, templateflow_home
 
     home = templateflow_home()
-    writable = _can_write(home)
-    state = 'can be written' if writable else 'cannot be written'
-    yield ok(f'TemplateFlow looks in {home}, which {"is there" if home.is_dir() else "is not there yet"} and {state}.',
-             home=str(home), exists=home.is_dir(), writable=writable)  # fmt: skip
+    named = os.environ.get('TEMPLATEFLOW_HOME') or os.environ.get('XDG_CACHE_HOME')
+    lent = not named and asked.home != os.environ.get('HOME')
+    writable = _can_write(home) and not lent
+    if lent:
+        yield ok(
+            'There is no home folder to write to, so templates that a run fetches go away with it; TEMPLATEFLOW_HOME can name a folder.'
+        )
+    else:
+        yield ok(
+            f'TemplateFlow looks in {home}, which {"is there" if home.is_dir() else "is not there yet"} and '
+            f'{"can be written" if writable else "cannot be written"}.',
+            home=str(home), exists=home.is_dir(), writable=writable,
+        )  # fmt: skip
     for text in asked.output_spaces:
         space = parse_space(text)
         if space.name in ('native', 'T1w'):
