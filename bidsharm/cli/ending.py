@@ -40,7 +40,11 @@ def run_to_end(command: str, work: Callable[[], int], *, stopped: str) -> int:
         try:
             with _signals_stop(command, stopped):
                 return _run(command, work)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            if isinstance(error, Stopped):  # Ctrl-C reaches the others, too
+                from bidsharm.processes import end_children
+
+                end_children()
             return _say(command, stopped, ExitCode.SCAN_FAILED)
 
 
@@ -52,8 +56,6 @@ def _run(command: str, work: Callable[[], int]) -> int:
     except MemoryError:
         return _say(command, ' '.join(NO_MEMORY), ExitCode.SCAN_FAILED)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return int(ExitCode.SCAN_FAILED)
         if (words := _words(error)) is None:
             return _our_fault(command)
         return _say(command, words, ExitCode.SCAN_FAILED)
@@ -84,21 +86,6 @@ def _words(error: OSError) -> str | None:
     return f'{place}{error.strerror}.' if place and error.strerror else None
 
 
-def _nobody_reads() -> bool:
-    """Say whether what reads the output, like ``head``, has ended; nothing is written to it any more then."""
-    import select
-
-    try:
-        found = select.poll()
-        found.register(sys.stdout.fileno(), 0)
-        gone = any(event & select.POLLERR for _, event in found.poll(0))
-        if gone:  # Python would complain once more when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):
-        return False
-    return gone
-
-
 @contextlib.contextmanager
 def _signals_stop(command: str, stopped: str) -> Iterator[None]:
     """Have signals stop the block like Ctrl-C, and end the process if it does not follow in time.
@@ -117,11 +104,12 @@ def _signals_stop(command: str, stopped: str) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for other in watched:
             signal.signal(other, signal.SIG_IGN)  # nothing shall interrupt the cleaning up
+        with contextlib.suppress(OSError):  # it may have come while the descriptor was put aside
+            os.write(writer, bytes([number]))
         raise Stopped
 
     def leave() -> None:
         # A forked process has work of its own; what its parent does about signals does not concern it.
-        signal.set_wakeup_fd(-1)
         for number in watched:
             signal.signal(number, signal.SIG_DFL)
         os.close(reader)
@@ -148,6 +136,20 @@ def _signals_stop(command: str, stopped: str) -> Iterator[None]:
 
 #: What a forked process does first, once.
 _on_fork: list[Callable[[], None]] = []
+#: Where signals are told, while that is put aside.
+_descriptor = -1
+
+
+def _put_aside() -> None:
+    """Take the descriptor for signals away while a process is forked: what reaches the child is not for its parent."""
+    global _descriptor
+    with contextlib.suppress(ValueError):  # not the main thread
+        _descriptor = signal.set_wakeup_fd(-1)
+
+
+def _take_back() -> None:
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(_descriptor, warn_on_full_buffer=False)
 
 
 def _leave() -> None:
@@ -155,7 +157,7 @@ def _leave() -> None:
         _on_fork.pop()()
 
 
-os.register_at_fork(after_in_child=_leave)
+os.register_at_fork(before=_put_aside, after_in_parent=_take_back, after_in_child=_leave)
 
 
 def _watch(reader: int, watched: frozenset[int], command: str, stopped: str) -> None:
