@@ -21,6 +21,8 @@ from bidsharm.settings import CONTRASTS, Settings, check_keys, reason
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
 
+#: What is said of a scan whose name cannot be trusted.
+NO_RAW_NAME = 'This is not the BIDS name of a raw scan in this folder.'
 #: Keys of a BIDS filter file, one per contrast; upper and lower case are the same.
 FILTER_KEYS = {name.lower(): name for name in CONTRASTS}
 
@@ -154,7 +156,7 @@ def _find(
         if parsed is None or not _is_raw_name(parsed[0], folders):
             refused.append(
                 ScanError(
-                    'This is not the BIDS name of a raw scan in this folder.',
+                    NO_RAW_NAME,
                     where=_place(path, root),
                     fix='Rename, move or remove the file.',
                 )
@@ -206,20 +208,28 @@ def refused_folders(settings: Settings) -> list[ScanError]:
                 )  # fmt: skip
                 break
         else:
-            errors += _strange(folder / 'anat', root)
+            errors += _strange(folder / 'anat', settings)
     return errors
 
 
-def _strange(folder: Path, root: Path) -> Iterator[ScanError]:
-    """Yield what is called like a scan in a folder and is none, or has a name that is not UTF-8."""
+def _strange(folder: Path, settings: Settings) -> Iterator[ScanError]:
+    """Yield what is called like a scan in a folder and is none, or has a name that is not UTF-8 or has points in it."""
+    root = settings.bids_dir
     for entry in _entries(folder):
-        place = _place(Path(entry.path), root)
-        if not entry.name.endswith(('.nii', '.nii.gz')):
+        ending = entry.name.partition('.')[2]
+        if not ending.endswith(('nii', 'nii.gz')):
             continue
+        place = _place(Path(entry.path), root)
         if not is_utf8(entry.path.removeprefix(str(root))):
             yield ScanError('The name is not UTF-8.', where=place, fix='Rename the file or its folder.')
         elif entry.name.startswith('sub-') and entry.is_dir():
             yield ScanError('This is a folder, no file.', where=place, fix='Remove it.')
+        elif ending not in ('nii', 'nii.gz') and _is_called(ending, settings.contrasts):
+            yield ScanError(NO_RAW_NAME, where=place, fix='Rename, move or remove the file.')
+
+
+def _is_called(ending: str, contrasts: Iterable[str]) -> bool:
+    return ending.removesuffix('.gz').removesuffix('.nii').endswith(tuple(f'_{name}' for name in contrasts))
 
 
 def _folders(folder: Path, start: str) -> list[Path]:
