@@ -138,8 +138,10 @@ def _ring(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> NDArray[np
     """Return for each vertex its neighbours in order and itself."""
     # Each directed edge belongs to one face, so no neighbour comes twice.
     start, end = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-    east, north = _compass(vertices)
-    along = vertices[end] - vertices[start]
+    # Spherical U-Net took its order from FreeSurfer's file of fsaverage, whose rounding decides which neighbour is the first at a few vertices.
+    points = np.round(vertices, 4)
+    east, north = _compass(points)
+    along = points[end] - points[start]
     angle = np.arctan2((along * north[start]).sum(axis=1), (along * east[start]).sum(axis=1))
     order = np.lexsort(((angle + np.pi / 4) % (2 * np.pi), start))
     start, end = start[order], end[order]
