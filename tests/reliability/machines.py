@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,10 @@ class Bench:
         ended = call(command_line(data or self.data, out, level, *QUICK, *offline, *reused, *more), **how)
         return replace(ended, full=full)
 
+    def placeless(self, text: str) -> str:
+        """Return a message without the place of this run on this machine."""
+        return re.sub(r'\b\d{3}-(?=\w)', '', text.replace(f'{self.part.work}/', ''))
+
     def subjects_done(self, out: Path, *, full: bool) -> list[str]:
         """Return the subjects of which all results equal those of a normal run."""
         found, normal = results(out), self.normal[full]
@@ -149,7 +154,7 @@ class Bench:
         happened = {0: 'done', 1: 'scan named, run ends', 2: 'refused', 78: 'refused'}.get(
             ended.code, f'code {ended.code}'
         )
-        message = '' if ended.code == 0 else ended.words
+        message = '' if ended.code == 0 else self.placeless(ended.words)
         if wrong:
             happened += f' ({"; ".join(wrong)})'
             (self.part.work / f'wrong-{len(self.part.rows)}.txt').write_text(ended.text)
