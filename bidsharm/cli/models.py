@@ -189,14 +189,15 @@ def _show(name: str, *, as_json: bool) -> int:
 
 
 def _settings(name: str) -> list[tuple[str, str]]:
-    """Return the settings of a trained method and their defaults, as one row; nothing for other methods."""
+    """Return the settings of a method that has some and their defaults, as one row; nothing for other methods."""
     from dataclasses import asdict
 
     from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.table import TableHarmonizer
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
     kind = registry.find(name)
-    if not issubclass(kind, TrainedHarmonizer):
+    if not issubclass(kind, (TrainedHarmonizer, TableHarmonizer)):
         return []
     return [
         ('Settings', ', '.join(f'{key}={value}' for key, value in asdict(kind.preset()).items())),

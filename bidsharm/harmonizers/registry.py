@@ -68,6 +68,8 @@ _BUILTIN = {
     'combat-gam': 'bidsharm.harmonizers.combat:ComBatGAM',
     'covbat': 'bidsharm.harmonizers.combat:CovBat',
     'longcombat': 'bidsharm.harmonizers.longcombat:LongComBat',
+    'gcvae': 'bidsharm.harmonizers.gcvae:GcVAE',
+    'causal-flow': 'bidsharm.harmonizers.causal_flow:CausalFlow',
     's2sgan': 'bidsharm.harmonizers.s2sgan:S2SGAN',
     'cdae': 'bidsharm.harmonizers.cdae:CDAE',
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,12 @@ def keep_of(name: str) -> str:
 def new(name: str, **changes: Any) -> TableHarmonizer:
     kind = registry.find(name)
     return kind(settings=kind.preset('tiny', **changes))
+
+
+def hasty(name: str, **changes: Any) -> TableHarmonizer:
+    """Return a method that is trained for a moment only, if it is trained at all."""
+    known = [item.name for item in fields(registry.find(name).Settings)]
+    return new(name, **{key: 3 for key in known if key.endswith('epochs')}, **changes)
 
 
 @cache
@@ -136,9 +142,13 @@ def test_save_and_load_give_equal_outputs(name: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize('name', METHODS)
 def test_the_same_fit_twice_is_the_same(name: str) -> None:
     table, _ = planted(seed=5)
-    again = new(name)
-    again.fit(planted()[0], keep=keep_of(name))
-    assert np.array_equal(again.harmonize(table).values, fitted(name).harmonize(table).values)
+    found = []
+    for noise in (1, 2):
+        np.random.seed(noise)
+        method = hasty(name)
+        method.fit(planted()[0], keep=keep_of(name))
+        found.append(method.harmonize(table).values)
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -166,11 +176,13 @@ def test_missing_cells_stay_missing_and_harm_no_others(name: str) -> None:
     holes = rng.random(values.shape) < 0.05
     holes[:, 0] = False
     values[holes] = np.nan
-    method = new(name)
+    method = hasty(name)
     method.fit(replace(table, values=values), keep=keep_of(name))
     found = method.harmonize(replace(table, values=values)).values
     assert np.array_equal(np.isnan(found), holes)
-    assert np.corrcoef(found[:, 0], fitted(name).harmonize(table).values[:, 0])[0, 1] > 0.95
+    whole = hasty(name)
+    whole.fit(table, keep=keep_of(name))
+    assert np.corrcoef(found[:, 0], whole.harmonize(table).values[:, 0])[0, 1] > 0.9
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -179,7 +191,7 @@ def test_features_that_do_not_vary_are_left_and_named(name: str) -> None:
     values = table.values.copy()
     values[:, 2] = 7.0
     values[[site == 'B' for site in table.sites], 4] = 3.0
-    method = new(name)
+    method = hasty(name)
     report = method.fit(replace(table, values=values), keep=keep_of(name))
     found = method.harmonize(replace(table, values=values)).values
     assert np.isfinite(found).all()
@@ -193,7 +205,7 @@ def test_a_site_with_one_row_is_harmonized_with_a_word(name: str) -> None:
     rows = np.array([site != 'C' for site in table.sites])
     rows[np.flatnonzero(~rows)[0]] = True
     small = table.take(rows)
-    method = new(name)
+    method = hasty(name)
     report = method.fit(small, keep=keep_of(name))
     found = method.harmonize(small)
     assert np.isfinite(found.values).all()
@@ -207,20 +219,20 @@ def test_what_cannot_be_told_from_the_sites_is_refused(name: str) -> None:
     fixed = {'A': 'x', 'B': 'y', 'C': 'z'}
     covariates = {**table.covariates, 'maker': np.array([fixed[site] for site in table.sites])}
     with pytest.raises(UsageError, match='"maker=y" cannot be told from the sites'):
-        new(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + maker')
+        hasty(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + maker')
     covariates['field'] = np.full(len(table.sites), 3.0)
     with pytest.raises(UsageError, match='"field" is the same in every row'):
-        new(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + field')
+        hasty(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + field')
     covariates['double'] = 2.0 * (table.covariates['sex'] == 'M')
     with pytest.raises(UsageError, match='follows from the sites and the other kept columns'):
-        new(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + double')
+        hasty(name).fit(replace(table, covariates=covariates), keep=f'{keep_of(name)} + double')
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_fewer_rows_than_columns_are_refused(name: str) -> None:
     table, _ = planted()
     with pytest.raises(UsageError, match=r'rows are too few|different values'):
-        new(name).fit(table.take(np.arange(4)), keep=keep_of(name))
+        hasty(name).fit(table.take(np.arange(4)), keep=keep_of(name))
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -228,13 +240,13 @@ def test_what_is_missing_is_named(name: str) -> None:
     table, _ = planted()
     keep = keep_of(name)
     with pytest.raises(MissingNeed, match='two sites'):
-        new(name).fit(table.take(np.array([site == 'A' for site in table.sites])), keep=keep)
+        hasty(name).fit(table.take(np.array([site == 'A' for site in table.sites])), keep=keep)
     with pytest.raises(MissingNeed, match='was not fitted'):
         new(name).harmonize(table)
     with pytest.raises(UsageError, match='no column "weight"'):
-        new(name).fit(table, keep=f'{keep} + weight')
+        hasty(name).fit(table, keep=f'{keep} + weight')
     with pytest.raises(UsageError, match='no site "D"'):
-        new(name).fit(table, target=Site('D'), keep=keep)
+        hasty(name).fit(table, target=Site('D'), keep=keep)
     with pytest.raises(UsageError, match='no setting "colour"'):
         registry.find(name).preset('tiny', colour=1)
     lacking = replace(table, values=table.values[:, 1:], features=table.features[1:])

@@ -95,3 +95,21 @@ def test_nothing_heavy_is_imported_at_start():
     )
     code += 'sys.exit(str(heavy) if heavy else 0)'
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ}, check=False).returncode == 0
+
+
+def test_methods_for_tables_are_shown_and_checked(capsys, tmp_path):
+    import numpy as np
+
+    from bidsharm.harmonizers.combat import ComBat
+    from bidsharm.harmonizers.table import FeatureTable
+
+    assert main(['show', 'combat']) == 0
+    out = capsys.readouterr().out
+    assert 'table -> features' in out
+    assert 'prior=parametric' in out
+    assert '1 mm head' not in out
+    method = ComBat()
+    method.fit(FeatureTable(np.random.default_rng(0).normal(size=(20, 3)), ('a', 'b', 'c'), ('X', 'Y') * 10))
+    bundle.save(method, tmp_path / 'model')
+    assert main(['check', str(tmp_path / 'model')]) == 0
+    assert 'combat' in capsys.readouterr().out
