@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from bidsharm.errors import ScanError
 from bidsharm.files import is_special
-from bidsharm.imaging.headers import refuse_bomb
+from bidsharm.imaging.headers import is_too_short, refuse_bomb
 
 Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -286,6 +286,8 @@ def _orthonormal(affine: Affine, sizes: NDArray, name: str, warnings: list[str])
 def _checked_voxels(image: nib.Nifti1Image, name: str, warnings: list[str]) -> Floats:
     try:
         with np.errstate(over='ignore', invalid='ignore'):  # what leaves the range of float32 is told below
+            if is_too_short(image):
+                raise EOFError('there are fewer bytes than the header says')
             data = np.asarray(image.dataobj, dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
         raise ScanError(

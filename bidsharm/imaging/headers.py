@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,6 +17,8 @@ from bidsharm.files import open_regular
 #: Voxels begin at most so many bytes after the start of a file, and there are at most so many extensions before them.
 MAX_OFFSET, MAX_EXTENSIONS = 32_000_000, 1000
 _LONGEST = 540
+#: gzip makes nothing smaller than by this factor (zlib's manual).
+MAX_RATIO = 1040
 
 
 def refuse_bomb(path: Path) -> None:
@@ -65,3 +68,13 @@ def _check_extensions(file: BinaryIO, header: Any, length: int, end: float) -> N
         if place > MAX_OFFSET or count > MAX_EXTENSIONS:
             raise ValueError('its header announces more extensions than any scan has')
         file.seek(place)
+
+
+def is_too_short(image: nib.spatialimages.SpatialImage) -> bool:
+    """Say whether a file cannot hold the voxels that its header promises, before memory is asked for them."""
+    voxels, file = image.dataobj, image.get_filename()
+    if not file or not nib.is_proxy(voxels) or not hasattr(voxels, 'offset'):
+        return False
+    promised = voxels.offset + float(np.prod(voxels.shape, dtype=float)) * voxels.dtype.itemsize
+    room = {'.nii': 1, '.img': 1, '.gz': MAX_RATIO}.get(Path(file).suffix, np.inf)
+    return bool(promised > os.path.getsize(file) * room)
