@@ -32,6 +32,8 @@ MAX_SHEAR = 0.05
 FORMS_DIFFER_MM = 1.0
 #: Intensities that span less, or lie further from 0, have squares that 32-bit numbers cannot hold.
 INTENSITIES = (1e-15, 1e15)
+#: A scan whose first voxel lies further away (mm) than this has a broken header; places on its grid are no longer exact.
+ORIGIN_MM = 100_000.0
 #: How a gzip file begins, and how much of a file holds the header of a NIfTI-1 or NIfTI-2.
 _GZIP, _HEADER_BYTES = b'\x1f\x8b', 540
 #: Not-a-number is a background, as SPM and others write it, where it covers this share of the faces of a volume.
@@ -218,6 +220,13 @@ def _checked_affine(image: nib.Nifti1Image, name: str, warnings: list[str]) -> A
     if not _plausible(sizes):
         raise ScanError(
             f'Voxels of {np.round(sizes, 3).tolist()} mm are not plausible for a head.', where=name
+        )
+    away = float(np.abs(affine[:3, 3]).max())
+    if away > ORIGIN_MM:
+        raise ScanError(
+            f'The affine puts the scan {away / 1000:.3g} m away from its origin.',
+            where=name,
+            fix='Repair sform and qform.',
         )
     _note_header_forms(image, scale, warnings)
     return _orthonormal(affine, sizes, name, warnings)

@@ -6,13 +6,16 @@ import json
 import re
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import bad_data_sets
 import nibabel as nib
 import numpy as np
+import random_scans
 from bad_scans import CASES, DONE, REFUSED, WARNED, Case, Head, grid, load_head, resampled, write
 from bidsharm.workflows.failures import FOLDER
+from hypothesis import HealthCheck, given, seed, settings
 from numpy.typing import NDArray
 from shared import CannotRun, Part, Row, app, checksums, heads
 
@@ -32,6 +35,8 @@ OPTIONS = (
     1,
 )
 GOOD = 3
+#: How many files with any header are read.
+ANY = 500
 
 
 def run(part: Part) -> None:
@@ -39,8 +44,9 @@ def run(part: Part) -> None:
     head = _head(part.work / 'simulated')
     _read_only(part, head)
     _run_all(part, head)
-    _large(part, head)
+    _read_any(part)
     bad_data_sets.run_all(part)
+    _large(part, head)
 
 
 def _head(folder: Path) -> Head:
@@ -83,6 +89,36 @@ def _off_the_grid(image: nib.Nifti1Image, raw: nib.Nifti1Image) -> str:
     if not np.isfinite(np.asarray(image.dataobj)).all():
         return 'voxels that hold no number'
     return ''
+
+
+def _read_any(part: Part) -> None:
+    """Read files with any header and any voxels."""
+    ended: Counter[str] = Counter()
+
+    @seed(part.seed)
+    @settings(max_examples=ANY, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(random_scans.files())
+    def read(file: tuple[str, bytes]) -> None:
+        path = part.work / f'sub-any_T1w{file[0]}'
+        path.write_bytes(file[1])
+        ended[random_scans.check(path)] += 1
+
+    message = ''
+    try:
+        read()
+    except Exception as error:  # noqa: BLE001 - whatever comes through is the finding
+        message = f'{type(error).__name__}: {error}'
+    happened = f'{ended["done"]} read and put back exactly, {ended["refused"]} refused in words'
+    part.add(
+        Row(
+            'scan',
+            'any header, any voxels (hypothesis)',
+            happened,
+            message,
+            not message,
+            count=sum(ended.values()),
+        )
+    )
 
 
 def _run_all(part: Part, head: Head) -> None:

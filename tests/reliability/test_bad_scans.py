@@ -41,6 +41,10 @@ def test_names_are_unique() -> None:
     assert len(set(names)) == len(names) > 70
 
 
+def test_what_only_a_run_can_tell_is_run() -> None:
+    assert all(case.run for case in CASES if not case.reading)
+
+
 @pytest.mark.parametrize('case', [case for case in CASES if not case.large], ids=lambda case: case.name)
 def test_every_scan_ends_as_the_catalogue_says(case: Case, head: Head, tmp_path: Path) -> None:
     stem = tmp_path / 'sub-01_T1w'
