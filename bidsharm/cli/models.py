@@ -54,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     iguane.add_argument('file', metavar='FILE.h5', type=Path, help='iguane_weights.h5 of its repository')
     iguane.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle, which is made')
+    cdae = commands.add_parser('import-cdae', help='make a model bundle from the published weights of CDAE')
+    cdae.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle, which is made')
+    for side in ('left', 'right'):
+        cdae.add_argument(
+            f'--{side}', type=Path, metavar='FOLDER', help=f'its published files of the {side} hemisphere'
+        )
+    cdae.add_argument(
+        '--unit', nargs=2, type=float, required=True, metavar=('MEAN', 'SD'), help='of the thickness of your maps, for those of its training are not public'
+    )  # fmt: skip
     return parser
 
 
@@ -77,6 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return _show(arguments.name, as_json=arguments.json)
         if arguments.command == 'import-iguane':
             return _import_iguane(arguments.file, arguments.folder)
+        if arguments.command == 'import-cdae':
+            return _import_cdae(arguments)
         return _check(arguments.folder)
     except BidsharmError as error:
         # What lies below speaks of options of `bidsharm`, which this command does not have.
@@ -193,11 +204,12 @@ def _settings(name: str) -> list[tuple[str, str]]:
     from dataclasses import asdict
 
     from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.surface import TrainedSurface
     from bidsharm.harmonizers.table import TableHarmonizer
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
     kind = registry.find(name)
-    if not issubclass(kind, (TrainedHarmonizer, TableHarmonizer)):
+    if not issubclass(kind, (TrainedHarmonizer, TableHarmonizer, TrainedSurface)):
         return []
     return [
         ('Settings', ', '.join(f'{key}={value}' for key, value in asdict(kind.preset()).items())),
@@ -215,6 +227,18 @@ def _import_iguane(file: Path, folder: Path) -> int:
         request = {'name': str(file.absolute()), 'folder': str(folder.absolute())}
         run_isolated('import-iguane', request, Path(work), limit_s=IMPORT_LIMIT_S)
     print(f'{folder}: --harmonizer iguane --model {folder}')
+    return 0
+
+
+def _import_cdae(arguments: argparse.Namespace) -> int:
+    from bidsharm.harmonizers import bundle
+    from bidsharm.harmonizers.cdae_import import import_networks
+
+    given = {'L': arguments.left, 'R': arguments.right}
+    folders = {side: folder for side, folder in given.items() if folder is not None}
+    mean, deviation = arguments.unit
+    bundle.save(import_networks(folders, (mean, deviation)), arguments.folder)
+    print(f'{arguments.folder}: bidsharm-surface DERIVATIVES OUT --model {arguments.folder}')
     return 0
 
 

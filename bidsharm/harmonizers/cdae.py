@@ -62,7 +62,7 @@ class CDAE(TrainedSurface):
     settings: CDAESettings
     Preset: ClassVar[type[SurfaceSettings]] = CDAESettings
     tiny: ClassVar[Mapping[str, Any]] = {
-        'level': 3, 'widths': (16, 32), 'site_widths': (8, 16), 'norm': 'none', 'bottleneck_norm': 'none', 'batch': 8, 'steps': 200, 'rate': 3e-3,
+        'level': 3, 'widths': (16, 32), 'site_widths': (8, 16), 'norm': 'none', 'bottleneck_norm': 'none', 'batch': 8, 'steps': 100, 'rate': 3e-3,
         'keep_detail': True,
     }  # fmt: skip
     kept = ('encoder', 'decoder')

@@ -52,8 +52,8 @@ class S2SGAN(TrainedSurface):
     settings: S2SGANSettings
     Preset: ClassVar[type[SurfaceSettings]] = S2SGANSettings
     tiny: ClassVar[Mapping[str, Any]] = {
-        'level': 3, 'widths': (8, 16), 'judge': (8, 16), 'norm': 'none', 'judge_norm': 'none', 'residual': True, 'batch': 8, 'steps': 150,
-        'rate': 3e-3, 'cycle': 2.0,
+        'level': 3, 'widths': (8, 16), 'judge': (8,), 'norm': 'none', 'judge_norm': 'none', 'residual': True, 'batch': 8, 'steps': 200,
+        'rate': 1e-2, 'cycle': 0.5, 'correlation': 0.5,
     }  # fmt: skip
     kept = ('generator',)
     card = Card(
