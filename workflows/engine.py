@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import logging
 import re
 import shutil
 import subprocess
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -71,6 +73,7 @@ def of_graph(failure: Failure) -> bool:
 
 def configure(settings: Settings, log_dir: Path) -> None:
     """Set Nipype up: quiet on the screen, everything in a file, crash files as text."""
+    _take_steady_clock()
     plugin = load_plugin(settings.use_plugin)
     submits = plugin is not None and plugin[0] in SUBMIT
     config.update_config({
@@ -101,6 +104,12 @@ def configure(settings: Settings, log_dir: Path) -> None:
     logging.getLogger('nipype').propagate = False
     for logger in loggers[1:]:
         logger.setLevel(logging.DEBUG if settings.verbose > 1 else logging.INFO)
+
+
+def _take_steady_clock() -> None:
+    """Have Nipype measure its pauses by a clock that nobody sets: by that of the day, one set back a day is a pause of a day."""
+    for module in ('nipype.pipeline.plugins.base', 'nipype.utils.filemanip'):
+        vars(importlib.import_module(module))['time'] = time.monotonic
 
 
 def load_plugin(path: Path | None) -> tuple[str, dict[str, Any], dict[str, Any] | None] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -405,6 +407,25 @@ def test_second_run_in_one_process_has_a_log_of_its_own(make_settings, tmp_path)
     assert 'this is the first' in (tmp_path / 'first' / 'nipype.log').read_text()
     assert 'second' not in (tmp_path / 'first' / 'nipype.log').read_text()
     assert 'this is the second' in (tmp_path / 'second' / 'nipype.log').read_text()
+
+
+@pytest.mark.usefixtures('clean_nipype')
+def test_a_clock_that_is_set_back_is_no_pause(tmp_path, make_settings, monkeypatch):
+    """Nipype sleeps until a time of the day has come."""
+    pauses, today, sleep, calls = [], time.time, time.sleep, itertools.count()
+
+    def going_back() -> float:
+        return today() - 86400 * next(calls)
+
+    for name in ('nipype.pipeline.plugins.base', 'nipype.utils.filemanip'):
+        monkeypatch.setattr(f'{name}.time', going_back)
+    monkeypatch.setattr(
+        'nipype.pipeline.plugins.base.sleep', lambda seconds: pauses.append(seconds) or sleep(0.01)
+    )
+    configure(make_settings(), tmp_path)
+    run_graph(branches(tmp_path), make_settings(nprocs=1))
+    assert pauses
+    assert max(pauses) < 60
 
 
 # Pictures of the graph.
