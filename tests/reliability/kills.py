@@ -293,6 +293,14 @@ def try_point(
     return point
 
 
+def participant(data: Path, method: str, *more: str) -> Callable[[Path], list[str]]:
+    """Return how the participant level is called; a folder ``work`` is one of the point."""
+    return lambda here: command_line(
+        data, here / 'out', 'participant', '--harmonizer', method, *QUICK,
+        *(here / name if name == 'work' else name for name in more),
+    )  # fmt: skip
+
+
 def commands(work: Path) -> list[tuple[Command, int]]:
     """Return the commands, and their share of the points of their kind; data that they need are made."""
     one = heads(work / 'one')
@@ -305,12 +313,6 @@ def commands(work: Path) -> list[tuple[Command, int]]:
     if done.returncode:
         raise CannotRun(done.stdout + done.stderr)
 
-    def participant(data: Path, method: str, *more: str) -> Callable[[Path], list[str]]:
-        return lambda here: command_line(
-            data, here / 'out', 'participant', '--harmonizer', method, *QUICK,
-            *(str(here / name) if name == 'work' else name for name in more),
-        )  # fmt: skip
-
     def copy(here: Path) -> None:
         shutil.copytree(derivatives, here / 'out')
 
@@ -321,7 +323,7 @@ def commands(work: Path) -> list[tuple[Command, int]]:
         (Command('group', lambda here: command_line(two, here / 'out', 'group'), prepare=copy), 10),
         (Command('train', lambda here: command_line(
             'cyclegan', derivatives, here / 'out', '--target', 'southB', '--site', 'session', '--preset', 'tiny', '--threads', 1,
-            '--device', 'cpu', '--set', 'batch=2', 'voxel_mm=8.0', '--budget', 60, '--interval', 10, command='bidsharm-train',
+            '--device', 'cpu', '--set', 'batch=2', 'voxel_mm=8.0', '--budget', 40, '--interval', 5, command='bidsharm-train',
         )), 10),
         (Command('simulate', lambda here: command_line(
             here / 'out', '--subjects', 2, '--scanners', 2, '--resolution', 5, command='bidsharm-simulate',
