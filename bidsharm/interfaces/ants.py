@@ -98,6 +98,7 @@ class _Bounded(CommandLine):
 
     def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
         runtime.cmdline = self.cmdline
+        runtime.stdout = runtime.stderr = runtime.merged = ''  # Nipype reads them whatever happens
         runtime.environ.update(self._get_environ())
         runtime.success_codes = correct_return_codes
         folder = Path(runtime.cwd)
@@ -120,7 +121,6 @@ class _Bounded(CommandLine):
             finally:
                 _end_all(program)
         runtime.stdout = runtime.merged = log.read_text(encoding='utf-8', errors='replace')
-        runtime.stderr = ''
         return runtime
 
 

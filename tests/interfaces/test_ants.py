@@ -14,6 +14,8 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+from nipype.pipeline import engine as pe
+from nipype.pipeline.engine.nodes import NodeExecutionError
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
@@ -472,6 +474,15 @@ def test_a_tool_that_hangs_is_stopped_with_what_it_has_started(install, pair, tm
         not psutil.pid_exists(int(pid.read_text()))
         or psutil.Process(int(pid.read_text())).status() == 'zombie'
     )
+
+
+def test_a_node_says_that_its_tool_hung(install, pair, tmp_path, monkeypatch):
+    install(*TOOLS)
+    (tmp_path / 'bin' / TOOLS[0]).write_text('#!/bin/sh\nexec sleep 300\n')
+    monkeypatch.setattr(isolated, 'STEP_LIMIT_S', 0.5)
+    tool = ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3)
+    with pytest.raises(NodeExecutionError, match=r'N4BiasFieldCorrection took more than 0\.5 s'):
+        pe.Node(tool, name='n4', base_dir=str(tmp_path / 'work')).run()
 
 
 def test_real_ants_that_does_not_tell_its_version(install, pair, tmp_path):
