@@ -15,6 +15,10 @@ SYSTEM_ERRORS = {
     errno.EPERM: ('There is no permission for it.', 'Have the permission changed, or give another folder.'),
     errno.EIO: ('The disk reports an error.', 'Have the disk looked at, or use another one.'),
     errno.ESTALE: ('The file system is gone.', 'Run the same command again when it is back.'),
+    errno.EAGAIN: (
+        'No more processes may be started.',
+        'Raise the limit (ulimit -u), or choose a smaller --nprocs.',
+    ),
     errno.EMFILE: ('Too many files are open.', 'Raise the limit (ulimit -n).'),
     errno.ENFILE: ('Too many files are open on this machine.', 'Run the same command again later.'),
 }

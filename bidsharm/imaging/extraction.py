@@ -50,6 +50,11 @@ def deepbet_mask(in_file: Path, out_file: Path, *, device: str = 'cpu') -> dict[
                 f'The memory of {device} does not suffice for deepbet.',
                 fix='Free the device, or choose --device cpu.',
             ) from None
+        if "can't allocate memory" in str(error):  # PyTorch's words for the memory of the machine
+            raise ScanError(
+                'There is not enough memory for deepbet.',
+                fix='Give the job more, or choose a smaller --nprocs.',
+            ) from None
         raise ScanError(
             f'deepbet found no brain in it ({str(error).splitlines()[0] if str(error) else type(error).__name__}).',
             fix='Look at the scan; try --brain-extraction ants, or give a mask with --derivatives; '

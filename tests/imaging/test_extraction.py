@@ -106,6 +106,13 @@ def test_deepbet_runs_on_the_card_that_was_asked_for(
             RuntimeError('CUDA out of memory. Tried to allocate'),
             'memory of cuda:0 does not suffice',
         ),
+        (
+            'cpu',
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+            ),
+            'not enough memory for deepbet',
+        ),
     ],
 )
 def test_what_goes_wrong_is_named(device, error, words, cards, monkeypatch, write_image, tmp_path):
