@@ -317,13 +317,13 @@ def write_harmonized(
     return path
 
 
-def prepare_out(root: Path, out: Path) -> None:
-    """Write what makes the folder a BIDS data set.
+def check_out(root: Path, out: Path) -> None:
+    """Refuse a folder for the output that holds another data set, or lies in the folder of the input.
 
     Raises
     ------
     UsageError
-        If it holds another data set, or is the folder of the input.
+        Naming the folder.
     """
     if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
         raise UsageError('OUT lies in the folder that is read.', where=str(out), fix='Choose another folder.')
@@ -333,6 +333,10 @@ def prepare_out(root: Path, out: Path) -> None:
         raise UsageError(
             'The folder already holds another data set.', where=str(out), fix='Choose another folder.'
         )
+
+
+def prepare_out(root: Path, out: Path) -> None:
+    """Write what makes the folder a BIDS data set."""
     before = read_json(root / 'dataset_description.json')
     content: dict[str, Any] = {
         'Name': f'bidsharm-surface: {before.get("Name", "harmonized surfaces")}',

@@ -69,6 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--list-scanners', action=_ListScanners, help='list the built-in scanners and stop')
     parser.add_argument('--brain-only', action='store_true', help='leave away everything around the brain')
     parser.add_argument('--force', action='store_true', help='replace the simulated data set that is in OUT')
+    parser.add_argument(
+        '--surfaces', action='store_true', help='maps of cortical thickness instead of scans: with --subjects, a number of --scanners, --seed, --force'
+    )  # fmt: skip
+    parser.add_argument(
+        '--level', type=_natural, default=5, metavar='N', help='of the surfaces: 5 for fsaverage5, up to 7 (default: 5)'
+    )  # fmt: skip
     return parser
 
 
@@ -85,6 +91,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.simulation.dataset import prepare_folder
     from bidsharm.simulation.unfinished import request_of
 
+    if args.surfaces:
+        return _surfaces(args)
     options: dict[str, Any] = {
         'subjects': args.subjects, 'scanners': _scanners_of(args), 'contrasts': list(dict.fromkeys(args.contrasts)),
         'labels': _label_maps(args.labels), 'resolution': args.resolution, 'seed': args.seed, 'head': not args.brain_only,
@@ -93,6 +101,22 @@ def _run(args: argparse.Namespace) -> ExitCode:
     with alone_in(args.out, 'bidsharm-simulate'):
         prepare_folder(args.out, force=args.force, request=request_of(**options))
         _write(args.out, options)
+    return ExitCode.OK
+
+
+def _surfaces(args: argparse.Namespace) -> ExitCode:
+    """Simulate surfaces, which take seconds."""
+    from bidsharm.cli.alone import alone_in
+    from bidsharm.simulation.dataset import prepare_folder
+    from bidsharm.simulation.surfaces import simulate_surfaces, sites_of
+
+    if len(args.scanners) != 1 or not args.scanners[0].isdecimal() or not int(args.scanners[0]):
+        raise UsageError('Surfaces have sites of their own.', where='--scanners', fix='Give their number.')
+    with alone_in(args.out, 'bidsharm-simulate'):
+        prepare_folder(args.out, force=args.force)
+        sites = sites_of(int(args.scanners[0]) + args.draw, args.seed)
+        simulate_surfaces(args.out, subjects=args.subjects, sites=sites, level=args.level, seed=args.seed)
+    print(f'Wrote {args.out}', file=sys.stderr)
     return ExitCode.OK
 
 
