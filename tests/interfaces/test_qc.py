@@ -127,6 +127,18 @@ def test_distance_to_the_target_is_measured_where_one_was_learnt(head, head_file
     assert all(check['value'] is None for check in missing)
 
 
+@pytest.mark.parametrize(('turned', 'verdict'), [(False, 'pass'), (True, 'fail')])
+def test_a_head_that_lies_the_other_way_than_its_header_says(
+    turned, verdict, head, head_files, tmp_path, save_image
+):
+    """Registration cannot turn a head upside down: the maps of the template then lie across the tissues."""
+    maps = head.fractions[:, :, ::-1, ::-1] if turned else head.fractions
+    priors = save_image(tmp_path / 'priors.nii', np.moveaxis(maps * head.mask, 0, -1), head.affine)
+    result = assess(tmp_path, head_files, priors=priors)
+    check = next(check for check in result['checks'] if check['name'] == 'template_fit')
+    assert check['verdict'] == verdict, check['value']
+
+
 def test_thresholds_of_the_user_count(head, head_files, tmp_path):
     strict = {'brain_volume_low': {'warn': 2100.0, 'fail': 2000.0}}
     result = assess(tmp_path, head_files, thresholds=strict)
