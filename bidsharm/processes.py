@@ -104,14 +104,14 @@ def _start_of(pid: int) -> int | None:
 
 
 def _hidden(pid: int) -> bool:
-    """Say whether a process of another user runs about which the system tells nothing (``hidepid``)."""
+    """Say whether a process runs of which the system tells nothing else: of another user (``hidepid``), or without ``/proc``."""
     try:
         os.kill(pid, 0)
     except PermissionError:
         return True
     except OSError:
         return False
-    return False
+    return sys.platform == 'linux' and not os.path.exists('/proc/self/stat')
 
 
 def as_parent() -> dict[str, str]:
