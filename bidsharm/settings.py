@@ -77,6 +77,8 @@ class Settings:
     device: str = 'auto'
     oom_fallback: Literal['fail', 'cpu'] = 'fail'
     guard: Literal['report', 'blend', 'refuse'] = 'blend'
+    table_harmonizer: str = 'none'
+    table_keep: str = ''
     offline: bool = False
     # what to do
     reports_only: bool = False

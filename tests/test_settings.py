@@ -24,7 +24,7 @@ OTHER = {
     'brain_extraction': 'ants', 'registration': 'syn', 'output_spaces': ('T1w', 'MNI:res-1'), 'random_seed': 7,
     'sloppy': True, 'qc_thresholds': {'dice_gm': {'warn': 0.9, 'fail': 1}}, 'work_dir': Path('/work'), 'fmriprep_derivatives': Path('/harm'),
     'clean_workdir': True, 'nprocs': 5, 'omp_nthreads': 3, 'mem_gb': 0.1 + 0.2, 'use_plugin': Path('/p.yml'),
-    'device': 'cuda:1', 'oom_fallback': 'cpu', 'guard': 'refuse', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
+    'device': 'cuda:1', 'oom_fallback': 'cpu', 'guard': 'refuse', 'table_harmonizer': 'combat', 'table_keep': 'age', 'offline': True, 'reports_only': True, 'boilerplate_only': True,
     'dry_run': True, 'force': True, 'stop_on_first_crash': True, 'resource_monitor': True, 'write_graph': True,
     'notrack': False, 'verbose': 2, 'log_json': True,
 }  # fmt: skip

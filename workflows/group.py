@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.events import Plan, ScanLeftOut
@@ -19,6 +20,7 @@ from bidsharm.bids.query import absent_labels, raw_labels, same_label, select_sc
 from bidsharm.errors import BidsharmError, ExitCode, NothingToDo, NotServed, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.execution import resolve_device
+from bidsharm.reports.group import FeatureComparison
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
 
@@ -61,7 +63,9 @@ def run_group(settings: Settings, console: Console, arguments: Sequence[str] = (
             verdicts={str(record['scan']): str(record['verdict']) for record in records},
             concerns={str(record['scan']): concerns_of(record) for record in records},
             left_out=[NotServed(entry.what, where=entry.scan, fix=entry.fix) for entry in missing],
-            reports=report_group(root, records, title=title, failed=missing),
+            reports=report_group(
+                root, records, title=title, failed=missing, harmonize=_table_harmonizer(settings)
+            ),
         )
         for path in outcome.reports:
             journal.screen.say(f'report    {path}', whole=True)
@@ -94,9 +98,34 @@ def _tell_plan(
         journal.events.emit(ScanLeftOut(entry.scan, entry.what, entry.fix, refused=False))
 
 
+def _table_harmonizer(settings: Settings) -> Callable[[Path, str], FeatureComparison] | None:
+    """Return what harmonizes the features of a table; None where nobody asked for it."""
+    if settings.table_harmonizer == 'none':
+        return None
+    from bidsharm.workflows.feature_tables import harmonize_group_table
+
+    return lambda path, contrast: harmonize_group_table(settings, path, contrast)
+
+
 def _check_method(settings: Settings) -> None:
-    """Refuse a harmonizer or device that is not there, as the participant level does."""
+    """Refuse a harmonizer, a method for tables or a device that is not there, as the participant level does."""
     registry.get(settings.harmonizer)
+    if settings.table_harmonizer != 'none':
+        from bidsharm.workflows.feature_tables import table_method
+
+        from bidsharm.harmonizers.design import parse_formula
+
+        try:
+            table_method(settings.table_harmonizer)
+            parse_formula(settings.table_keep)
+        except UsageError as error:
+            option = '--table-keep' if error.where == '--keep' else '--table-harmonizer'
+            raise UsageError(error.what, where=option, fix=error.fix) from None
+    elif settings.table_keep:
+        raise UsageError(
+            'There is nothing to keep: no features are harmonized.', where='--table-keep',
+            fix='Name a method with --table-harmonizer.',
+        )  # fmt: skip
     if settings.device != 'auto':
         resolve_device(settings.device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.bids.resume import read_record
 from bidsharm.errors import ScanError
-from bidsharm.reports.group import group_table, write_group_report
+from bidsharm.reports.group import FeatureComparison, group_table, write_group_report
 from bidsharm.reports.subject import ErrorEntry, ScanEntry, SkippedEntry, write_subject_report
 from bidsharm.settings import CONTRASTS
 
@@ -137,23 +137,41 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def report_group(
-    root: Path, records: Sequence[Mapping[str, Any]], *, title: str, failed: Sequence[ErrorEntry] = ()
+    root: Path,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    failed: Sequence[ErrorEntry] = (),
+    harmonize: Callable[[Path, str], FeatureComparison] | None = None,
 ) -> list[Path]:
-    """Write ``group.html`` and, for each contrast, ``group_<contrast>.tsv`` with its dictionary."""
-    written = []
+    """Write ``group.html`` and, for each contrast, ``group_<contrast>.tsv`` with its dictionary.
+
+    Parameters
+    ----------
+    root, records, title, failed
+        Output folder, what was measured, and what the page says of it.
+    harmonize
+        Harmonizes the features of a table and writes them beside it; takes the table and its contrast.
+    """
+    written, features = [], []
     for contrast in dict.fromkeys(str(record['contrast']) for record in records):
         rows, dictionary = group_table([record for record in records if record['contrast'] == contrast])
         table = root / f'group_{contrast}.tsv'
         write_text(table, _tsv(rows, list(dictionary)))
         write_json(table.with_suffix('.json'), dictionary)
         written.append(table)
+        for ending in ('tsv', 'json', 'html'):  # those of an earlier run are about other numbers
+            (root / f'{table.stem}_desc-harmonized.{ending}').unlink(missing_ok=True)
+        if harmonize is not None:
+            features.append(harmonize(table, contrast))
     links = {str(record['subject']): f'sub-{record["subject"]}.html' for record in records}
     links = {subject: name for subject, name in links.items() if (root / name).is_file()}
     page = write_group_report(
         root / 'group.html', scans=records, failed=list(failed), title=title,
-        provenance={'bidsharm': __version__}, report_links=links,
+        provenance={'bidsharm': __version__}, report_links=links, features=features,
     )  # fmt: skip
-    return [page, *written]
+    pages = [root / one.link for one in features if one.link]
+    return [page, *written, *pages]
 
 
 def _tsv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

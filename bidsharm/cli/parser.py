@@ -131,6 +131,16 @@ def _add_method(parser: Parser) -> None:
         'and tell (default: blend), or refuse the scan where it is much',
     )
     group.add_argument(
+        '--table-harmonizer',
+        metavar='NAME',
+        help='group level: harmonize the volumes in the tables as well, by a method for tables such as combat; default none',
+    )
+    group.add_argument(
+        '--table-keep',
+        metavar='FORMULA',
+        help='what volumes are meant to depend on, such as "age + C(sex)" of participants.tsv; default nothing',
+    )
+    group.add_argument(
         '--oom-fallback',
         choices=('fail', 'cpu'),
         help='when the card is too small even for small tiles; default fail',

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,9 @@ from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from bidsharm.bids.feature_tables import Choice, TextTable
-    from bidsharm.evaluation.table_measures import TableMeasures
-    from bidsharm.harmonizers.table import FeatureTable, HarmonizedTable, TableHarmonizer
+    from bidsharm.harmonizers.table import FeatureTable, TableHarmonizer
+    from bidsharm.workflows.feature_tables import Result
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,17 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_to_end('bidsharm-table', lambda: _run(args), stopped='stopped; the same command begins anew.')
 
 
-@dataclass(frozen=True)
-class _Result:
-    """One table after its harmonization."""
-
-    method: TableHarmonizer
-    table: FeatureTable
-    found: HarmonizedTable
-    warnings: tuple[str, ...]
-    fitted: FeatureTable | None
-
-
 def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.feature_tables import out_path, read_participants_table, read_table
     from bidsharm.cli.run import quiet_libraries
@@ -144,49 +130,36 @@ def _choice(args: argparse.Namespace, people: TextTable | None) -> Choice:
     )
 
 
-def _harmonized(table: TextTable, choice: Choice, args: argparse.Namespace) -> _Result:
+def _harmonized(table: TextTable, choice: Choice, args: argparse.Namespace) -> Result:
     """Fit on a table or take the model, and harmonize."""
     from bidsharm.bids.feature_tables import feature_table
+    from bidsharm.workflows.feature_tables import Result, fit_and_harmonize
 
-    fitted, warnings = None, []
     if args.model:
         method = _model(args, table.name)
-        choice = replace(
-            choice, kept=method.design.columns, features=choice.features or _escaped(method.features)
-        )
-        rows = feature_table(table, choice)
+        features = choice.features or _escaped(method.features)
+        rows = feature_table(table, replace(choice, kept=method.design.columns, features=features))
+        found = method.harmonize(rows)
+        result = Result(method, rows, found, found.warnings)
     else:
         rows = feature_table(table, choice)
-        method = _new(args)
-        fitted = _rows_to_fit(rows, args)
-        warnings = list(_fit(method, fitted, args))
-    found = method.harmonize(rows)
-    if found.left.any() and args.incomplete == 'stop':
+        result = fit_and_harmonize(
+            _new(args), rows, _rows_to_fit(rows, args), target=args.reference, keep=args.keep, seed=args.seed
+        )
+    if result.found.left.any() and args.incomplete == 'stop':
         raise UsageError(
-            ' '.join(text for text in found.warnings if 'left as' in text), where=str(table.path),
+            ' '.join(text for text in result.found.warnings if 'left as' in text), where=str(table.path),
             fix='Complete the rows or take them out, or leave them unharmonized with --incomplete leave.',
         )  # fmt: skip
-    return _Result(method, rows, found, (*warnings, *found.warnings), fitted)
+    return result
 
 
 def _new(args: argparse.Namespace) -> TableHarmonizer:
     from bidsharm.harmonizers.contract import Execution
+    from bidsharm.workflows.feature_tables import table_method
 
-    kind = _kind(args.harmonizer or 'combat')
+    kind = table_method(args.harmonizer or 'combat')
     return kind(Execution(seed=args.seed), kind.preset(args.preset, **dict(args.set)))
-
-
-def _kind(name: str) -> type[TableHarmonizer]:
-    from bidsharm.harmonizers import registry
-    from bidsharm.harmonizers.table import TableHarmonizer
-
-    kind = registry.find(name)
-    if not issubclass(kind, TableHarmonizer):
-        ours = [n for n in registry.available() if registry.card(n).domain == 'table']
-        raise UsageError(
-            f'"{name}" harmonizes no tables of features.', where='--harmonizer', fix=f'Choose {", ".join(ours)}.'
-        )  # fmt: skip
-    return kind
 
 
 def _model(args: argparse.Namespace, name: str) -> TableHarmonizer:
@@ -228,122 +201,20 @@ def _rows_to_fit(rows: FeatureTable, args: argparse.Namespace) -> FeatureTable:
     return rows.take(there)
 
 
-def _fit(method: TableHarmonizer, rows: FeatureTable, args: argparse.Namespace) -> list[str]:
-    from bidsharm.harmonizers.contract import Site
-
-    target = Site(args.reference) if args.reference else None
-    report = method.fit(rows, target=target, keep=args.keep, seed=args.seed)
-    return list(report.details['warnings'])
-
-
-# --- Results ---
-
-
-def _written(table: TextTable, path: Path, result: _Result, args: argparse.Namespace) -> None:
+def _written(table: TextTable, path: Path, result: Result, args: argparse.Namespace) -> None:
     """Write the table, its dictionary, its page and the model."""
-    from bidsharm.bids.feature_tables import harmonized_text, write_harmonized
     from bidsharm.harmonizers import bundle
-    from bidsharm.reports.table import write_table_report
+    from bidsharm.workflows.feature_tables import Judgement, measured, write_result
 
-    method, rows, found = result.method, result.table, result.found
-    measures = _measured(result, args)
+    judge = args.judge or ('held-out' if result.method.quick else 'fitted')
+    measures = measured(
+        result, Judgement(judge == 'held-out', bool(args.judge), args.seed, max(args.permutations, 1))
+    )
     if args.model:
         digest = bundle.digest(_model_folder(args.model, table.name))
     else:
-        digest = bundle.save_anew(method, args.out / 'models' / table.name)
-    facts = _facts(table, result, args, digest)
-    text = harmonized_text(table, rows.features, rows.values, found.values)
-    record = {
-        **facts,
-        'RowsLeft': [rows.keys[i] for i in found.left.nonzero()[0]],
-        'Warnings': list(result.warnings),
-    }
-    changed = [name for name in method.features if name not in _left(method)]
-    write_harmonized(table, path, text, changed, record)
-    used = ~found.left
-    write_table_report(
-        path.with_suffix('.html'), measures, title=table.path.name, method=method.card.name, features=rows.features,
-        before=rows.values[used], after=found.values[used],
-        labels=_some(rows.sites, used), names=_some(rows.keys, used),
-        warnings=result.warnings, provenance={name: _plain(value) for name, value in facts.items()},
-    )  # fmt: skip
-
-
-def _left(method: TableHarmonizer) -> set[str]:
-    return {name for name, left in zip(method.features, method.left_features(), strict=True) if left}
-
-
-def _measured(result: _Result, args: argparse.Namespace) -> TableMeasures:
-    """Judge the rows that were harmonized."""
-    from bidsharm.evaluation.table_measures import measure_table
-
-    used = ~result.found.left
-    rows = result.table.take(used)
-    matrix, names = result.method.design.matrix({**rows.covariates, '': rows.values[:, 0]})
-    return measure_table(
-        rows.values, result.found.values[used], rows.sites, rows.people, matrix, names,
-        refit=_refit(result, rows, args), seed=args.seed, permutations=max(args.permutations, 1),
-    )  # fmt: skip
-
-
-def _refit(
-    result: _Result, rows: FeatureTable, args: argparse.Namespace
-) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
-    """Return what fits the same method on some rows; None where the table is judged as it is."""
-    method = result.method
-    judge = args.judge or ('held-out' if method.quick else 'fitted')
-    if result.fitted is None or judge == 'fitted':
-        return None
-    fitted = set(result.fitted.keys)
-
-    def again(train: NDArray[np.int64]) -> NDArray[np.float64]:
-        chosen = [index for index in train if rows.keys[index] in fitted]
-        new = type(method)(method.execution, method.settings)
-        try:
-            _fit(new, rows.take(chosen), args)
-            return new.harmonize(rows).values
-        except UsageError as error:
-            raise UsageError(
-                f'Rows that a fit has not seen cannot be judged: in one of five parts {error.what}', where='--judge',
-                fix='Judge the table as it is with --judge fitted.',
-            ) from error  # fmt: skip
-
-    return again
-
-
-def _facts(table: TextTable, result: _Result, args: argparse.Namespace, digest: str) -> dict[str, Any]:
-    """Return what was done."""
-    from dataclasses import asdict
-
-    from bidsharm import __version__
-
-    method = result.method
-    facts: dict[str, Any] = {
-        'Method': method.card.name,
-        'Paper': f'{method.card.paper}{f" (doi:{method.card.doi})" if method.card.doi else ""}',
-        'Target': method.target.label if method.reference is not None else 'the mean of all sites',
-        'Kept': str(method.design) or 'nothing',
-        'Settings': asdict(method.settings),
-        'Features': list(method.features),
-        'FeaturesLeft': sorted(_left(method)),
-        'Sites': list(method.sites),
-        'FittedRows': len(result.fitted.keys) if result.fitted is not None else 'another table',
-        'Table': table.path.name,
-        'ModelDigest': digest,
-        'Seed': args.seed,
-        'bidsharm': __version__,
-    }
-    return facts
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ', '.join(f'{key}={item}' for key, item in value.items()) or 'none'
-    return ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value)
-
-
-def _some(items: Sequence[str], rows: NDArray[np.bool_]) -> list[str]:
-    return [item for item, there in zip(items, rows, strict=True) if there]
+        digest = bundle.save_anew(result.method, args.out / 'models' / table.name)
+    write_result(table, path, result, measures, digest=digest, seed=args.seed)
 
 
 # --- Arguments ---

@@ -123,6 +123,8 @@ class Design:
             column = covariates[factor.name]
             if factor.kind == 'category':
                 levels[factor.name] = tuple(sorted(set(words_of(column)), key=_natural))
+                if len(levels[factor.name]) < 2:
+                    raise _singular(f'"{factor.name}" is the same in every row')
             elif factor.kind == 'smooth':
                 knots[factor.name] = _knots(column, functions, factor)
         return cls(fixed, levels, knots)

@@ -68,6 +68,52 @@ class Separation:
         return self.between / self.within if self.between is not None and self.within else None
 
 
+@dataclass(frozen=True)
+class FeatureVariant:
+    """How much sites differ in the features after one way of harmonization.
+
+    Parameters
+    ----------
+    name
+        The way.
+    share
+        What the sites explain of the median feature, from 0 to 1.
+    accuracy, chance
+        How well a classifier tells the site, and how well guessing does.
+    """
+
+    name: str
+    share: float | None
+    accuracy: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class FeatureComparison:
+    """Images harmonized, features harmonized, both, and neither.
+
+    Parameters
+    ----------
+    contrast, method
+        What was measured, and the method for tables.
+    variants
+        One a way; none where it was impossible.
+    link
+        Page of the harmonized table.
+    warnings
+        Sentences that a reader of the table must see.
+    message
+        Why it was impossible.
+    """
+
+    contrast: str
+    method: str
+    variants: tuple[FeatureVariant, ...] = ()
+    link: str = ''
+    warnings: tuple[str, ...] = ()
+    message: str = ''
+
+
 def write_group_report(
     out_file: Path,
     *,
@@ -76,6 +122,7 @@ def write_group_report(
     title: str = 'Harmonization across sites',
     provenance: Mapping[str, str] | None = None,
     report_links: Mapping[str, str] | None = None,
+    features: Sequence[FeatureComparison] = (),
 ) -> Path:
     """Write the page about all subjects.
 
@@ -93,6 +140,8 @@ def write_group_report(
         What made the results.
     report_links
         Relative link to the subject's page, by subject label (without ``sub-``).
+    features
+        What a method for tables did to the features, by contrast.
 
     Returns
     -------
@@ -121,9 +170,25 @@ def write_group_report(
             )
             for name in contrasts
         ],
+        features=[_features_view(one) for one in features],
         errors=failed,
         provenance=dict(provenance or {}),
     )
+
+
+def _features_view(one: FeatureComparison) -> dict[str, Any]:
+    def percent(value: float | None) -> str:
+        return 'n/a' if value is None else f'{plots.number(100 * value, 2)} %'
+
+    rows = [(v.name, percent(v.share), percent(v.accuracy), percent(v.chance)) for v in one.variants]
+    return {
+        'contrast': one.contrast,
+        'method': one.method,
+        'rows': rows,
+        'link': one.link,
+        'warnings': one.warnings,
+        'message': one.message,
+    }
 
 
 def site_of(qc: Mapping[str, Any]) -> str:

@@ -67,6 +67,8 @@ OPTIONS = [
     ('--device mps', {'device': 'mps'}),
     ('--oom-fallback cpu', {'oom_fallback': 'cpu'}),
     ('--guard refuse', {'guard': 'refuse'}),
+    ('--table-harmonizer combat', {'table_harmonizer': 'combat'}),
+    ('--table-keep age', {'table_keep': 'age'}),
     ('--skull-strip force', {'skull_strip': 'force'}),
     ('--brain-extraction ants', {'brain_extraction': 'ants'}),
     ('--registration syn', {'registration': 'syn'}),

@@ -199,6 +199,19 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert not (tmp_path / 'out').exists()
 
 
+def test_sites_too_small_for_parts_are_judged_as_they_are_unless_told_otherwise(
+    tmp_path: Path, capsys: Any
+) -> None:
+    table = write(tmp_path / 'in', rows=9, sites='AB')
+    people = ['--participants', str(table.parent), '--keep', 'age + group', '--permutations', '3']
+    text = (table.parent / 'participants.tsv').read_text()
+    (table.parent / 'participants.tsv').write_text(text.replace('patient', 'control', 2))
+    assert main([str(table), str(tmp_path / 'out'), *people, '--judge', 'held-out']) == ExitCode.USAGE
+    assert '--judge fitted' in capsys.readouterr().err
+    assert main([str(table), str(tmp_path / 'out'), *people]) == 0
+    assert 'flatters it' in (tmp_path / 'out' / 'volumes_desc-harmonized.html').read_text()
+
+
 def test_names_that_clash_and_tables_that_are_done_are_refused(tmp_path: Path, capsys: Any) -> None:
     first, second = write(tmp_path / 'in'), write(tmp_path / 'more')
     assert main([str(first), str(second), str(tmp_path / 'out')]) == ExitCode.USAGE

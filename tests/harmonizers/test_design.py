@@ -108,3 +108,9 @@ def test_columns_of_very_different_size_are_no_trouble() -> None:
     check_rank(onehot, np.column_stack([1e4 + rng.normal(size=40), matrix[:, 1]]), ['far', 'small'])
     with pytest.raises(UsageError, match='"again" follows'):
         check_rank(onehot, np.column_stack([matrix[:, 1], 7 * matrix[:, 1]]), ['small', 'again'])
+
+
+def test_a_category_with_one_level_is_refused() -> None:
+    for formula in ('group', 'C(group)', 'age:C(group)'):
+        with pytest.raises(UsageError, match='"group" is the same in every row'):
+            Design.learn(parse_formula(formula), {**COLUMNS, 'group': np.array(['x'] * 6)}, 4)

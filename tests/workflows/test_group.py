@@ -176,3 +176,102 @@ def test_a_group_level_without_results_leaves_no_log(make_settings, tmp_path, ca
     events = [json.loads(line)['event'] for line in capsys.readouterr().out.splitlines()]
     assert events == ['run_started', 'run_interrupted']
     assert not (tmp_path / 'out').exists()
+
+
+def volumes(name: str, index: int) -> dict[str, object]:
+    """Return the record of a scan whose volumes depend on its site and the age of its person."""
+    import numpy as np
+
+    rng = np.random.default_rng(index)
+    site, age = index % 2, 30 + index
+    measures = {
+        which: {
+            f'volume_{tissue}_ml': float(600 - age + shift * site + rng.normal(0, 8))
+            for tissue, shift in (('gm', 90.0), ('wm', -60.0), ('csf', 40.0))
+        }
+        for which in ('before', 'after')
+    }
+    return {**record_of(name), 'site': 'AB'[site], 'measures': {**measures, 'change': {}}}
+
+
+@pytest.fixture
+def measured_group(tmp_path, make_settings, monkeypatch):
+    """Return a function that runs the group level on people of two sites, and gives what it returned."""
+    from bidsharm.workflows import feature_tables
+
+    monkeypatch.setattr(feature_tables, 'GROUP_PERMUTATIONS', 3)
+    names = [f'sub-{i:02d}_T1w' for i in range(30)]
+    for index, name in enumerate(names):
+        folder = tmp_path / 'out' / name.split('_')[0] / 'anat'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{name.removesuffix("_T1w")}_desc-T1w_qc.json').write_text(
+            json.dumps(volumes(name, index))
+        )
+
+    def run(**values: object) -> Path:
+        settings = make_settings(analysis_level='group', **values)
+        people = [f'sub-{i:02d}\t{30 + i}' for i in range(30)]
+        settings.bids_dir.mkdir(exist_ok=True)
+        (settings.bids_dir / 'participants.tsv').write_text(
+            '\n'.join(['participant_id\tage', *people]) + '\n'
+        )
+        assert run_group(settings, Console(file=io.StringIO(), width=300)) == ExitCode.OK
+        return settings.output_dir
+
+    return run
+
+
+def test_volumes_are_harmonized_as_a_table_where_asked_for(measured_group):
+    out = measured_group(table_harmonizer='combat', table_keep='age')
+    before, after = (
+        list(csv.DictReader((out / f'group_T1w{which}.tsv').open(), delimiter='\t'))
+        for which in ('', '_desc-harmonized')
+    )
+
+    def apart(rows: list[dict[str, str]], column: str) -> float:
+        means = [[float(r[column]) for r in rows if r['site'] == site] for site in 'AB']
+        return abs(sum(means[0]) / len(means[0]) - sum(means[1]) / len(means[1]))
+
+    assert apart(before, 'after_volume_gm_ml') > 70
+    assert apart(after, 'after_volume_gm_ml') < 10
+    assert [r['before_volume_gm_ml'] for r in after] == [r['before_volume_gm_ml'] for r in before]
+    record = json.loads((out / 'group_T1w_desc-harmonized.json').read_text())['Harmonization']
+    assert record['Features'] == [f'after_volume_{tissue}_ml' for tissue in ('gm', 'wm', 'csf')]
+    assert record['Kept'] == 'age'
+    page = (out / 'group.html').read_text()
+    assert 'volumes harmonized as a table' in page
+    assert 'images, then features (combat)' in page
+    assert 'href="group_T1w_desc-harmonized.html"' in page
+
+
+def test_a_run_without_removes_the_harmonized_table_of_an_earlier_one(measured_group):
+    out = measured_group(table_harmonizer='combat')
+    assert (out / 'group_T1w_desc-harmonized.tsv').is_file()
+    measured_group()
+    assert not list(out.glob('group_*_desc-harmonized.*'))
+    assert 'as a table' not in (out / 'group.html').read_text()
+
+
+def test_what_is_impossible_is_said_on_the_page(group, measured_group, tmp_path):
+    page = tmp_path / 'out' / 'group.html'
+    group(table_harmonizer='combat', contrasts=['T2w'])
+    assert 'No volumes were measured.' in page.read_text()
+    measured_group(table_harmonizer='combat', participant_label=[f'{i:02d}' for i in range(4, 30, 2)])
+    assert 'combat needs scans of at least two sites' in page.read_text()
+    measured_group(table_harmonizer='longcombat', participant_label=[f'{i:02d}' for i in range(4, 30)])
+    assert 'longcombat needs people with several visits' in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ('values', 'where'),
+    [
+        ({'table_harmonizer': 'robust'}, '--table-harmonizer'),
+        ({'table_harmonizer': 'comba'}, '--table-harmonizer'),
+        ({'table_harmonizer': 'combat', 'table_keep': 'f(x)'}, '--table-keep'),
+        ({'table_keep': 'age'}, '--table-keep'),
+    ],
+)
+def test_what_is_wrong_with_the_tables_ends_the_run_at_once(group, values, where):
+    with pytest.raises(UsageError) as caught:
+        group(**values)
+    assert caught.value.where == where

@@ -1,6 +1,6 @@
 """Reference numbers of neuroCombat and neuroHarmonize for the tests of ``combat`` and ``combat-gam``.
 
-Their requirements and ours cannot be installed together, so they run in an environment of their own::
+neuroHarmonize needs NumPy 1, so they run in an environment of their own::
 
     python -m venv peers
     peers/bin/pip install neuroCombat==0.2.12 neuroHarmonize==2.5.2
