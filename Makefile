@@ -5,13 +5,15 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 JOBS ?= 2
 
-.PHONY: demo test e2e reliability lint benchmark clean help
+.PHONY: demo test e2e reliability lint sbom audit benchmark clean help
 
 help:
 	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
 	@echo "make test   install and run the tests"
 	@echo "make e2e    containers, clusters and hosts, as far as this machine allows; names what it skips"
 	@echo "make reliability   every night: bad input, bad machines, kills, hostile files, fuzzing; about two hours (PARTS=... runs some)"
+	@echo "make sbom   CycloneDX list of the locked libraries, into build/sbom.json"
+	@echo "make audit  ask PyPI for known weaknesses of the locked libraries; needs the network"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make benchmark   all figures anew (benchmarks/README.md)"
 
@@ -49,6 +51,25 @@ e2e: $(VENV)/.test
 # What is too long for the tests; docs/reliability.md shows the last results.
 reliability: $(VENV)/.test
 	$(BIN)/python tests/reliability/run.py $(PARTS)
+
+# Programs that look at the libraries, apart from them: what they bring along is no part of bidsharm.
+TOOLS = build/tools
+$(TOOLS)/.done:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
+build/locked.txt: constraints.txt container/lock.txt
+	@mkdir -p build
+	cat $^ > $@
+
+# The same file from the same versions. The list inside the image (docs/containers.md) has Debian's packages and weights, too.
+sbom: $(TOOLS)/.done build/locked.txt
+	$(TOOLS)/bin/cyclonedx-py requirements --output-reproducible --of JSON -o build/sbom.json build/locked.txt
+
+# --strict: a library that could not be asked about is a failure, not a pass.
+audit: $(TOOLS)/.done build/locked.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r build/locked.txt
 
 # mypy and import-linter look at what is shipped: in the checkout workflows/ is not yet bidsharm.workflows.
 lint: $(VENV)/.lint
