@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
-    Canonical,
     Execution,
     FitReport,
     HarmonizationMethod,
@@ -168,7 +167,6 @@ class TrainedSurface(SurfaceHarmonizer):
         self.hemispheres: dict[str, nn.ModuleDict] = {}
         self.units: dict[str, tuple[float, float]] = {}
         self.sites: tuple[str, ...] = ()
-        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
         self.target_site = ''
         self.measure = ''
 
@@ -207,6 +205,7 @@ class TrainedSurface(SurfaceHarmonizer):
     def validation(self, batch: Batch) -> Tensor | None:
         """Maps of different people have no number that says how good a translation is."""
         del batch
+        return None
 
     def preview(self, batch: Batch) -> Sequence[Tensor]:
         """Maps on spheres are no pictures."""
@@ -346,7 +345,6 @@ class TrainedSurface(SurfaceHarmonizer):
         from bidsharm.training.surfaces import SurfaceSampler
 
         sites = [self.sites.index(one.site) for one in maps]
-        self.counts = np.bincount(sites, minlength=len(self.sites))
         return SurfaceSampler(
             np.stack([self._scaled(one) for one in maps]), np.stack([one.cortex for one in maps]), sites,
             target=self.sites.index(self.target_site), batch=self.settings.batch,
@@ -429,12 +427,13 @@ class TrainedSurface(SurfaceHarmonizer):
             return
         import torch
 
-        preset = {k: tuple(v) if isinstance(v, list) else v for k, v in settings['preset'].items()}
+        preset: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings['preset'].items()
+        }
         self.settings = self.Preset(**preset)
         self.sites, self.target_site = tuple(settings['sites']), str(settings['target'])
         self.measure = str(settings['measure'])
         self.units = {side: (float(unit[0]), float(unit[1])) for side, unit in settings['units'].items()}
-        self.counts = np.ones(len(self.sites), np.int64)
         for side in self.units:
             built = self.build()
             networks = torch.nn.ModuleDict({name: built[name] for name in self.kept})
@@ -456,8 +455,3 @@ class TrainedSurface(SurfaceHarmonizer):
 def of_cortex(x: Tensor, mask: Tensor) -> Tensor:
     """Return maps with 0 where there is no cortex."""
     return x * mask
-
-
-def as_target(target: str) -> Target:
-    """Return a target by the name of a site; the method's own standard where there is none."""
-    return Site(target) if target else Canonical()
