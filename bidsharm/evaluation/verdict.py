@@ -533,7 +533,7 @@ def _template_fit(scan: _Comparison) -> _Value:
     affine = np.diag([*scan.spacing, 1.0])
     share = shrink(scan.mask, affine, _FIT_MM)[0]
 
-    def averaged(data: NDArray) -> Floats:
+    def averaged(data: NDArray) -> NDArray[np.floating]:
         return shrink(np.where(scan.mask, data, 0), affine, _FIT_MM)[0][share > 0.5] / share[share > 0.5]
 
     low, high = np.percentile(scan.before[scan.mask], [1, 99])
