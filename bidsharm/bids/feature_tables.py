@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ def read_table(path: Path) -> TextTable:
         raise UsageError(f'The table cannot be read: {why}.', where=str(path)) from None
     first = text.partition('\n')[0]
     delimiter = max('\t,;', key=lambda mark: (first.count(mark), mark == '\t'))
-    quoting = csv.QUOTE_NONE if delimiter == '\t' else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == '\t' else csv.QUOTE_MINIMAL
     try:
         lines = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting) if row]
     except csv.Error as error:

@@ -196,10 +196,10 @@ def measure_table(
     """
     many = len(set(labels)) > 1
     options = _Options(seed, permutations)
-    probes: list[Probe | None] = [None, None]
+    first = second = None
     if many:
-        probes[0] = options.judged(before, labels, people)
-        probes[1] = (
+        first = options.judged(before, labels, people)
+        second = (
             options.judged(after, labels, people)
             if refit is None
             else options.refitted(refit, labels, people)
@@ -209,7 +209,8 @@ def measure_table(
         site_effects(before, labels, matrix),
         site_effects(after, labels, matrix),
         kept_effects(before, after, labels, matrix, names),
-        *probes,
+        first,
+        second,
         held_out=refit is not None,
     )
 

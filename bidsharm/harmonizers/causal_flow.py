@@ -97,7 +97,10 @@ class CausalFlow(NetworkTableHarmonizer):
         """Return the counterfactual features at the target: one site, or the mean of all by their rows."""
         import torch
 
+        from bidsharm.nn.table_flow import CausedFlow
+
         flow, sites = self.networks['flow'], len(self.sites)
+        assert isinstance(flow, CausedFlow)
         u, _ = flow(units, onehot(site, sites), kept)
         total = torch.zeros_like(units)
         for index, weight in enumerate(self.weights()):

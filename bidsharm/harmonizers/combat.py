@@ -226,7 +226,7 @@ class ComBat(TableHarmonizer):
     def _about(self, z: Floats, site: Integers, told: Booleans) -> list[str]:
         """Say for which sites and features there is no spread, or nothing at all."""
         warnings = []
-        varies = np.isfinite(z).any(axis=0)
+        varies: Booleans = np.asarray(np.isfinite(z).any(axis=0))
         for index, name in enumerate(self.sites):
             count = np.isfinite(z[site == index]).sum(axis=0)
             if (site == index).sum() == 1:
@@ -372,7 +372,7 @@ def least_squares(
     for rows, columns in _patterns(np.isfinite(values)):
         sites = onehot[rows]
         full = np.column_stack([sites, matrix[rows]])
-        there = sites.any(axis=0)
+        there: Booleans = np.asarray(sites.any(axis=0))
         of = sites[:, reference] > 0 if reference is not None else np.ones(len(sites), dtype=bool)
         if len(full) <= np.count_nonzero(there) + matrix.shape[1] or not of.any():
             continue

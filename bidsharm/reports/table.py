@@ -54,7 +54,7 @@ def write_table_report(
     provenance
         What made the results.
     """
-    order = sorted(range(len(features)), key=lambda i: -_or_zero(measures.before.shares[i]))
+    order = sorted(range(len(features)), key=lambda i: -_or_zero(float(measures.before.shares[i])))
     shown = order[:PLOTTED]
     return render(
         out_file,
@@ -97,14 +97,11 @@ def messages(measures: TableMeasures) -> list[str]:
         found.append(text)
     elif reason := next((p.reason for p in (old, new) if p is not None and p.reason), ''):
         found.append(f'How well the site can be told is not known: {reason}.')
-    share = [
-        np.nanmedian(part.shares) if np.isfinite(part.shares).any() else math.nan
-        for part in (measures.before, measures.after)
-    ]
-    if np.isfinite(share).all():
+    shares = [_median(part.shares) for part in (measures.before, measures.after)]
+    if None not in shares:
         found.append(
-            f'In the median feature, sites explained {_percent(share[0])} of what is not due to the kept columns before, and '
-            f'{_percent(share[1])} after.'
+            f'In the median feature, sites explained {_percent(shares[0])} of what is not due to the kept columns before, and '
+            f'{_percent(shares[1])} after.'
         )
     for effect in measures.kept[:3]:
         strength = [_strength(values) for values in (effect.before, effect.after)]
