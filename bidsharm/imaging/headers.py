@@ -7,7 +7,7 @@ import itertools
 import os
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +57,7 @@ def _check_extensions(file: BinaryIO, header: Any, length: int, end: float) -> N
     file.seek(length)
     if file.read(4)[:1] in (b'', b'\0'):
         return
-    order = 'little' if header.endianness == '<' else 'big'
+    order: Literal['little', 'big'] = 'little' if header.endianness == '<' else 'big'
     place = length + 4
     for count in itertools.count(1):
         described = file.read(8)
@@ -72,7 +72,7 @@ def _check_extensions(file: BinaryIO, header: Any, length: int, end: float) -> N
 
 def is_too_short(image: nib.spatialimages.SpatialImage) -> bool:
     """Say whether a file cannot hold the voxels that its header promises, before memory is asked for them."""
-    voxels, file = image.dataobj, image.get_filename()
+    voxels, file = cast(Any, image.dataobj), image.get_filename()
     if not file or not nib.is_proxy(voxels) or not hasattr(voxels, 'offset'):
         return False
     promised = voxels.offset + float(np.prod(voxels.shape, dtype=float)) * voxels.dtype.itemsize
