@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsharm.cli import doctor, evaluate, simulate, table, train
+from bidsharm.cli import doctor, evaluate, simulate, surface, table, train
 from bidsharm.cli.parser import build_parser
 from bidsharm.evaluation.catalogue import METRICS
 from bidsharm.harmonizers import registry
@@ -58,7 +58,7 @@ def _options(parser: argparse.ArgumentParser) -> list[list[str]]:
 
 def test_every_option_is_explained() -> None:
     text = (ROOT / 'docs' / 'usage.md').read_text() + (ROOT / 'docs' / 'training.md').read_text()
-    text += (ROOT / 'docs' / 'tables.md').read_text()
+    text += (ROOT / 'docs' / 'tables.md').read_text() + (ROOT / 'docs' / 'surfaces.md').read_text()
     named = set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', text))
     parsers = (
         build_parser(),
@@ -67,6 +67,7 @@ def test_every_option_is_explained() -> None:
         evaluate.build_parser(),
         train.build_parser(),
         table.build_parser(),
+        surface.build_parser(),
     )
     options = [names for parser in parsers for names in _options(parser)]
     silent = [names for names in options if names and not named & set(names)]

@@ -153,10 +153,10 @@ def _ring(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> NDArray[np
 def _compass(vertices: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return unit vectors to the east and to the north of each point; at the poles, which have none, the first two axes."""
     east: NDArray[np.float64] = np.stack([-vertices[:, 1], vertices[:, 0], np.zeros(len(vertices))], axis=1)
-    length: NDArray[np.float64] = np.linalg.norm(east, axis=1, keepdims=True)
+    length = np.linalg.norm(east, axis=1, keepdims=True)
     poles = length[:, 0] < 1e-9
-    east /= np.where(poles[:, None], 1, length)
+    east = east / np.where(poles[:, None], 1, length)
     east[poles] = (1, 0, 0)
-    north: NDArray[np.float64] = np.cross(vertices, east)
+    north = np.asarray(np.cross(vertices, east), dtype=np.float64)
     north[poles] = (0, 1, 0)
     return east, north
