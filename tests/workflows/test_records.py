@@ -115,7 +115,6 @@ HOSTILE = '"><img src=x onerror=alert(1)>'
         {'figures': {'mask': None}},
         {'figures': {'mask': 'x\0.png'}},
         {'figures': {'mask': 'x' * 5000}},
-        {'figures': {'mask': '\ud800.png'}},
     ],
     ids=lambda wrong: repr(wrong)[:40],
 )
@@ -130,6 +129,14 @@ def test_a_record_that_says_what_no_run_writes_is_left_out_alone(wrong, keep, ou
     assert 'sub-01_bad' not in page(out)
     good.unlink()
     assert records_of(out) == []
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(keep, out):
+    """It cannot be written anywhere; the record and the page can."""
+    keep(figures={'mask': '\ud800.png'}, site='\udfff')
+    (record,) = records_of(out)
+    assert (record['figures'], record['site']) == ({'mask': '?.png'}, '?')
+    assert 'sub-01_T1w' in page(out)
 
 
 def test_what_is_left_out_is_named_in_the_log(keep, out, caplog):
