@@ -152,9 +152,13 @@ class Bench:
             wrong.append(f'{", ".join(found) or "no subject"} done instead of {", ".join(done) or "none"}')
         if checksums(self.data) != self.kept:
             wrong.append('the data set was changed')
-        happened = {0: 'done', 1: 'scan named, run ends', 2: 'refused', 78: 'refused'}.get(
-            ended.code, f'code {ended.code}'
-        )
+        happened = {
+            0: 'done',
+            1: 'scan named, run ends',
+            2: 'refused',
+            78: 'refused',
+            -9: 'the kernel ends the run itself',
+        }.get(ended.code, f'code {ended.code}')
         message = '' if ended.code == 0 else self.placeless(ended.words)
         if wrong:
             happened += f' ({"; ".join(wrong)})'
