@@ -9,8 +9,9 @@ import math
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 #: A file of JSON, TOML or YAML that is larger (bytes) is none.
 MAX_TEXT = 16_000_000
@@ -20,7 +21,7 @@ MAX_TABLE = 64_000_000
 _DIGITS = 30
 
 
-def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+def open_regular(path: Path, most: int | None = None) -> BufferedReader:
     """Open a file for reading; a pipe, a device or a socket is refused before anything waits for it.
 
     Parameters
