@@ -157,7 +157,7 @@ def save(part: Part, seconds: float) -> None:
     """Write ``results/PART.json`` and ``.md``."""
     rows = [
         {
-            'kind': row.kind, 'input': row.what, 'what happens': row.happened, 'message': _cell(row.message),
+            'kind': row.kind, 'input': _cell(row.what), 'what happens': _cell(row.happened), 'message': _cell(row.message),
             'cases': row.count, 'as it must be': 'yes' if row.ok else 'NO',
         }
         for row in part.rows
