@@ -217,7 +217,7 @@ def _strange(folder: Path, settings: Settings) -> Iterator[ScanError]:
     root = settings.bids_dir
     for entry in _entries(folder):
         ending = entry.name.partition('.')[2]
-        if not ending.endswith(('nii', 'nii.gz')):
+        if entry.name.startswith('.') or not ending.endswith(('nii', 'nii.gz')):
             continue
         place = _place(Path(entry.path), root)
         if not is_utf8(entry.path.removeprefix(str(root))):

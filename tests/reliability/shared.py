@@ -170,4 +170,4 @@ def save(part: Part, seconds: float) -> None:
 
 
 def _cell(text: str) -> str:
-    return ' '.join(text.split()).replace('|', '/')
+    return ' '.join(text.split()).replace('|', '/').replace('<', '&lt;')
