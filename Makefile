@@ -13,7 +13,7 @@ help:
 	@echo "make e2e    containers, clusters and hosts, as far as this machine allows; names what it skips"
 	@echo "make reliability   every night: bad input, bad machines, kills, hostile files, fuzzing; about two hours (PARTS=... runs some)"
 	@echo "make sbom   CycloneDX list of the locked libraries, into build/sbom.json"
-	@echo "make audit  ask PyPI for known weaknesses of the locked libraries; needs the network"
+	@echo "make audit  ask pip-audit for known weaknesses of the locked libraries; needs the network"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make benchmark   all figures anew (benchmarks/README.md)"
 
