@@ -220,7 +220,7 @@ def _large(part: Part, head: Head) -> None:
     write(anat / 'sub-01_T1w', np.round(data).astype(np.int16), affine, '.nii')
     del data
     started = time.monotonic()
-    app(bids, out, *OPTIONS, '--nprocs', 2, limit_s=1200)
+    app(bids, out, *OPTIONS, '--nprocs', 2, limit_s=3600)
     minutes = (time.monotonic() - started) / 60
     case = Case(f'512 x 512 x 512 voxels of 0.5 mm ({minutes:.0f} minutes)', lambda head, stem: None)
     part.add(_judge(case, '01', bids, out, truth))
