@@ -16,6 +16,7 @@ from bidsharm.errors import ScanError, UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Canonical, Cohort, Execution, Scan, Site, Target
 from bidsharm.settings import CONTRASTS, DEFAULT_HARMONIZER
+from bidsharm.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -186,17 +187,14 @@ def _prepare(
     """Check an image, find its brain and correct its bias field."""
     from bidsharm.imaging import bias, grids, masks
 
-    with tempfile.TemporaryDirectory(prefix='bidsharm-') as folder:
-        path, name = _on_disk(image, Path(folder), 'image')
+    with temporary_folder('bidsharm', Path(tempfile.gettempdir())) as folder:
+        path, name = _on_disk(image, folder, 'image')
         native = grids.load_checked(path)
         conformed = grids.conform(path)
         data = np.asarray(conformed.image.dataobj, dtype=np.float32)
         affine = np.asarray(conformed.image.affine, dtype=np.float64)
         bar.step('brain mask')
-        if mask is None:
-            brain = _brain(data, affine, Path(folder), device)
-        else:
-            brain = _given_mask(mask, native, Path(folder))
+        brain = _brain(data, affine, folder, device) if mask is None else _given_mask(mask, native, folder)
         # what was read lazily has to be there when the folder is gone
         native = nib.Nifti1Image(np.zeros(native.shape[:3], np.uint8), native.affine, native.header)
     doubts = masks.check_brain(brain, affine, name=name)

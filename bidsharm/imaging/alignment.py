@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from bidsharm.errors import ScanError
 from bidsharm.imaging.grids import Affine, bounding_box, crop_affine, open_image, resample, shrink
 from bidsharm.imaging.templates import bundled_files
+from bidsharm.temporary import temporary_folder
 
 #: Voxels that a registration sees (mm).
 REGISTRATION_MM = 2.0
@@ -123,7 +128,7 @@ def rigid(moving: Brain, fixed: Brain, *, name: str = '', seed: int = 1) -> Affi
     """
     import ants
 
-    with tempfile.TemporaryDirectory(prefix='bidsharm-') as folder:
+    with temporary_folder('bidsharm', Path(tempfile.gettempdir())) as folder, _repeatable(seed):
         try:
             found = ants.registration(
                 _ants_image(fixed), _ants_image(moving), 'Rigid', outprefix=f'{folder}/x',
@@ -143,6 +148,25 @@ def rigid(moving: Brain, fixed: Brain, *, name: str = '', seed: int = 1) -> Affi
     if not np.allclose(to_moving[:3, :3] @ to_moving[:3, :3].T, np.eye(3), atol=1e-3):
         raise ScanError('It could not be aligned rigidly.', where=name, fix='Is this a brain?')
     return cast(Affine, np.linalg.inv(to_moving))
+
+
+@contextlib.contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Have ANTs find the same transform every time.
+
+    antspyx 0.6.3 takes ``random_seed`` and does nothing with it; and what several threads add up has other last digits each time.
+    """
+    chosen = {'ANTS_RANDOM_SEED': str(seed), 'ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS': '1'}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def stretched(mask: NDArray[np.bool_], grid: Grid) -> Affine:
