@@ -307,7 +307,7 @@ def _run_one_subject_per_site(part: Part) -> None:
     """Give each of two scanners one person, and learn a common scale from them."""
     work = part.work / 'single'
     work.mkdir()
-    bids = heads(work / 'bids', subjects=2, scanners=('northA', 'northB'), resolution=3.0)
-    for folder in (bids / 'sub-01' / 'ses-northB', bids / 'sub-02' / 'ses-northA'):
+    bids = heads(work / 'bids', subjects=2, scanners=('northA', 'southB'), resolution=3.0)
+    for folder in (bids / 'sub-01' / 'ses-southB', bids / 'sub-02' / 'ses-northA'):
         shutil.rmtree(folder)
     _run(part, 'one subject per site (run)', bids, ('--harmonizer', 'nyul'))

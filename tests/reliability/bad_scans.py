@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from bidsharm.files import MAX_TEXT
+
 #: What must become of a scan: ``done`` without a word, ``done, with a warning``, or ``refused``.
 Ending = Literal['done', 'done, with a warning', 'refused']
 DONE, WARNED, REFUSED = 'done', 'done, with a warning', 'refused'
@@ -520,5 +522,5 @@ CASES = (
     Case('empty sidecar', _sidecar(b''), WARNED, 'sidecar.*cannot be read', reading=False, run=True),
     Case('sidecar of wrong types', _sidecar(_WRONG_TYPES), run=True),
     Case('hostile sidecar', _sidecar(_HOSTILE), run=True),
-    Case('huge sidecar', _sidecar(b'{"a": "' + b'x' * 11_000_000 + b'"}'), WARNED, 'sidecar.*too large', reading=False, run=True),
+    Case('huge sidecar', _sidecar(b'{"a": "' + b'x' * MAX_TEXT + b'"}'), WARNED, 'sidecar.*larger than', reading=False, run=True),
 )  # fmt: skip
