@@ -72,7 +72,9 @@ def runs(pid: int) -> bool:
         return False
 
 
-def command(tmp_path: Path, body: str, *, grace_s: float = 30) -> subprocess.Popen[str]:
+def command(
+    tmp_path: Path, body: str, *, grace_s: float = 30, ignored: str = 'SIG_DFL'
+) -> subprocess.Popen[str]:
     """Start a command that says when it has begun; wait for that."""
     code = f"""
 import os, signal, subprocess, sys, time
@@ -80,6 +82,9 @@ from pathlib import Path
 from bidsharm.cli import ending
 from bidsharm.temporary import temporary_folder
 ending.GRACE_S = {grace_s}
+# Whatever runs the tests may have them ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.{ignored})
 here = Path({str(tmp_path)!r})
 def begun():
     (here / 'begun').touch()
@@ -154,13 +159,10 @@ def test_a_command_that_does_not_hear_is_ended_and_nothing_is_left(tmp_path, bod
 
 
 def test_nohup_is_obeyed(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        program = command(tmp_path, "begun()\ntime.sleep(1)\n(here / 'done').touch()\nreturn 0")
-        program.send_signal(signal.SIGHUP)
-        program.communicate(timeout=PATIENCE_S)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    body = "begun()\ntime.sleep(1)\n(here / 'done').touch()\nreturn 0"
+    program = command(tmp_path, body, ignored='SIG_IGN')
+    program.send_signal(signal.SIGHUP)
+    program.communicate(timeout=PATIENCE_S)
     assert program.returncode == 0
     assert (tmp_path / 'done').exists()
 

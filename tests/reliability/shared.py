@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / 'results'
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import common as measuring  # noqa: E402 - benchmarks/common.py
 
 #: Seconds after which a command counts as hung.
 LIMIT_S = 900
@@ -162,9 +161,10 @@ def save(part: Part, seconds: float) -> None:
         }
         for row in part.rows
     ]  # fmt: skip
+    measuring = runpy.run_path(str(ROOT / 'benchmarks' / 'common.py'))
     skipped = ''.join(f'- not run: {what}\n' for what in part.skipped)
-    measuring.save(
-        part.name, title=f'Reliability: {part.name}', text=measuring.table(rows) + '\n' + skipped, seed=part.seed, folder=RESULTS,
+    measuring['save'](
+        part.name, title=f'Reliability: {part.name}', text=measuring['table'](rows) + '\n' + skipped, seed=part.seed, folder=RESULTS,
         data={'rows': [vars(row) for row in part.rows], 'not_run': part.skipped, 'seconds': round(seconds)},
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def runs(pid: int) -> bool:
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from bidsharm.workflows.engine import configure, run_graph
 from bidsharm.cli.ending import run_to_end
@@ -137,6 +137,8 @@ def work():
     run_graph(workflow, settings)
     return 0
 
+# Whatever runs the tests may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(run_to_end('bidsharm', work, stopped='stopped.'))
 """
 
