@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +154,19 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def save(part: Part, seconds: float) -> None:
     """Write ``results/PART.json`` and ``.md``."""
+    shown = [replace(row, message=row.message.replace(f'{part.work}/', '')) for row in part.rows]
     rows = [
         {
             'kind': row.kind, 'input': _cell(row.what), 'what happens': _cell(row.happened), 'message': _cell(row.message),
             'cases': row.count, 'as it must be': 'yes' if row.ok else 'NO',
         }
-        for row in part.rows
+        for row in shown
     ]  # fmt: skip
     measuring = runpy.run_path(str(ROOT / 'benchmarks' / 'common.py'))
     skipped = ''.join(f'- not run: {what}\n' for what in part.skipped)
     measuring['save'](
         part.name, title=f'Reliability: {part.name}', text=measuring['table'](rows) + '\n' + skipped, seed=part.seed, folder=RESULTS,
-        data={'rows': [vars(row) for row in part.rows], 'not_run': part.skipped, 'seconds': round(seconds)},
+        data={'rows': [vars(row) for row in shown], 'not_run': part.skipped, 'seconds': round(seconds)},
     )  # fmt: skip
 
 
