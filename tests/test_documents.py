@@ -25,12 +25,18 @@ PAGES = sorted([ROOT / 'README.md', ROOT / 'benchmarks' / 'README.md', *(ROOT / 
 figures = runpy.run_path(str(ROOT / 'benchmarks' / 'figures.py'))
 card = runpy.run_path(str(ROOT / 'benchmarks' / 'card.py'))
 methods = runpy.run_path(str(ROOT / 'docs' / 'methods.py'))
+reliability = runpy.run_path(str(ROOT / 'docs' / 'reliability.py'))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_results(page: Path) -> None:
     text = page.read_text()
     assert figures['filled'](text) == text, 'run `python benchmarks/figures.py`'
+
+
+def test_the_page_of_reliability_counts_what_was_tried() -> None:
+    text = reliability['PAGE'].read_text(encoding='utf-8')
+    assert reliability['filled'](text) == text, 'run `python docs/reliability.py`'
 
 
 def test_a_table_is_cut_out_of_a_result() -> None:
