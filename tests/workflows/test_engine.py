@@ -120,13 +120,13 @@ def test_step_that_could_not_write_its_result(tmp_path):
     file = tmp_path / 'crash.txt'
     file.write_text(crash(
         'concurrent.futures.process._RemoteTraceback:\n"""\nTraceback (most recent call last):\n  File "multiproc.py", line 67, in run_node\n'
-        "OSError: [Errno 28] No space left on device: '/work/_inputs.pklz.tmp'\n\n"
+        "OSError: [Errno 28] No space left on device: '/scratch/_inputs.pklz.tmp'\n\n"
         'During handling of the above exception, another exception occurred:\n\nTraceback (most recent call last):\n'
-        '  File "utils.py", line 294, in load_resultfile\nFileNotFoundError: /work/sub_01_wf/conform/result_conform.pklz\n"""\n\n'
+        '  File "utils.py", line 294, in load_resultfile\nFileNotFoundError: /scratch/sub_01_wf/conform/result_conform.pklz\n"""\n\n'
         'The above exception was the direct cause of the following exception:\n\n'
-        'FileNotFoundError: /work/sub_01_wf/conform/result_conform.pklz\n'
+        'FileNotFoundError: /scratch/sub_01_wf/conform/result_conform.pklz\n'
     ))  # fmt: skip
-    assert read_failure(file).what == '/work/_inputs.pklz.tmp: The disk is full.'
+    assert read_failure(file).what == '/scratch/_inputs.pklz.tmp: The disk is full.'
 
 
 @pytest.mark.parametrize('signal', [9, 11, 6])
