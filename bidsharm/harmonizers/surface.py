@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
+from bidsharm.errors import MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
     Execution,
@@ -24,6 +24,7 @@ from bidsharm.harmonizers.contract import (
     Site,
     Target,
 )
+from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.imaging.icosphere import vertex_count
 
 if TYPE_CHECKING:
@@ -425,8 +426,6 @@ class TrainedSurface(SurfaceHarmonizer):
         """
         if not settings:
             return
-        import torch
-
         preset: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings['preset'].items()
         }
@@ -435,21 +434,16 @@ class TrainedSurface(SurfaceHarmonizer):
         self.measure = str(settings['measure'])
         self.units = {side: (float(unit[0]), float(unit[1])) for side, unit in settings['units'].items()}
         for side in self.units:
-            built = self.build()
-            networks = torch.nn.ModuleDict({name: built[name] for name in self.kept})
-            weights = {
-                name.removeprefix(f'{side}/'): torch.from_numpy(np.array(value))
+            own = {
+                name.removeprefix(f'{side}/'): value
                 for name, value in arrays.items()
                 if name.startswith(f'{side}/')
             }
-            try:
-                networks.load_state_dict(weights)
-            except RuntimeError as error:
-                raise ConfigurationError(
-                    f'The weights are of another network ({str(error).splitlines()[-1].strip()}).',
-                    fix='Train the method again.',
-                ) from None
-            self.hemispheres[side] = networks.eval()
+            self.hemispheres[side] = restored_networks(self._build_kept, own)
+
+    def _build_kept(self) -> dict[str, nn.Module]:
+        built = self.build()
+        return {name: built[name] for name in self.kept}
 
 
 def of_cortex(x: Tensor, mask: Tensor) -> Tensor:

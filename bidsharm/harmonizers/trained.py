@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
+from bidsharm.errors import MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
     Canonical,
@@ -30,6 +30,7 @@ from bidsharm.harmonizers.contract import (
 from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.registry import could_train
+from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 
 if TYPE_CHECKING:
@@ -605,8 +606,6 @@ class TrainedHarmonizer(Harmonizer):
         """
         if not settings:
             return
-        import torch
-
         known = {item.name for item in fields(self.Preset)}
         preset: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
@@ -620,18 +619,7 @@ class TrainedHarmonizer(Harmonizer):
             {str(k): float(v) for k, v in settings['units'].items()},
         )
         self._target = (str(settings['target_kind']), str(settings['target']))
-        weights = {name: torch.from_numpy(np.array(value)) for name, value in _under('net/', arrays).items()}
-        try:
-            with torch.device('meta'):  # settings of a bundle may ask for networks that no memory holds
-                torch.nn.ModuleDict(self.build()).load_state_dict(weights, assign=True)
-            self.networks = torch.nn.ModuleDict(self.build())
-            self.networks.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f'The weights are of another network ({str(error).splitlines()[-1].strip()}).',
-                fix='Train the method again.',
-            ) from None
-        self.networks.eval()
+        self.networks = restored_networks(self.build, _under('net/', arrays))
         self._styles, self._quantiles = _under('style/', arrays), _under('quantiles/', arrays)
         self._trained = True
 
