@@ -281,8 +281,8 @@ def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     method.fit(Cohort([scan_of(anatomy, 'mprage', scale=900)]), target=Reference('r'))
     bundle.save(method, tmp_path / 'b')
     again = bundle.load(tmp_path / 'b')
-    np.testing.assert_array_equal(
-        again.harmonize(scan, Reference('r')).image, method.harmonize(scan, Reference('r')).image
+    np.testing.assert_allclose(
+        again.harmonize(scan, Reference('r')).image, method.harmonize(scan, Reference('r')).image, atol=1e-5
     )
 
 
@@ -292,7 +292,8 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
         bundle.read_card(room.WEIGHTS / 'T1w')['settings'],
     )
     same = bundle.load(room.WEIGHTS / 'T1w', name='isotone')
-    np.testing.assert_array_equal(same.harmonize(scan, Canonical()).image, harmonized.image)
+    # Sums of a convolution may be taken in another order when arrays lie elsewhere in memory.
+    np.testing.assert_allclose(same.harmonize(scan, Canonical()).image, harmonized.image, atol=1e-5)
     darker = {**arrays, 'net/curve.4.bias': arrays['net/curve.4.bias'] - 1}
     bundle.write(Isotone.card, darker, made, tmp_path / 'darker')
     other = bundle.load(tmp_path / 'darker').harmonize(scan, Canonical())
