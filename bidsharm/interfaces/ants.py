@@ -183,6 +183,17 @@ class _Tool:
             raise ScanError(f'{self.tool} {end_of(128 - code if code > 128 else code)}.{words}')
         return runtime
 
+    def aggregate_outputs(self, *args: Any, **options: Any) -> Any:
+        """Find what the tool wrote."""
+        try:
+            return super().aggregate_outputs(*args, **options)  # type: ignore[misc]
+        except FileNotFoundError as error:
+            missing = re.search(r"'([^']*)'", str(error))
+            raise ScanError(
+                f'{self.tool} ended without an error but did not write {Path(missing[1]).name if missing else "its result"}.',
+                fix='Look at what it said in said.log, in the folder of the step, and whether the disk is full.',
+            ) from error
+
 
 class N4BiasFieldCorrection(_Tool, ants.N4BiasFieldCorrection, _Bounded):
     """N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908)."""

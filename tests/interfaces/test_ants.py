@@ -499,3 +499,13 @@ def test_a_crash_by_a_signal_is_named(install, pair, tmp_path):
         ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3).run(cwd=str(tmp_path))
     assert 'was ended by SIGSEGV' in caught.value.what
     assert 'loading' in caught.value.what
+
+
+def test_a_tool_that_writes_nothing_is_named(install, pair, tmp_path):
+    install(*TOOLS)
+    (tmp_path / 'bin' / TOOLS[0]).write_text('#!/bin/sh\nexit 0\n')
+    with pytest.raises(ScanError) as caught:
+        ants.N4BiasFieldCorrection(input_image=pair.fixed, dimension=3).run(cwd=str(tmp_path))
+    assert 'N4BiasFieldCorrection ended without an error but did not write' in caught.value.what
+    assert '.nii' in caught.value.what
+    assert 'disk is full' in caught.value.fix

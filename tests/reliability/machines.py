@@ -536,7 +536,7 @@ def programs(bench: Bench) -> None:
             'says that all is well and writes nothing',
             'exit 0',
             'N4BiasFieldCorrection',
-            ('N4BiasFieldCorrection',),
+            ('N4BiasFieldCorrection ended without an error but did not write',),
         ),
         ('ends with code 3', 'echo out of luck >&2; exit 3', 'antsApplyTransforms', ('out of luck',)),
     )
