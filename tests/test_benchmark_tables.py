@@ -138,3 +138,88 @@ def test_draws_are_pooled_by_person_and_compared_in_pairs(tables: Any) -> None:
     assert found['mine', 'error']['difference'] == pytest.approx(-0.11, abs=0.01)
     assert found['mine', 'error']['p_t_holm'] < 1e-6
     assert found['mine', 'age error']['p_t_holm'] == 1
+
+
+# --- Images, features, or both ---
+
+
+@pytest.fixture
+def hybrid(load: Any) -> Any:
+    return load('hybrid')
+
+
+def written(folder: Path) -> tuple[Path, Path]:
+    """Write a group table of 12 people in 3 scanners, and the table of people: scanner b shifts what is measured before."""
+    rng = np.random.default_rng(0)
+    ages, true = rng.uniform(20, 80, 12), rng.normal([600, 500, 300], 20, (12, 3))
+    true[:, 0] -= 2 * (ages - 50)
+    people = ['participant_id\tage\tsex\tgm_ml\twm_ml\tcsf_ml']
+    head = [f'{which}_volume_{tissue}_ml' for which in ('before', 'after') for tissue in ('wm', 'gm', 'csf')]
+    rows = ['\t'.join(['participant_id', 'session_id', 'scan', 'verdict', 'site', *head])]
+    for index, (age, volumes) in enumerate(zip(ages, true, strict=True)):
+        name = f'sub-{index:02d}'
+        people.insert(1, '\t'.join([name, f'{age:.1f}', 'FM'[index % 2], *(f'{v:.3f}' for v in volumes)]))
+        for scanner in 'abc':
+            shifted = volumes + 40 * (scanner == 'b') + rng.normal(0, 1, 3)
+            numbers = [*shifted[[1, 0, 2]], *volumes[[1, 0, 2]]]
+            rows.append('\t'.join([name, f'ses-{scanner}', f'{name}_ses-{scanner}_T1w', 'pass', scanner, *(f'{v:.3f}' for v in numbers)]))  # fmt: skip
+    (folder / 'group_T1w.tsv').write_text('\n'.join(rows) + '\n')
+    (folder / 'participants.tsv').write_text('\n'.join(people) + '\n')
+    return folder / 'group_T1w.tsv', folder / 'participants.tsv'
+
+
+def test_volumes_are_read_by_person_scanner_and_tissue(hybrid: Any, tmp_path: Path) -> None:
+    table, people = written(tmp_path)
+    volumes = hybrid.volumes_of(hybrid.feature_rows(table, people, 'after'))
+    truth, ages = hybrid.true_volumes(people, volumes.scanners)
+    assert volumes.scanners == ('a', 'b', 'c')
+    assert volumes.people == truth.people
+    assert np.allclose(volumes.values, truth.values)
+    assert ages.shape == (12,)
+    rows = hybrid.feature_rows(table, people, 'after')
+    with pytest.raises(SystemExit, match='every scanner once'):
+        hybrid.volumes_of(rows.take(np.arange(35)))
+
+
+def test_features_are_harmonized_by_a_fit_without_the_person(hybrid: Any, tmp_path: Path) -> None:
+    table, people = written(tmp_path)
+    rows = hybrid.feature_rows(table, people, 'before')
+    odd = np.asarray(rows.people) == 'sub-03'
+    other = hybrid.replace(rows, values=np.where(odd[:, None], rows.values * 1.5, rows.values))
+    first, second = (hybrid.held_out(one).values[odd] for one in (rows, other))
+    # The fit is the same for a person whatever the person's own numbers are: what comes out is a straight line of them.
+    method = hybrid_combat(rows.take(~odd), hybrid.KEEP)
+    assert np.allclose(first, method.harmonize(rows.take(odd)).values)
+    assert np.allclose(second, method.harmonize(other.take(odd)).values)
+
+
+def hybrid_combat(rows: Any, keep: str) -> Any:
+    from bidsharm.harmonizers.combat import ComBat
+
+    method = ComBat()
+    method.fit(rows, keep=keep)
+    return method
+
+
+def test_measures_of_the_truth_of_scanners_that_differ_and_of_combat(
+    hybrid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hybrid, 'PERMUTATIONS', 20)
+    table, people = written(tmp_path)
+    before = hybrid.feature_rows(table, people, 'before')
+    truth, ages = hybrid.true_volumes(people, ('a', 'b', 'c'))
+    ways = {
+        name: hybrid.measures(one, truth, ages)
+        for name, one in {'truth': truth, 'nothing': hybrid.volumes_of(before), 'features only': hybrid.volumes_of(hybrid.held_out(before))}.items()
+    }  # fmt: skip
+    assert max(ways['truth']['CoV']) == pytest.approx(0, abs=1e-9)
+    assert (ways['truth']['age r'] < -0.5, ways['truth']['age kept']) == (True, pytest.approx(1))
+    assert ways['nothing']['site'] > ways['nothing']['site chance high']
+    assert ways['features only']['site'] <= ways['features only']['site chance high']
+    assert np.mean(ways['features only']['CoV']) < 0.2 * np.mean(ways['nothing']['CoV'])
+    assert ways['features only']['ICC']['gm'] > ways['nothing']['ICC']['gm']
+    tests = hybrid.compared(ways, 'nothing')
+    assert set(tests) == {('features only', 'CoV'), ('features only', 'error')}
+    assert tests['features only', 'CoV']['p_t_holm'] < 0.001
+    cells = hybrid.line('features only', ways['features only'], {'p (nothing)': tests})
+    assert cells['p (nothing)'] == '<0.001'
