@@ -171,7 +171,7 @@ ZOO = {
 def test_figures_come_from_the_result_and_stand_beside_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {'method': 'identity', 'PSNR': 20.04},
         {'method': 'iguane (paper)', 'PSNR': [23.456, 22.0, 25.0]},
     ]
