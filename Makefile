@@ -114,6 +114,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(HELD) $(ZOO)-work
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/card.py
+	$(BIN)/python docs/survey.py
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(DEMO)
