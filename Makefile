@@ -84,6 +84,7 @@ lint: $(VENV)/.lint
 REAL_OUT ?= build/real
 SIMULATED ?= build/simulated
 HELD ?= build/held
+HYBRID ?= build/hybrid
 ZOO ?= build/zoo
 HELD_SCANNERS = northA southB meadowJ deltaQ ultraX
 HELD_PEOPLE = --subjects 8 --brain-only --seed 2026 --force \
@@ -106,6 +107,10 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/noise_free.py build/noise-free.json $(HELD_SCANNERS)
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \
+	  --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
+	$(BIN)/python benchmarks/hybrid.py $(HYBRID) $(HYBRID)-work
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/bidsharm-simulate $(ZOO) --subjects 12 --scanners northA --draw 4 --contrasts T1w T2w --resolution 1 --brain-only --seed 7 --force \

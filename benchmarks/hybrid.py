@@ -5,8 +5,8 @@ HEADS is a data set of `bidsharm-simulate` (the Makefile has the command), whose
 white matter and fluid before and after the images' harmonization are taken, and ComBat is fitted on them for each person anew, without that person. The lines "as the app writes them"
 are the harmonized table as it is, from a fit on all rows, and so flatter.
 
-- CoV: standard deviation over scanners by mean, of one person's volume, mean over three tissues and all people, in percent, with its interval over people. The four p are of paired
-  t tests of it against doing nothing and against each way alone; each corrected by Holm over all lines and two measures (CoV, error).
+- CoV: standard deviation over scanners by mean, of one person's volume, mean over three tissues and all people, in percent, with its interval over people. The p are of paired
+  t tests of it against doing nothing, against features only, and of images and features against the same images only; corrected by Holm over all lines and two measures (CoV, error).
 - ICC: ICC(2,1) of agreement, of each tissue.
 - site: balanced accuracy of logistic regression that tells the scanner of people it has not seen from the three volumes, and the 95 % quantile of this accuracy with permuted scanners.
 - error: difference to the true volumes, in percent of them, mean over the tissues. A bias that is the same everywhere is in it: ComBat brings scanners to their mean, and not to the truth.
@@ -16,7 +16,6 @@ are the harmonized table as it is, from a fit on all rows, and so flatter.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROGRAM = Path(sys.executable).with_name('bidsharm')
-METHODS = ('tscore', 'isotone')
+METHODS = ('tscore', 'nyul', 'isotone')
 TABLE_METHOD, KEEP = 'combat', 'age + C(sex)'
 TISSUES = ('gm', 'wm', 'csf')
 SEED, STUDIES, RESAMPLES, PERMUTATIONS = 2026, 1000, 2000, 200
@@ -178,23 +177,31 @@ def ways_of(heads: Path, work: Path) -> dict[str, Volumes]:
 
 
 def line(way: str, found: Mapping[str, Any], tests: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:
-    """Return a line of the table."""
-    from bidsharm.evaluation.intervals import bootstrap
-
-    data = np.array(found['CoV'])
-    interval, _ = bootstrap((data,), np.mean, SEED, RESAMPLES, 0.95, batch=1000)
-    p = {base: test.get((way, 'CoV'), {}).get('p_t_holm') for base, test in tests.items()}
-    site = (
-        ''
-        if found['site'] is None or way == 'truth'
-        else f'{found["site"]:.2f} (chance to {found["site chance high"]:.2f})'
-    )
+    """Return a line of the table; tests are by the way that others are compared with."""
+    if way == 'truth':
+        return {'way': way, 'age r': f'{found["age r"]:.2f}', 'age kept': f'{found["age kept"]:.2f}'}
+    bases = {'nothing': 'nothing', 'features only': 'features only'}
+    if method := next((method for method in METHODS if f'({method})' in way), ''):
+        bases['images only'] = f'images only ({method})'
+    p = {
+        f'p ({name})': tests.get(base, {}).get((way, 'CoV'), {}).get('p_t_holm')
+        for name, base in bases.items()
+    }
     return {
-        'way': way, 'CoV, %': f'{data.mean():.2f} ({interval.low:.2f}, {interval.high:.2f})' if interval and way != 'truth' else '',
-        **{base: '' if value is None else f'{value:.3f}' if value >= 0.001 else '<0.001' for base, value in p.items()},
-        **{f'ICC {tissue}': '' if way == 'truth' or value is None else f'{value:.2f}' for tissue, value in found['ICC'].items()}, 'site': site,
+        'way': way, 'CoV, %': with_interval(found['CoV']), 'p (nothing)': '', 'p (features only)': '', 'p (images only)': '',
+        **{name: '' if value is None else f'{value:.3f}' if value >= 0.001 else '<0.001' for name, value in p.items()},
+        **{f'ICC {tissue}': '' if value is None else f'{value:.2f}' for tissue, value in found['ICC'].items()},
+        'site': '' if found['site'] is None else f'{found["site"]:.2f} (chance to {found["site chance high"]:.2f})',
         'error, %': f'{np.mean(found["error"]):.1f}', 'age r': f'{found["age r"]:.2f}', 'age kept': f'{found["age kept"]:.2f}',
     }  # fmt: skip
+
+
+def with_interval(numbers: Sequence[float]) -> str:
+    """Return a mean over people with its interval, as text."""
+    from bidsharm.evaluation.intervals import bootstrap
+
+    interval, _ = bootstrap((np.asarray(numbers),), np.mean, SEED, RESAMPLES, 0.95, batch=1000)
+    return f'{np.mean(numbers):.2f}' + (f' ({interval.low:.2f}, {interval.high:.2f})' if interval else '')
 
 
 def main() -> None:
@@ -209,11 +216,12 @@ def main() -> None:
     ways = ways_of(args.heads, args.work)
     truth, ages = true_volumes(args.heads / 'participants.tsv', ways['nothing'].scanners)
     found = {way: measures(volumes, truth, ages) for way, volumes in {'truth': truth, **ways}.items()}
-    tests = {f'p ({label})': compared(found, base) for label, base in bases().items()}
-    rows = [line(way, numbers, tests) for way, numbers in found.items()]
-    first = json.loads((args.heads / 'dataset_description.json').read_text())
+    alone = ('nothing', 'features only', *(f'images only ({method})' for method in METHODS))
+    tests = {base: compared(found, base) for base in alone}
+    rows = [line(way, numbers, tests) for way, numbers in found.items() if way != 'truth']
+    rows.append(line('truth', found['truth'], tests))
     text = (
-        f'{len(truth.people)} people, {len(truth.scanners)} scanners ({", ".join(truth.scanners)}); heads: {first["Name"]}.\n'
+        f'{len(truth.people)} people, {len(truth.scanners)} scanners ({", ".join(truth.scanners)}).\n'
         f'{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     )  # fmt: skip
     data = {
@@ -221,15 +229,6 @@ def main() -> None:
         'against': {name: {f'{way}: {measure}': one for (way, measure), one in test.items()} for name, test in tests.items()},
     }  # fmt: skip
     common.save('hybrid', title='Images, features, or both', text=text, data=data, seed=SEED)
-
-
-def bases() -> dict[str, str]:
-    """Return the ways that others are compared with, by the heading of their column."""
-    return {
-        'nothing': 'nothing',
-        'features only': 'features only',
-        **{f'{m} only': f'images only ({m})' for m in METHODS},
-    }
 
 
 if __name__ == '__main__':

@@ -221,5 +221,6 @@ def test_measures_of_the_truth_of_scanners_that_differ_and_of_combat(
     tests = hybrid.compared(ways, 'nothing')
     assert set(tests) == {('features only', 'CoV'), ('features only', 'error')}
     assert tests['features only', 'CoV']['p_t_holm'] < 0.001
-    cells = hybrid.line('features only', ways['features only'], {'p (nothing)': tests})
-    assert cells['p (nothing)'] == '<0.001'
+    cells = hybrid.line('features only', ways['features only'], {'nothing': tests})
+    assert (cells['p (nothing)'], cells['p (images only)']) == ('<0.001', '')
+    assert hybrid.line('truth', ways['truth'], {})['age kept'] == '1.00'
