@@ -71,6 +71,7 @@ KINDS = (
     Kind('no site effect', shift=0.0, scale=0.0),
     Kind('shift', scale=0.0),
     Kind('shift, spread'),
+    Kind('shift, spread, many rows', rows=(400, 400, 400, 400)),
     Kind('covariance', patterns=0.5),
     Kind('gain', scale=0.0, gain=0.25),
     Kind('bend', scale=0.0, bend=0.6),
