@@ -70,17 +70,17 @@ UNEQUAL = (0.1, 0.25, 0.45, 0.6)
 KINDS = (
     Kind('no site effect', shift=0.0, scale=0.0),
     Kind('shift', scale=0.0),
-    Kind('shift, spread'),
-    Kind('shift, spread, many rows', rows=(400, 400, 400, 400)),
+    Kind('shift and spread'),
+    Kind('shift and spread (many rows)', rows=(400, 400, 400, 400)),
     Kind('covariance', patterns=0.5),
     Kind('gain', scale=0.0, gain=0.25),
     Kind('bend', scale=0.0, bend=0.6),
     Kind('ages apart', **APART),
-    Kind('ages apart, curve', curve=True, **APART),
+    Kind('ages apart (curve)', curve=True, **APART),
     Kind('patients unequal', patients=UNEQUAL),
-    Kind('patients unequal, kept', patients=UNEQUAL, keep='{age} + C(sex) + C(patient)'),
+    Kind('patients unequal (kept)', patients=UNEQUAL, keep='{age} + C(sex) + C(patient)'),
     Kind('small sites', rows=(150, 80, 20, 6)),
-    Kind('visits, shift', scale=0.0, visits=3),
+    Kind('visits (shift)', scale=0.0, visits=3),
     Kind('visits', visits=3),
 )
 

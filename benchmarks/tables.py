@@ -1,12 +1,12 @@
 """Methods for tables on cohorts whose truth is known: does the site go, and do age, sex and disease stay?
 
-Each cohort has 24 features like regional thickness, in units of the spread between people of one age and sex, of 320 rows at four sites for the fit (`many rows`: 1,600;
+Each cohort has 24 features like regional thickness, in units of the spread between people of one age and sex, of 320 rows at four sites for the fit (`(many rows)`: 1,600;
 `small sites`: 150, 80, 20 and 6), and other people for the judgement, on whom nothing is fitted but the classifiers. All methods bring the other sites to site A, which is as the
-truth but for noise (0.25). They keep age and sex, and disease where the cohort is called so. Every line is over all draws of people, effects and sites.
+truth but for noise (0.25). They keep age and sex, and disease where it says `(kept)`. Every line is over all draws of people, effects and sites.
 
 What the sites do (`table_cohorts.py`): `shift` adds to each feature; `spread` multiplies what a person deviates from the expected by; `covariance` also multiplies the patterns that features
-share; `gain` multiplies the feature as a whole, with its effects; `bend` draws deviations out on one side. Others have shift and spread: `ages apart` has sites of mean age 35, 45, 55 and 65, in `curve`
-features fall faster with age; `patients unequal` has 10, 25, 45 and 60 % of patients; `visits` has three of each person, at sites drawn anew (`visits, shift`: without spread).
+share; `gain` multiplies the feature as a whole, with its effects; `bend` draws deviations out on one side. Others have shift and spread: `ages apart` has sites of mean age 35, 45, 55 and 65, in `(curve)`
+features fall faster with age; `patients unequal` has 10, 25, 45 and 60 % of patients; `visits` has three of each person, at sites drawn anew (`visits (shift)`: without spread).
 
 - site, linear; site, curved: how often logistic regression, and a support vector machine with radial basis functions, tell the site of people they have not
   seen (0.25 is guessing), with its interval over people. All of them were measured at all four sites, so nothing but the site tells it.
@@ -57,7 +57,7 @@ METHODS = (
 )  # fmt: skip
 TRAINED = ('gcvae', 'causal-flow')
 #: Minutes a fit, so not everywhere.
-LONG, LONG_KINDS = ('gcvae', 'paper'), ('shift, spread', 'patients unequal, kept')
+LONG, LONG_KINDS = ('gcvae', 'paper'), ('shift and spread', 'patients unequal (kept)')
 #: People who are judged, in each draw.
 JUDGED = 120
 FOLDS, RESAMPLES, SEED = 5, 2000, 2026

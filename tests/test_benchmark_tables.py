@@ -57,7 +57,7 @@ def test_site_a_is_as_the_truth_but_for_noise(cohorts: Any) -> None:
 
 
 def test_effects_of_age_sex_and_disease_are_those_planted(cohorts: Any) -> None:
-    one = kind(cohorts, 'ages apart, curve')
+    one = kind(cohorts, 'ages apart (curve)')
     world = cohorts.draw_world(one, 5)
     people = cohorts.draw_people(world, (2000,) * 4, np.random.default_rng(0))
     columns = np.column_stack([np.ones(8000), cohorts.curve_of(one, people.age), people.male, people.patient])
@@ -98,7 +98,7 @@ def test_travellers_are_everybody_at_every_site_once(cohorts: Any) -> None:
 
 
 def test_the_judgement_of_the_truth_and_of_what_is_halved(cohorts: Any, tables: Any) -> None:
-    cohort = tables.draw(kind(cohorts, 'shift, spread'), 5)
+    cohort = tables.draw(kind(cohorts, 'shift and spread'), 5)
     assert not set(cohort.fit.person) & set(cohort.study.person)
     assert set(cohort.study.person) == set(cohort.travel.person)
     study, travel = (cohorts.truth_of(cohort.world, p) for p in (cohort.study, cohort.travel))
