@@ -103,7 +103,7 @@ def main() -> None:
     packed = pack(scans)
     rows: list[dict[str, Any]] = []
     for name in registry.available():
-        if registry.card(name).domain != 'volume':
+        if registry.card(name).place != 'volume':
             continue
         method, target = ready(name, scans)
         method.harmonize(scans[0], target)

@@ -20,11 +20,12 @@ CHAPTERS = {
     'volume': ('# Trained methods', 'Trained by `bidsharm-train` ([training.md](../training.md)); none ships with weights.'),
     'table': ('## Methods for tables of features', 'Fitted and applied by `bidsharm-table` ([tables.md](../tables.md)).'),
     'surface': ('## Methods for cortical surfaces', 'Trained and applied by `bidsharm-surface` ([surfaces.md](../surfaces.md)); none ships with weights.'),
+    'task': ('## Methods that predict', 'Trained and applied by `bidsharm-task` ([tasks.md](../tasks.md)); none ships with weights.'),
 }  # fmt: skip
 
 
 #: How the cards of each domain name what a method is applied to.
-NEEDS = {'volume': 'Needs for a scan', 'table': 'Needs for a row', 'surface': 'Needs for a map'}
+NEEDS = {'volume': 'Needs for a scan', 'table': 'Needs for a row', 'surface': 'Needs for a map', 'task': 'Needs for a scan'}
 
 
 def with_page(domain: str = '') -> list[str]:
@@ -32,8 +33,8 @@ def with_page(domain: str = '') -> list[str]:
     return [
         name
         for name in registry._BUILTIN
-        if (registry.card(name).domain != 'volume' or issubclass(registry.find(name), TrainedHarmonizer))
-        and domain in ('', registry.card(name).domain)
+        if (registry.card(name).place != 'volume' or issubclass(registry.find(name), TrainedHarmonizer))
+        and domain in ('', registry.card(name).place)
     ]
 
 
@@ -48,8 +49,8 @@ def card_table(card: Card) -> str:
         'Paper': f'{card.paper} [doi:{card.doi}](https://doi.org/{card.doi})' if card.doi else card.paper,
         'Family': f'{card.family}, supervision: {card.supervision}',
         'Learns from': phrases(card.needs_fit),
-        NEEDS[card.domain]: phrases(card.needs_apply),
-        'Aims at': ', '.join(card.targets),
+        NEEDS[card.place]: phrases(card.needs_apply),
+        'Aims at': ', '.join(card.targets) or 'a task instead of a target',
         'Fidelity': card.fidelity,
         'Differs from the paper': card.deviations or 'in nothing that is known',
     }
@@ -77,7 +78,7 @@ def index() -> str:
 def _row(name: str) -> str:
     card = registry.card(name)
     needs = '; '.join(NEED_PHRASES[need] for need in card.needs_fit) or 'any scans'
-    return f'| [{name}]({name}.md) | {card.title} | {needs} | {", ".join(card.targets)} | {card.fidelity} |'
+    return f'| [{name}]({name}.md) | {card.title} | {needs} | {", ".join(card.targets) or "a task"} | {card.fidelity} |'
 
 
 def main() -> None:

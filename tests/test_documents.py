@@ -131,7 +131,7 @@ def _methods() -> list[str]:
     return [
         name
         for name in _registered()
-        if registry.card(name).domain == 'volume' and not issubclass(registry.find(name), TrainedHarmonizer)
+        if registry.card(name).place == 'volume' and not issubclass(registry.find(name), TrainedHarmonizer)
     ]
 
 

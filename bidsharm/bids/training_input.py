@@ -35,6 +35,10 @@ class TrainingFile:
         Who was scanned, in which visit, where, with which contrast.
     covariates
         Numbers of participants.tsv.
+    columns
+        All cells of participants.tsv.
+    entities
+        BIDS entities of the scan.
     """
 
     image: Path
@@ -46,6 +50,8 @@ class TrainingFile:
     site: str
     contrast: str
     covariates: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    entities: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -90,6 +96,7 @@ def find_training_files(
     participants: Path | None = None,
     person: str = '',
     subjects: Sequence[str] = (),
+    images: str = 'preproc',
 ) -> list[TrainingFile]:
     """Return the preprocessed scans of derivatives of bidsharm.
 
@@ -107,6 +114,8 @@ def find_training_files(
         Column of participants.tsv that says which subjects are one person; by default every subject is one.
     subjects
         Labels of the subjects that are wanted; all by default.
+    images
+        Which images of a scan: ``preproc`` or ``harmonized``.
 
     Raises
     ------
@@ -119,12 +128,12 @@ def find_training_files(
         raise UsageError('The folder of derivatives does not exist.', where=str(folder))
     table = read_participants(participants or folder) or read_participants(_source_of(folder))
     found = [
-        file for path in sorted(folder.glob('sub-*/**/*_desc-preproc_*.nii*'))
+        file for path in sorted(folder.glob(f'sub-*/**/*_desc-{images}_*.nii*'))
         if (file := _training_file(path, folder, contrasts, site, person, table)) and (not subjects or _label(path) in subjects)
     ]  # fmt: skip
     if not found:
         raise NothingToDo(
-            f'There is no preprocessed scan ({", ".join(contrasts)}).', where=str(folder),
+            f'There is no {"preprocessed" if images == "preproc" else images} scan ({", ".join(contrasts)}).', where=str(folder),
             fix='Run `bidsharm BIDS FOLDER participant --harmonizer identity` first.',
         )  # fmt: skip
     return found
@@ -161,7 +170,7 @@ def _training_file(
         image=path, mask=mask, tissue=tuple(part for part in tissue if part) if all(tissue) else (),
         name=file_name(entities, contrast), person=row.get(person, '') or scan.subject, session=scan.session or '',
         site=(site_by_rule(scan, table, rule) if rule else _recorded_site(path, entities, contrast)) or UNKNOWN_SITE,
-        contrast=contrast, covariates=dict(_numbers(row)),
+        contrast=contrast, covariates=dict(_numbers(row)), columns=row, entities=entities,
     )  # fmt: skip
 
 

@@ -180,14 +180,14 @@ def _show(name: str, *, as_json: bool) -> int:
         'Family': f'{card.family}, supervision: {card.supervision}',
         'Works on': f'{card.domain} -> {card.output}, {card.geometry} geometry',
         'Contrasts': ', '.join(card.contrasts) or 'all',
-        'Aims at': ', '.join(card.targets),
+        'Aims at': ', '.join(card.targets) or '-',
         'Learns from': phrases(card.needs_fit),
         'Needs per scan': phrases(card.needs_apply),
         'May change anatomy': 'yes' if card.changes_anatomy else 'no',
         'Fidelity': card.fidelity,
         'Differs from paper': card.deviations or '-',
         'Runs on': 'GPU or CPU' if card.uses_device else 'CPU',
-        'Memory': f'{card.memory_gb:g} GB' + (' for a 1 mm head' if card.domain == 'volume' else ''),
+        'Memory': f'{card.memory_gb:g} GB' + (' for a 1 mm head' if card.place == 'volume' else ''),
         'Licence': card.licence,
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

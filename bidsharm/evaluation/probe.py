@@ -248,6 +248,36 @@ def refitted_site_probe(
     return _scored(base, rows, guess, chance, seed, resamples, confidence)
 
 
+def person_folds(sites: Sequence[str], people: Sequence[str], *, count: int, seed: int) -> list[Fold]:
+    """Return the folds of :func:`site_probe` and :func:`refitted_site_probe`: whole people, and like shares of the sites in each.
+
+    Parameters
+    ----------
+    sites, people
+        Of each row, length rows.
+    count
+        Number of folds; fewer where a site has fewer people.
+    seed
+        Of the sharing out.
+
+    Raises
+    ------
+    UsageError
+        If a site has fewer than two people, or rows differ in number.
+    """
+    same_length(len(sites), people)
+    names, numbers = sorted(set(sites)), np.unique(people, return_inverse=True)[1]
+    rows = _Rows(np.array([names.index(site) for site in sites], np.int64), numbers.astype(np.int64))
+    if _fewest(rows, len(names)) < 2:
+        raise UsageError(
+            'A site has fewer than two people, so that nobody can be kept back there.',
+            fix='Leave that site out.',
+        )
+    return [
+        Fold(train.astype(np.int64), test.astype(np.int64)) for train, test in _shared_out(rows, count, seed)
+    ]
+
+
 def volume_probe(
     volumes: NDArray,
     sites: Sequence[str],

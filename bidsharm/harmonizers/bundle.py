@@ -81,7 +81,7 @@ def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str,
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
-    tensors = to_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    tensors = to_bytes({name: np.asarray(array, order='C') for name, array in arrays.items()})
     content = {
         'format': FORMAT,
         'name': card.name,
@@ -115,9 +115,9 @@ def load(folder: Path, execution: Execution | None = None, *, name: str | None =
     """
     found = load_any(folder, execution, name=name)
     if not isinstance(found, Harmonizer):
-        what, command = registry.ELSEWHERE[found.card.domain]
+        what, command = registry.ELSEWHERE[found.card.place]
         raise ConfigurationError(
-            f'The bundle was made by "{found.card.name}", which harmonizes {what}, not images.',
+            f'The bundle was made by "{found.card.name}", which {what}.',
             where=str(folder),
             fix=f'Use it with {command}.',
         )

@@ -30,6 +30,9 @@ NEED_PHRASES: dict[str, str] = {
     'weights': 'a model bundle',
     'table': 'a table of features',
     'visits': 'people with several visits',
+    'answers': 'what it shall predict, for some scans at least',
+    'answers_of_two_sites': 'what it shall predict, for scans of at least two sites',
+    'site_without_answers': 'scans of a site whose answers it does not learn from (--labelled names the others)',
     'kept': 'columns of what people differ by (--keep)',
 }
 
@@ -94,6 +97,11 @@ class Card:
     licence: str = 'Apache-2.0'
     uses_device: bool = False
     memory_gb: float = 1.5
+
+    @property
+    def place(self) -> str:
+        """Where it is used: ``task`` for methods that give no image, else the domain."""
+        return 'task' if self.output == 'task' else self.domain
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain JSON types."""

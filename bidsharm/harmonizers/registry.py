@@ -25,6 +25,7 @@ _BUILTIN = {
     'lsq': 'bidsharm.harmonizers.linear:LSQ',
     'nyul': 'bidsharm.harmonizers.histogram:Nyul',
     'histogram': 'bidsharm.harmonizers.histogram:HistogramMatching',
+    'ravel': 'bidsharm.harmonizers.ravel:Ravel',
     'isotone': 'bidsharm.harmonizers.isotone:Isotone',
     'deepharmony': 'bidsharm.harmonizers.unet:DeepHarmony',
     'deepharmony-many-to-one': 'bidsharm.harmonizers.unet:DeepHarmonyManyToOne',
@@ -72,12 +73,20 @@ _BUILTIN = {
     'causal-flow': 'bidsharm.harmonizers.causal_flow:CausalFlow',
     's2sgan': 'bidsharm.harmonizers.s2sgan:S2SGAN',
     'cdae': 'bidsharm.harmonizers.cdae:CDAE',
+    'erm': 'bidsharm.harmonizers.erm:PlainTask',
+    'unlearning': 'bidsharm.harmonizers.unlearning:Unlearning',
+    'ad2a': 'bidsharm.harmonizers.ad2a:AttentionAdaptation',
+    'learn-to-ignore': 'bidsharm.harmonizers.learn_to_ignore:LearnToIgnore',
+    'uda-latent': 'bidsharm.harmonizers.uda:LatentAdaptation',
+    'uda-image': 'bidsharm.harmonizers.uda:ImageAdaptation',
+    'unit-seg': 'bidsharm.harmonizers.unit_task:SharedCodeTask',
 }
 
-#: What methods of other domains than volumes harmonize, and the command that runs them.
+#: What methods that give no images do, by :attr:`Card.place`, and the command that runs them.
 ELSEWHERE = {
-    'table': ('tables of features', 'bidsharm-table'),
-    'surface': ('cortical surfaces', 'bidsharm-surface'),
+    'table': ('harmonizes tables of features, not images', 'bidsharm-table'),
+    'surface': ('harmonizes cortical surfaces, not images', 'bidsharm-surface'),
+    'task': ('predicts something of images and gives none', 'bidsharm-task'),
 }
 
 _log = logging.getLogger(__name__)
@@ -118,9 +127,9 @@ def get(name: str) -> type[Harmonizer]:
     found = find(name)
     if issubclass(found, Harmonizer):
         return found
-    what, command = ELSEWHERE[found.card.domain]
+    what, command = ELSEWHERE[found.card.place]
     raise UsageError(
-        f'"{name}" harmonizes {what}, not images.',
+        f'"{name}" {what}.',
         where='--harmonizer',
         fix=f'Run it with {command} --harmonizer {name}.',
     )
@@ -173,8 +182,8 @@ def _problem(found: object, name: str) -> str:
         return f'calls itself "{found.card.name}" in its card'
     if inspect.isabstract(found):
         return 'does not implement harmonize'
-    if issubclass(found, Harmonizer) != (found.card.domain not in ELSEWHERE):
-        return f'is of the domain "{found.card.domain}" by its card, and of another one by its class'
+    if issubclass(found, Harmonizer) != (found.card.place not in ELSEWHERE):
+        return f'is of the domain "{found.card.place}" by its card, and of another one by its class'
     return ''
 
 
@@ -189,7 +198,7 @@ def could_train(offers: Iterable[str]) -> list[str]:
     cards = [
         found
         for name in available()
-        if (found := _card_or_none(name)) and found.domain == 'volume' and 'weights' in found.needs_apply
+        if (found := _card_or_none(name)) and found.place == 'volume' and 'weights' in found.needs_apply
     ]
     return [found.name for found in cards if offered.issuperset(found.needs_fit)]
 
@@ -216,7 +225,7 @@ def could_run(offers: Iterable[str]) -> list[str]:
         found = _card_or_none(name)
         if (
             found
-            and found.domain == 'volume'
+            and found.place == 'volume'
             and offered.issuperset((*found.needs_fit, *found.needs_apply))
             and 'canonical' in found.targets
         ):

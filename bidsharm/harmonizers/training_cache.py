@@ -141,8 +141,7 @@ def _prepared(
 ) -> TrainingVolume:
     from bidsharm.harmonizers.training_data import align, common_frame, laid_on, volume_of
 
-    chosen = [settings.voxel_mm, settings.scaling, settings.offset, settings.background, 2]
-    stem = folder / hashlib.sha256(repr([source.key, chosen]).encode()).hexdigest()[:24]
+    stem = _stem(source, settings, folder)
     kept = _kept(stem, source)
     if kept is None:
         scan = source.read()
@@ -156,6 +155,16 @@ def _prepared(
     if source.person not in anchors:
         anchors[source.person] = (source.read(), _world(stem))
     return kept
+
+
+def world_of(source: Source, settings: NetworkSettings, folder: Path) -> NDArray[np.float64]:
+    """Return the transform by which a scan was laid on the common grid by :func:`prepare`: from its world to that of the grid."""
+    return _world(_stem(source, settings, folder))
+
+
+def _stem(source: Source, settings: NetworkSettings, folder: Path) -> Path:
+    chosen = [settings.voxel_mm, settings.scaling, settings.offset, settings.background, 2]
+    return folder / hashlib.sha256(repr([source.key, chosen]).encode()).hexdigest()[:24]
 
 
 def _world(stem: Path) -> NDArray[np.float64]:

@@ -169,6 +169,40 @@ def laid_on(scan: Scan, grid: Grid, world: NDArray[np.float64]) -> Scan:
     )
 
 
+def labels_back_on(
+    labels: NDArray[np.uint8],
+    grid: Grid,
+    world: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+) -> NDArray[np.uint8]:
+    """Return labels of a common grid on the grid of a scan.
+
+    Each label is sampled linearly, and the one with the largest share of a voxel wins.
+
+    Parameters
+    ----------
+    labels
+        Shape of the common grid.
+    grid
+        The common grid.
+    world
+        From the world of the scan to that of the grid, as for :func:`laid_on`.
+    shape, affine
+        Grid of the scan.
+    """
+    from bidsharm.imaging.grids import resample
+
+    back = np.linalg.inv(world) @ grid.affine
+    best = np.zeros(shape, np.uint8)
+    most = 1 - resample((labels > 0).astype(np.float32), back, shape, affine, order=1)
+    for label in range(1, int(labels.max(initial=0)) + 1):
+        share = resample((labels == label).astype(np.float32), back, shape, affine, order=1)
+        best[share > most] = label
+        most = np.maximum(most, share)
+    return best
+
+
 def align(scan: Scan, anchor: tuple[Scan, NDArray[np.float64]] | None) -> NDArray[np.float64]:
     """Return the rigid transform that lays a scan on the template, by way of another scan of the same person where there is one.
 

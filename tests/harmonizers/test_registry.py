@@ -111,7 +111,7 @@ def test_could_run_depends_on_what_is_offered():
     assert could('cohort', 'tissue') == {
         n
         for n in registry._BUILTIN
-        if registry.card(n).domain == 'volume' and 'weights' not in registry.card(n).needs_apply
+        if registry.card(n).place == 'volume' and 'weights' not in registry.card(n).needs_apply
     }
 
 

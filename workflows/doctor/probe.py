@@ -167,7 +167,7 @@ def _method(name: str) -> dict[str, Any]:
     """Load a method of any kind."""
     from bidsharm.harmonizers import registry
 
-    return {'domain': registry.card(name).domain}
+    return {'place': registry.card(name).place}
 
 
 def _harmonizers() -> dict[str, Any]:
