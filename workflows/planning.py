@@ -210,10 +210,13 @@ def resolve_target(
             fix=f'It can: {", ".join(card.targets)}.',
         )
     if kind == 'canonical' and 'cohort' in card.needs_fit and not scans:
+        instead = (
+            'Give --target a site or a reference image, or choose' if 'site' in card.targets else 'Choose'
+        )
         raise UsageError(
             f'{card.name} needs {NEED_PHRASES["cohort"]}, and there is only {found}.',
             where='--harmonizer',
-            fix=f'Give --target a site or a reference image, or choose one of: {", ".join(_without_cohort())}.',
+            fix=f'{instead} one of: {", ".join(_without_cohort())}.',
         )
     if 'weights' in card.needs_apply and not with_model:
         raise _untrained(card)

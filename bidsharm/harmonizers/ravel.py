@@ -76,7 +76,7 @@ class Ravel(Harmonizer):
             'Scans are laid on the template rigidly and stretched along its axes, at 2 mm; the paper bends them. Control voxels are centred '
             'over scans before the singular value decomposition. Scans that were not in the cohort get their scores by least squares on '
             'their own control voxels; the paper corrects a cohort at once. Where not all scans of the cohort have brain, the coefficient of '
-            'the nearest place where they have is used. Covariates are kept where scans bring them; the workflow brings none. '
+            'the nearest place where they have is used. Covariates are kept where scans bring them; the app brings none. '
             'Unless --guard report is given, the guard removes structure of the correction that the scan does not show.'
         ),
     )  # fmt: skip

@@ -342,6 +342,17 @@ def test_scans_to_learn_from_need_no_t1w(make_data_set, make_settings, tmp_path)
     assert anchors_to_learn(part, make_settings())['sub-02_FLAIR'] == 'sub-02_T2w'
 
 
+@pytest.mark.parametrize(
+    ('name', 'advice'), [('nyul', 'Give --target a site'), ('ravel', 'Choose one of: identity')]
+)
+def test_a_single_scan_teaches_no_cohort_and_the_advice_is_one_that_helps(
+    name, advice, cohort, make_settings
+):
+    with pytest.raises(UsageError, match='there is only 1') as caught:
+        make_plan(make_settings(harmonizer=name), cohort({'sub-01_T1w': 'A'}))
+    assert caught.value.fix.startswith(advice)
+
+
 def test_methods_with_a_standard_of_their_own_need_no_scans(sites, make_settings):
     for name in ('robust', 'zscore', 'identity'):
         assert resolve_target(make_settings(harmonizer=name), registry.get(name).card, sites) == (
