@@ -62,7 +62,7 @@ class LabelledFile(TrainingFile):
         return hashlib.sha256(repr(mine).encode()).hexdigest()
 
     def read(self) -> Scan:
-        """Read the scan; shares of the labels take the place of its tissues.
+        """Read the scan with its labels: 1 for the brain outside the chosen ones, then these in order.
 
         Raises
         ------
@@ -72,10 +72,11 @@ class LabelledFile(TrainingFile):
         scan = super().read()
         if self.label_map is None:
             return replace(scan, tissue=None)
-        labels = _on_grid(self.label_map, scan)
-        parts = [labels == index for index in self.indices]
-        rest = ~np.any(parts, axis=0)
-        return replace(scan, tissue=np.stack([rest, *parts]).astype(np.float32))
+        given = _on_grid(self.label_map, scan)
+        labels = scan.mask.astype(np.uint8)
+        for number, index in enumerate(self.indices, start=2):
+            labels[scan.mask & (given == index)] = number
+        return replace(scan, tissue=None, labels=labels)
 
 
 def _on_grid(path: Path, scan: Scan) -> NDArray[np.int64]:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
-from bidsharm.bids.dataset import BIDS_VERSION
+from bidsharm.bids.dataset import BIDS_VERSION, read_json
 from bidsharm.bids.names import file_name
 from bidsharm.bids.training_input import TrainingFile
 from bidsharm.errors import UsageError
 from bidsharm.evaluation.tasks import Judged, SiteScores
-from bidsharm.files import read_json
 from bidsharm.harmonizers.task import Task
 from bidsharm.temporary import atomic_path
 

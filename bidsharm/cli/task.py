@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.task_output import check_out, prepare_out
     from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
-    from bidsharm.harmonizers.training_cache import prepare
+    from bidsharm.harmonizers.training_cache import prepare, sketch
     from bidsharm.temporary import swept
 
     quiet_libraries()
@@ -106,6 +106,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
     task, files, truth = _asked(args, files, loaded)
     method = loaded or _new(args, task)
     check_out(args.derivatives, args.out)
+    if not args.model:
+        method.check_offers(sketch(files), _learnable(args, files, truth), task)
     with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), _bar(True) as progress:
         prepare_out(args.derivatives, args.out)
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
@@ -179,6 +181,13 @@ def _asked(
     return wanted, files, {k: None if unknown and v not in wanted.classes else v for k, v in truth.items()}
 
 
+def _learnable(args: argparse.Namespace, files: Sequence[TrainingFile], truth: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Return the answers that may be learnt from."""
+    from bidsharm.bids.task_input import at_sites
+
+    return {name: value for name, value in at_sites(files, truth, args.labelled).items() if value is not None}
+
+
 def _new(args: argparse.Namespace, task: Task) -> TrainedTask:
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.contract import Execution
@@ -217,7 +226,6 @@ def _learnt(work: _Work, progress: Any) -> Path:
     """Train on each fold and predict the others, then train on all; return the page."""
     import numpy as np
 
-    from bidsharm.bids.task_input import at_sites
     from bidsharm.evaluation.probe import person_folds
     from bidsharm.evaluation.tasks import embedding_probe
     from bidsharm.harmonizers import bundle
@@ -225,7 +233,7 @@ def _learnt(work: _Work, progress: Any) -> Path:
     from bidsharm.training.options import Budget, Running
 
     args, data = work.args, work.prepared.data
-    learnt = {name: value for name, value in at_sites(list(work.files.values()), work.truth, args.labelled).items() if value is not None}  # fmt: skip
+    learnt = _learnable(args, list(work.files.values()), work.truth)
     work.method.check_offers(data, learnt, work.task)
     sites, people = [one.site for one in data.volumes], [one.person for one in data.volumes]
     folds = person_folds(sites, people, count=args.folds, seed=args.seed)
@@ -312,18 +320,20 @@ def _judged(work: _Work, one: TrainingVolume, said: Prediction, fold: int) -> Ju
 
 
 def _write_dseg(work: _Work, one: TrainingVolume, said: Prediction, fold: int) -> None:
+    import numpy as np
+
     from bidsharm.bids.task_output import Made, write_dseg
     from bidsharm.harmonizers.training_cache import world_of
-    from bidsharm.harmonizers.training_data import common_frame, labels_back_on
+    from bidsharm.harmonizers.training_data import common_frame, resampled_labels
     from bidsharm.imaging.grids import load_checked
 
     file, settings = work.files[one.name], work.method.settings
     image = load_checked(file.image)
     x, y, z = image.shape
     assert said.labels is not None
-    labels = labels_back_on(
-        said.labels, common_frame(settings.voxel_mm), world_of(file, settings, work.args.out / CACHE), (x, y, z), image.affine
-    )  # fmt: skip
+    world = world_of(file, settings, work.args.out / CACHE)
+    back = np.linalg.inv(world) @ common_frame(settings.voxel_mm).affine
+    labels = resampled_labels(said.labels, back, (x, y, z), image.affine)
     desc = ''.join(part.capitalize() if i else part for i, part in enumerate(work.method.card.name.split('-')))  # fmt: skip
     write_dseg(work.args.out, file, labels, work.task, Made(work.args.derivatives, _record(work), desc), fold)
 

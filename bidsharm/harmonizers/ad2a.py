@@ -24,10 +24,13 @@ class AttentionSettings(TaskSettings):
     ----------
     domain, attention
         Weights of the domain classifier, whose gradient is turned round, and of the differences between the sites' mean maps of attention.
+    hold_out
+        Nobody is kept for validation: the loss of the task does not tell which weights hide the site.
     """
 
     domain: float = 0.1
     attention: float = 0.1
+    hold_out: float = 0.0
 
 
 class AttentionAdaptation(TrainedTask):

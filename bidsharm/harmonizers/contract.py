@@ -134,6 +134,8 @@ class Scan:
         Numbers known about the person (age), by name.
     companions
         Scans of other contrasts of the visit, on the same grid; they need no companions of their own.
+    labels
+        What a network shall learn to segment, where that is not the tissues: 0 outside the brain, 1, 2, ... inside; shape (X, Y, Z), uint8.
     """
 
     data: Volume
@@ -147,6 +149,7 @@ class Scan:
     session: str = ''
     covariates: Mapping[str, float] = field(default_factory=dict)
     companions: tuple[Scan, ...] = ()
+    labels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Fitting:
         if (place / 'model').exists():
             kept = bundle.load_any(place / 'model', method.execution, name=method.card.name)
             assert isinstance(kept, TrainedTask)
+            if progress is not None:
+                progress(1, 1, 'learnt before')
             return kept
         running = replace(self.running, folder=place)
         method.fit(data, truth, task=self.task, seed=running.seed, progress=progress, running=running)

@@ -175,7 +175,7 @@ class TrainedTask(TaskMethod):
     }  # fmt: skip
     #: What it changes for segmentations.
     tiny_segmenting: ClassVar[Mapping[str, Any]] = {
-        'voxel_mm': 4.0, 'levels': (8, 16, 16), 'edge': 32, 'batch': 4, 'steps': 120, 'rate': 5e-3, 'hidden': 16,
+        'voxel_mm': 4.0, 'levels': (8, 16, 16), 'edge': 32, 'batch': 2, 'steps': 160, 'rate': 5e-3, 'hidden': 16,
     }  # fmt: skip
     more: Callable[[], Batch]
     done: float = 0.0

@@ -61,7 +61,7 @@ def volume_of(scan: Scan, settings: NetworkSettings, shape: tuple[int, int, int]
     return TrainingVolume(
         values=centred(volume, shape, settings.background), mask=centred(mask, shape, False), name=scan.name,
         person=scan.person or scan.name, session=scan.session, site=scan.site, contrast=scan.contrast,
-        tissue=None if scan.tissue is None else centred(labels_of(scan), shape, 0), covariates=scan.covariates,
+        tissue=None if scan.tissue is None and scan.labels is None else centred(labels_of(scan), shape, 0), covariates=scan.covariates,
         unit=scaling.unit,
     )  # fmt: skip
 
@@ -90,7 +90,10 @@ def in_units(scan: Scan, settings: NetworkSettings) -> tuple[NDArray[np.float32]
 
 
 def labels_of(scan: Scan) -> NDArray[np.uint8]:
-    """Return the likeliest tissue of each voxel: 0 outside the brain, 1 CSF, 2 GM, 3 WM."""
+    """Return the labels of a scan, or else the likeliest tissue of each voxel: 0 outside the brain, 1 CSF, 2 GM, 3 WM."""
+    if scan.labels is not None:
+        # A voxel at the border of the brain may have lost its label on the way here.
+        return np.where(scan.mask, np.maximum(scan.labels, 1), 0).astype(np.uint8)
     assert scan.tissue is not None
     return np.where(scan.mask, 1 + np.argmax(scan.tissue, axis=0), 0).astype(np.uint8)
 
@@ -164,40 +167,37 @@ def laid_on(scan: Scan, grid: Grid, world: NDArray[np.float64]) -> Scan:
     tissue = None
     if scan.tissue is not None:
         tissue = np.stack([grid.sample(part, scan.affine, world) for part in scan.tissue])
+    labels = None
+    if scan.labels is not None:
+        labels = resampled_labels(scan.labels, world @ scan.affine, grid.shape, grid.affine)
     return replace(
-        scan, data=np.where(mask, data, 0).astype(np.float32), mask=mask, affine=grid.affine, tissue=tissue
-    )
+        scan, data=np.where(mask, data, 0).astype(np.float32), mask=mask, affine=grid.affine, tissue=tissue, labels=labels,
+    )  # fmt: skip
 
 
-def labels_back_on(
+def resampled_labels(
     labels: NDArray[np.uint8],
-    grid: Grid,
-    world: NDArray[np.float64],
-    shape: tuple[int, int, int],
     affine: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    onto: NDArray[np.float64],
 ) -> NDArray[np.uint8]:
-    """Return labels of a common grid on the grid of a scan.
+    """Return labels on another grid that shares their world.
 
     Each label is sampled linearly, and the one with the largest share of a voxel wins.
 
     Parameters
     ----------
-    labels
-        Shape of the common grid.
-    grid
-        The common grid.
-    world
-        From the world of the scan to that of the grid, as for :func:`laid_on`.
-    shape, affine
-        Grid of the scan.
+    labels, affine
+        Shape (X, Y, Z), 0 for none, and their grid.
+    shape, onto
+        The other grid.
     """
     from bidsharm.imaging.grids import resample
 
-    back = np.linalg.inv(world) @ grid.affine
     best = np.zeros(shape, np.uint8)
-    most = 1 - resample((labels > 0).astype(np.float32), back, shape, affine, order=1)
+    most = 1 - resample((labels > 0).astype(np.float32), affine, shape, onto, order=1)
     for label in range(1, int(labels.max(initial=0)) + 1):
-        share = resample((labels == label).astype(np.float32), back, shape, affine, order=1)
+        share = resample((labels == label).astype(np.float32), affine, shape, onto, order=1)
         best[share > most] = label
         most = np.maximum(most, share)
     return best

@@ -28,9 +28,12 @@ class LatentSettings(TaskSettings):
     ----------
     domain
         Weight of the domain classifier, whose gradient is turned round.
+    hold_out
+        Nobody is kept for validation: the loss of the task does not tell which weights hide the site.
     """
 
     domain: float = 0.1
+    hold_out: float = 0.0
 
 
 class LatentAdaptation(TrainedTask):

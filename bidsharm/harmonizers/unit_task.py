@@ -44,7 +44,7 @@ class SharedCodeTask(TrainedTask):
     kinds: ClassVar[tuple[Kind, ...]] = ('segmentation',)
     segmenting: ClassVar[Mapping[str, Any]] = {}
     tiny_segmenting: ClassVar[Mapping[str, Any]] = {
-        **SharedCode.tiny, **TrainedTask.tiny_segmenting, 'edge': 16, 'steps': 150,
+        **SharedCode.tiny, **TrainedTask.tiny_segmenting, 'edge': 16, 'steps': 100,
     }  # fmt: skip
     card = Card(
         name='unit-seg', title='Segmentation of scans that autoencoders made alike (UNIT)', family='indirect', supervision='unpaired',

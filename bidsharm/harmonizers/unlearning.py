@@ -26,11 +26,20 @@ class UnlearningSettings(TaskSettings):
         Weights of the loss of the classifier of scanners (eq. 2) and of the confusion loss (eq. 3).
     first
         Part of the training that learns the task alone (100 of 300 epochs).
+    pace
+        Multiplies the learning rate of the classifier: a slow one is confused without anything being unlearnt.
+    turns
+        Steps of the classifier for each step of the others.
+    hold_out
+        Nobody is kept for validation: the loss of the task does not tell which weights have unlearnt the site.
     """
 
     alpha: float = 1.0
     beta: float = 10.0
     first: float = 1 / 3
+    pace: float = 1.0
+    turns: int = 1
+    hold_out: float = 0.0
 
 
 class Unlearning(TrainedTask):
@@ -39,7 +48,9 @@ class Unlearning(TrainedTask):
     settings: UnlearningSettings
     Preset: ClassVar[type[TaskSettings]] = UnlearningSettings
     kinds: ClassVar[tuple[Kind, ...]] = ('regression', 'classification', 'segmentation')
-    tiny: ClassVar[Mapping[str, object]] = {**TrainedTask.tiny, 'steps': 200}
+    tiny: ClassVar[Mapping[str, object]] = {
+        **TrainedTask.tiny, 'steps': 300, 'rate': 1e-3, 'pace': 5.0, 'turns': 2, 'average': 0.95,
+    }  # fmt: skip
     card = Card(
         name='unlearning', title='Task network that unlearns the scanner', family='indirect', supervision='unpaired',
         paper='Dinsdale NK, et al. Deep learning-based unlearning of dataset bias for MRI harmonisation and confound removal. '
@@ -48,7 +59,7 @@ class Unlearning(TrainedTask):
         needs_apply=('weights',), uses_device=True, memory_gb=4.0, fidelity='adapted',
         deviations='Whole brains at 2 mm instead of 128 x 128 x 32 voxels; features are pooled to 2 x 2 x 2 before the code, so that any '
         'field of view fits. Batches draw sites with equal chances and half of their scans have answers. For segmentations the scanner is '
-        'unlearnt from the bottleneck of a U-Net. The training ends by its budget unless --patience is given.',
+        'unlearnt from the bottleneck of a U-Net. The training ends by its budget, and its last weights are taken.',
     )  # fmt: skip
 
     def build(self) -> dict[str, nn.Module]:
@@ -70,7 +81,7 @@ class Unlearning(TrainedTask):
         rate = self.settings.rate
         return {
             'task': Player(('encoder', 'head'), rate),
-            'domain': Player(('domain',), rate),
+            'domain': Player(('domain',), rate * self.settings.pace),
             'confusion': Player(('encoder',), rate),
         }
 
@@ -88,22 +99,23 @@ class Unlearning(TrainedTask):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the loss of the task (eq. 1), of the classifier (eq. 2) and of the confusion (eq. 3)."""
-        from torch.nn.functional import cross_entropy
-
         from bidsharm.nn.losses import confusion
 
         yield 'task', {'task': self.task_loss(self.read(batch['x'])[0], batch)}
         domain = self.networks['domain']
-        _, code = self.read(batch['x'])
         # The classifier is trained in the first stage, too, so that it can be confused from the start of the second one.
-        yield 'domain', {'domain': self.settings.alpha * cross_entropy(domain(code.detach()), batch['site'])}
+        for turn in range(self.settings.turns):
+            seen = batch if turn == 0 else self.more()
+            yield 'domain', {'domain': self.domain_loss(seen)}
         if stage == 'unlearn':
+            _, code = self.read(batch['x'])
             yield 'confusion', {'confusion': self.settings.beta * confusion(domain(code))}
 
-    def validation(self, batch: Batch) -> Tensor | None:
-        """Return the loss of the task and of the confusion, so that the best weights are not those that know the scanner."""
-        from bidsharm.nn.losses import confusion
+    def domain_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the classifier of scanners on features as they are (eq. 2)."""
+        import torch
+        from torch.nn.functional import cross_entropy
 
-        said, code = self.read(batch['x'])
-        scanner = self.settings.beta * confusion(self.networks['domain'](code))
-        return self.task_loss(said, batch) + scanner
+        with torch.no_grad():
+            _, code = self.read(batch['x'])
+        return self.settings.alpha * cross_entropy(self.networks['domain'](code), batch['site'])

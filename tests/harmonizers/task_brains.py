@@ -10,17 +10,20 @@ SHAPE = (16, 16, 16)
 
 
 def brain(person: int, site: str, *, age: float, seed: int = 0) -> TrainingVolume:
-    """Return a ball of WM in shells of GM and CSF; the older, the smaller the ball. Site B shows it by another curve."""
+    """Return a ball of WM in shells of GM and CSF; the older, the smaller the ball. Site B shows it by another curve.
+
+    Scans of one site differ in gain and curve, too, as those of real scanners do: without that the least trace tells the site.
+    """
     rng = np.random.default_rng((seed, person, ord(site)))
     axes = [(np.arange(size) - (size - 1) / 2) / (size / 2) for size in SHAPE]
     radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing='ij')))
     inner = 0.75 - 0.5 * (age - 20) / 60
     tissue = np.select([radius < inner, radius < 0.85, radius < 0.95], [3, 2, 1], 0).astype(np.uint8)
     values = np.array([0, 0.3, 0.6, 0.9], np.float32)[tissue]
-    if site == 'B':
-        values = np.where(tissue > 0, 1.3 * values**1.6 + 0.15, 0).astype(np.float32)
+    power = {'A': 1.0, 'B': 1.7}[site] + 0.12 * rng.standard_normal()
+    values = np.exp(0.05 * rng.standard_normal()) * values**power
     mask = tissue > 0
-    values = np.where(mask, values + 0.02 * rng.standard_normal(SHAPE), 0).astype(np.float32)
+    values = np.where(mask, values + 0.03 * rng.standard_normal(SHAPE), 0).astype(np.float32)
     return TrainingVolume(
         values, mask, f'sub-{person}_ses-{site}_T1w', f'{person}', site, site, 'T1w', tissue, {'age': age}
     )
