@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,15 +206,22 @@ def _settings(name: str) -> list[tuple[str, str]]:
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.surface import TrainedSurface
     from bidsharm.harmonizers.table import TableHarmonizer
+    from bidsharm.harmonizers.task import TrainedTask
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
+    def line(title: str, settings: Mapping[str, Any]) -> tuple[str, str]:
+        return title, ', '.join(f'{key}={value}' for key, value in settings.items())
+
     kind = registry.find(name)
+    if issubclass(kind, TrainedTask):
+        segments, others = 'segmentation' in kind.kinds, kind.kinds != ('segmentation',)
+        rows = [line('Settings', asdict(kind.preset('paper', kind.kinds[0])))]
+        rows += [line('Of segmentations', kind.segmenting)] if segments and others and kind.segmenting else []
+        rows += [line('Preset "tiny"', kind.tiny)] if others else []
+        return rows + ([line('"tiny", segmenting', kind.tiny_segmenting)] if segments else [])
     if not issubclass(kind, (TrainedHarmonizer, TableHarmonizer, TrainedSurface)):
         return []
-    return [
-        ('Settings', ', '.join(f'{key}={value}' for key, value in asdict(kind.preset()).items())),
-        ('Preset "tiny"', ', '.join(f'{key}={value}' for key, value in kind.tiny.items())),
-    ]
+    return [line('Settings', asdict(kind.preset())), line('Preset "tiny"', kind.tiny)]
 
 
 def _import_iguane(file: Path, folder: Path) -> int:

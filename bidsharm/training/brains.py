@@ -80,7 +80,9 @@ class Brain:
             return cls(inside, kept['fractions'], kept['texture'], str(kept['anatomy']), float(kept['age']))
 
 
-def draw_brains(maps: Sequence[Path | None], count: int, *, seed: int) -> Iterator[Brain]:
+def draw_brains(
+    maps: Sequence[Path | None], count: int, *, seed: int, degrees: float = 12.0
+) -> Iterator[Brain]:
     """Draw people, the same number from every anatomy.
 
     Parameters
@@ -91,6 +93,8 @@ def draw_brains(maps: Sequence[Path | None], count: int, *, seed: int) -> Iterat
         Number of people in all.
     seed
         The same seed gives the same people.
+    degrees
+        How far heads are turned about each axis, at most.
     """
     for turn, path in enumerate(maps):
         name = 'MNI152' if path is None else path.name.split('.')[0]
@@ -98,11 +102,16 @@ def draw_brains(maps: Sequence[Path | None], count: int, *, seed: int) -> Iterat
         walls = ventricle_walls(head)
         for number in range(turn, count, len(maps)):
             rng = np.random.default_rng((seed, zlib.crc32(name.encode()), number))
-            yield _draw(rng, head, walls, name, TEMPLATE_SIZE if path is None else 1.0)
+            yield _draw(rng, head, walls, name, TEMPLATE_SIZE if path is None else 1.0, degrees)
 
 
 def _draw(
-    rng: np.random.Generator, head: Anatomy, walls: NDArray[np.float64], name: str, usual_size: float
+    rng: np.random.Generator,
+    head: Anatomy,
+    walls: NDArray[np.float64],
+    name: str,
+    usual_size: float,
+    degrees: float,
 ) -> Brain:
     """Draw one person: as :func:`bidsharm.simulation.people.draw_person`, but with wider spreads, for a training."""
     age = float(rng.uniform(20, 80))
@@ -119,7 +128,7 @@ def _draw(
     shape = tuple(int(n) for n in np.round(2 * _HALF / SIZE_MM))
     points = world_of(affine, shape)
     centre = np.array(BRAIN_CENTRE).reshape(3, 1, 1, 1)
-    points = _turned(rng, points - centre, size) + centre
+    points = _turned(rng, points - centre, size, degrees) + centre
     places = to_voxels(head.affine, warp(points))
     parts = _sample(_split(head), places)
     brain = parts[: len(KINDS) - 1].sum(axis=0) >= 0.5
@@ -130,11 +139,13 @@ def _draw(
     return Brain(inside, fractions, _texture(rng, inside), name, age)
 
 
-def _turned(rng: np.random.Generator, points: NDArray[np.float64], size: float) -> NDArray[np.float64]:
-    """Turn points about the origin by up to 12 degrees about each axis, and shrink them to the anatomy."""
+def _turned(
+    rng: np.random.Generator, points: NDArray[np.float64], size: float, degrees: float
+) -> NDArray[np.float64]:
+    """Turn points about the origin by up to some degrees about each axis, and shrink them to the anatomy."""
     from scipy.spatial.transform import Rotation
 
-    matrix = Rotation.from_euler('xyz', rng.uniform(-12, 12, 3), degrees=True).as_matrix() / size
+    matrix = Rotation.from_euler('xyz', rng.uniform(-degrees, degrees, 3), degrees=True).as_matrix() / size
     return np.tensordot(matrix, points, axes=1)
 
 

@@ -208,9 +208,22 @@ class ScanSource:
 
     def draw(self) -> TrainingScan:
         """Return the next scan."""
-        brain = int(self.rng.integers(len(self.brains)))
+        return self.scan(int(self.rng.integers(len(self.brains))))
+
+    def scan(self, brain: int, scanner: int | None = None) -> TrainingScan:
+        """Return a scan of one of the brains.
+
+        Parameters
+        ----------
+        brain
+            Its number.
+        scanner
+            Number of one of the scanners; drawn by default.
+        """
         voxels, flat, mixture, kinds, texture = self._place(brain)
-        number = int(self.rng.choice(self.thick if self._chance(0.3) else len(self.signals.snr)))
+        number = scanner
+        if number is None:
+            number = int(self.rng.choice(self.thick if self._chance(0.3) else len(self.signals.snr)))
         jitter = self._people()
         transmit = 1 + float(self.signals.transmit[number]) * _enlarge(self._field(self.transmit), flat)
         signal, white = self._signal(number, mixture, texture, transmit, jitter)
