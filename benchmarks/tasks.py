@@ -1,6 +1,6 @@
 """Methods that predict, on simulated brains of known age and tissue: does the site go, and does what is predicted stay?
 
-Brains are drawn from the MNI152 template, and from label maps where BIDSHARM_LABELS names some, with atrophy by age (20 to 80), lesions in some, and other differences between people; three
+Brains are drawn from the label maps that BIDSHARM_LABELS names, with atrophy by age (20 to 80), lesions in some, and other differences between people; people of the judgement are of other maps than those of the training. Three
 scanners are drawn from documented ranges and see them with noise, coil fields and blur of their own. Everybody of the training was at one scanner; the others, whom no network has seen, were at all three.
 Ages are equally spread at all scanners. Networks are small, on brains of 6 mm (4 mm for segmentations), and have the same budget each; `--seeds` trainings each, whose numbers are averaged over for each person.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from bidsharm.training.volumes import TrainingSet, TrainingVolume
 Floats = NDArray[np.float64]
 SITES = ('A', 'B', 'C')
 TRAINED, TESTED, SEED = 120, 30, 2026
+#: Label maps, of those in the folder, whose people are kept for the judgement.
+UNSEEN = 3
 #: Voxels of 2 mm in an edge of the voxels that networks see.
 COARSE = {'age': 3, 'old': 3, 'dseg': 2}
 #: Settings that all networks share, and those of single methods on top.
@@ -62,23 +65,45 @@ class Seen:
     age: float
 
 
-def cohort(seed: int) -> tuple[list[Seen], list[Seen]]:
-    """Return the scans of the training, and those of people who travelled."""
+def drawn(job: tuple[Path, int, int, Path]) -> list[Path]:
+    """Draw people of one anatomy, and return the files that keep them; those that are there are not drawn anew."""
     from bidsharm.training.brains import draw_brains
+
+    path, count, seed, work = job
+    name = path.name.split('.')[0]
+    files = [work / f'{name}_{seed}_{number}.npz' for number in range(count)]
+    if not all(file.exists() for file in files):
+        for file, brain in zip(files, draw_brains([path], count, seed=seed, degrees=2), strict=True):
+            brain.save(file)
+    return files
+
+
+def cohort(seed: int, work: Path) -> tuple[list[Seen], list[Seen]]:
+    """Return the scans of the training, and those of people who travelled."""
+    from bidsharm.training.brains import Brain
     from bidsharm.training.scans import ScanSource
 
-    folder = os.environ.get('BIDSHARM_LABELS', '')
-    maps: list[Path | None] = [None, *sorted(Path(folder).glob('*.nii.gz'))] if folder else [None]
-    brains = list(draw_brains(maps, TRAINED + TESTED, seed=seed, degrees=2))
+    maps = sorted(Path(os.environ['BIDSHARM_LABELS']).glob('*.nii.gz'))
+    # Nobody of the judgement has the anatomy of anybody of the training.
+    first, last = maps[:-UNSEEN], maps[-UNSEEN:]
+    parts = ((first, -(-TRAINED // len(first))), (last, -(-TESTED // len(last))))
+    work.mkdir(parents=True, exist_ok=True)
+    jobs = [(path, count, seed, work) for some, count in parts for path in some]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        files = list(pool.map(drawn, jobs))
+    ours = [file for some in files[: len(first)] for file in some]
+    rng = np.random.default_rng(seed)
+    ours = [ours[row] for row in rng.permutation(len(ours))[:TRAINED]]
+    brains = [
+        Brain.load(file)
+        for file in [*ours, *(file for some in files[len(first) :] for file in some)][: TRAINED + TESTED]
+    ]
     source = ScanSource(brains, 'T1w', seed=seed)
     scanners = chosen(source)
-    order = np.random.default_rng(seed).permutation(len(brains))
-    train = [
-        seen(source, int(row), scanners[i % 3], SITES[i % 3], brains) for i, row in enumerate(order[:TRAINED])
-    ]
+    train = [seen(source, row, scanners[row % 3], SITES[row % 3], brains) for row in range(TRAINED)]
     test = [
-        seen(source, int(row), scanner, site, brains)
-        for row in order[TRAINED:]
+        seen(source, row, scanner, site, brains)
+        for row in range(TRAINED, TRAINED + TESTED)
         for scanner, site in zip(scanners, SITES, strict=True)
     ]
     return train, test
@@ -222,7 +247,7 @@ def by_combat(table: Floats, train: Sequence[Seen], test: Sequence[Seen]) -> Flo
     method: Any = registry.find('combat')()
     target = Site(SITES[0])
     method.fit(rows(table[: len(train)], train), target=target, keep='age')
-    parts = [method.harmonize(rows(values, scans), target).values for values, scans in ((table[: len(train)], train), (table[len(train) :], test))]  # fmt: skip
+    parts = [method.harmonize(rows(values, scans)).values for values, scans in ((table[: len(train)], train), (table[len(train) :], test))]  # fmt: skip
     return np.concatenate(parts)
 
 
@@ -311,12 +336,13 @@ def main() -> None:
     import torch
 
     arguments = common.parser(__doc__)
+    arguments.add_argument('work', type=Path, help='folder that keeps the brains')
     arguments.add_argument('--steps', type=int, default=800, help='of each training')
     arguments.add_argument('--seeds', type=int, default=3, help='trainings of each method')
     arguments.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     args = arguments.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    train, test = cohort(SEED)
+    train, test = cohort(SEED, args.work)
     print(f'{len(train)} scans to train on, {len(test)} to judge', flush=True)
     data, parts = {}, []
     for task in args.tasks:

@@ -325,17 +325,14 @@ def _run_batches(run: Run) -> Outcome:
         for subject in group:
             scans = plan.selection.of_subject(subject)
             todo[subject] = unfinished(scans, plan, settings, digest)
-            done = [scan.name for scan in scans if scan.name not in todo[subject]]
-            outcome.resumed += done
-            run.progress.skip(len(done))
-            for name in done:
-                run.tell(ScanResumed(name))
+            _pass_over(run, [scan.name for scan in scans if scan.name not in todo[subject]])
         crashes = set(run.log_dir.glob('crash-*'))
         wanted = {subject: names for subject, names in todo.items() if names}
         with sweeping(settings, group), _claim(wanted, run) as (mine, busy):
-            _run_batch(run, mine)
-        failures = read_failures(run.log_dir, since=crashes)
-        _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
+            _run_batch(run, _still_unfinished(run, mine))
+            failures = read_failures(run.log_dir, since=crashes)
+            # Before another run may begin anew with a subject, and take its records away.
+            _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
         reports = len(outcome.reports)
         _report(group, settings, outcome, plan, plan.options.methods)
         for path in outcome.reports[reports:]:
@@ -350,6 +347,26 @@ def _run_batches(run: Run) -> Outcome:
                 run.tell(ScanNotRun(name))
             break
     return outcome
+
+
+def _pass_over(run: Run, names: Sequence[str]) -> None:
+    """Note scans that are done already."""
+    run.outcome.resumed += names
+    run.progress.skip(len(names))
+    for name in names:
+        run.tell(ScanResumed(name))
+
+
+def _still_unfinished(run: Run, todo: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return what is left to do: another run may have finished scans since they were looked at, while this one waited for it."""
+    left: dict[str, set[str]] = {}
+    for subject, names in todo.items():
+        scans = run.plan.selection.of_subject(subject)
+        now = unfinished(scans, run.plan, run.settings, run.plan.options.digest) & names
+        _pass_over(run, sorted(names - now))
+        if now:
+            left[subject] = now
+    return left
 
 
 @contextmanager

@@ -206,6 +206,45 @@ def test_a_record_of_an_earlier_run_does_not_speak_for_a_subject_that_is_held(wi
     assert outcome.exit_code == ExitCode.SCAN_FAILED
 
 
+def test_what_another_run_finished_meanwhile_is_not_done_again(with_records, monkeypatch):
+    """The other run had sub-1 when this one looked, and ended with it while this one waited for it."""
+    looked: list[str] = []
+
+    def unfinished(scans, *_):
+        names = {scan.name for scan in scans}
+        first = not looked or names - set(looked)
+        looked.extend(names)
+        return names if first else names - {'sub-1_T1w'}
+
+    done: list[str] = []
+    monkeypatch.setattr(participant, 'unfinished', unfinished)
+    monkeypatch.setattr(participant, '_run_batch', lambda run, todo: done.extend(todo))
+    outcome = participant._run_batches(with_records)
+    assert done == ['2']
+    assert outcome.resumed == ['sub-1_T1w']
+    assert outcome.verdicts['sub-1_T1w'] == 'pass'
+    assert outcome.exit_code == ExitCode.OK
+
+
+def test_results_are_counted_before_another_run_may_begin(with_records, monkeypatch):
+    """Another run with --force waits for the subject, and takes its record away as soon as it may."""
+    files = [
+        with_records.settings.output_dir / OutputNames(scan).qc for scan in with_records.plan.selection.scans
+    ]
+    release = FileLock.release
+
+    def waiting(lock, *arguments, **options):
+        release(lock, *arguments, **options)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    monkeypatch.setattr(FileLock, 'release', waiting)
+    monkeypatch.setattr(participant, '_run_batch', lambda run, todo: None)
+    outcome = participant._run_batches(with_records)
+    assert outcome.failures == []
+    assert set(outcome.verdicts) == {'sub-1_T1w', 'sub-2_T1w'}
+
+
 def test_a_run_that_ends_early_knows_what_is_done(run_of, make_raw):
     """A scan whose record is there is done, although its batch has not been looked at; not with --force."""
     run = run_of('sub-1_T1w', 'sub-2_T1w', 'sub-3_T1w')
