@@ -6,12 +6,11 @@ Ages are equally spread at all scanners. Networks are small, on brains of 6 mm (
 
 - site told: balanced accuracy of a logistic regression on the features of the network (for `nothing` and `combat`: on the features that they predict from), trained and judged on different
   people who travelled; 0.33 is guessing. Travelling people differ in nothing but the scanner, so this is harsher than a probe of a cohort.
-- error: mean absolute error of the age, in years; AUC of "older than 50"; Dice of GM and WM.
+- score: mean absolute error of the `age`, in years; AUC of "older than 50" (`old`); Dice of GM and WM (`dseg`), where labels come from the first scanner only and the others are judged.
 - between scanners: mean over people of the standard deviation, over the three scanners, of what is predicted: what a study would take for change if somebody moved.
-- p: paired Wilcoxon test over people against `erm`, corrected by Holm over methods and measures of a task.
+- p: paired Wilcoxon test over people against `erm` (of `old`, for the distance of the probability from the truth), corrected by Holm over methods and measures of a task.
 
 `nothing` and `combat` predict from 60 features without any network: means over blocks of 36 mm and their spread, by ridge or logistic regression; combat is fitted on the training people, with the age kept.
-In segmentation, labels come from the first scanner only, and the Dice is that of the others.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def chosen(source: Any) -> list[int]:
     """Return three usual scanners: voxels below 1.6 mm, enough signal, and contrasts of GM to WM that differ."""
     signals = source.signals
     middle = signals.signal.shape[2] // 2
-    ratio = (signals.signal[:, 1, middle] / signals.signal[:, 2, middle]).abs().numpy()
+    ratio = signals.signal[:, 2, middle].abs().numpy()  # of GM, relative to WM
     fair = np.flatnonzero((signals.voxel.amax(dim=1) < 1.6).numpy() & (signals.snr > 12).numpy())
     ranked = fair[np.argsort(ratio[fair])]
     return [int(ranked[int(share * (len(ranked) - 1))]) for share in (0.1, 0.5, 0.9)]
@@ -316,16 +315,17 @@ def rows_of(task: str, found: Mapping[str, Mapping[str, Any]], seed: int) -> lis
     tests = tested(found, seed)
     rows = []
     for name, one in found.items():
-        row: dict[str, Any] = {'method': name, 'site told': f'{one["site told"]:.2f}'}
-        row['error'] = f'{one["error"]:.3f}' if task != 'dseg' else f'{1 - one["error"]:.3f}'
-        if task == 'old':
-            row['error'] = f'{one["AUC"]:.3f}'
-        row['between scanners'] = f'{one["between scanners"]:.3f}'
-        for measure in ('error', 'between scanners'):
-            row[f'p, {measure}'] = _p(tests[name, measure][0]) if name != 'erm' else ''
-        rows.append({**row, 's': one['s']})
-    word = {'age': 'error, years', 'old': 'AUC', 'dseg': 'Dice'}[task]
-    return [{word if key == 'error' else key: value for key, value in row.items()} for row in rows]
+        score = {
+            'age': f'{one["error"]:.2f} years',
+            'old': f'AUC {one.get("AUC", 0):.3f}',
+            'dseg': f'Dice {1 - one["error"]:.3f}',
+        }[task]
+        p = {measure: _p(tests[name, measure][0]) if name != 'erm' else '' for measure in ('error', 'between scanners')}  # fmt: skip
+        rows.append({
+            'task': task, 'method': name, 'site told': f'{one["site told"]:.2f}', 'score': score, 'p of score': p['error'],
+            'between scanners': f'{one["between scanners"]:.3f}', 'p of between': p['between scanners'], 's': one['s'],
+        })  # fmt: skip
+    return rows
 
 
 def _p(p: float) -> str:
@@ -344,7 +344,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     train, test = cohort(SEED, args.work)
     print(f'{len(train)} scans to train on, {len(test)} to judge', flush=True)
-    data, parts = {}, []
+    rows: list[dict[str, Any]] = []
     for task in args.tasks:
         found: dict[str, dict[str, Any]] = {}
         if task != 'dseg':
@@ -354,18 +354,13 @@ def main() -> None:
             runs = [by_network(name, task, train, test, args, seed) for seed in range(args.seeds)]
             found[name] = judged(task, runs, test, SEED)
             print(task, name, {k: v for k, v in found[name].items() if k != 'persons'}, flush=True)
-        data[task] = rows_of(task, found, SEED)
-        parts.append(f'## {HEADINGS[task]}\n\n{common.table(data[task])}')
-    rows = [{'task': task, **row} for task, some in data.items() for row in some]
+        rows += rows_of(task, found, SEED)
     about = f'{TRAINED} people for the training, {TESTED} who travelled, {args.steps} steps, {args.seeds} trainings each.'
     body = (__doc__ or '').split('\n', 1)[1].strip()
     common.save(
-        'tasks', title='Methods that predict, on simulated brains', text='\n\n'.join([about, body, *parts]),
+        'tasks', title='Methods that predict, on simulated brains', text='\n\n'.join([about, body, common.table(rows)]),
         data={'rows': rows}, seed=SEED,
     )  # fmt: skip
-
-
-HEADINGS = {'age': 'Age', 'old': 'Older than 50', 'dseg': 'Tissues, labels from scanner A'}
 
 
 if __name__ == '__main__':

@@ -75,7 +75,7 @@ def write_task_report(
         sentence=f'{method}: {len(rows)} scans of {scores[0].people} people at {len(sites)} {"site" if len(sites) == 1 else "sites"}',
         messages=[_message(scores[0], kind), *([] if probe is None else [_probe_message(probe)])], warnings=list(warnings),
         sites=[(site, index) for index, site in enumerate(sites)], table=_score_table(scores, labelled), held_out=held_out,
-        plot=_plot(rows, kind, classes, sites, task), probe=_probe_plot(probe), projection=_projection(rows, embeddings, sites),
+        plot=_plot(rows, kind, classes, sites, task), plot_title=_plotted(kind, task)[0], probe=_probe_plot(probe), projection=_projection(rows, embeddings, sites),
         heads=_heads(kind, classes), listed=[_listed(row, kind, classes) for row in rows[:LISTED]], not_listed=max(len(rows) - LISTED, 0),
         provenance=dict(provenance or {}),
     )  # fmt: skip
@@ -126,12 +126,17 @@ def _plot(
         found[row.site].append((None, plots.finite(_quality(row, kind, classes)), row.name))
     if not any(value is not None for some in found.values() for _, value, _ in some):
         return Markup('')
-    title, unit = {
-        'regression': ('Prediction less truth', task),
+    title, unit = _plotted(kind, task)
+    return plots.strip_svg(found, sites=list(sites), title=title, unit=unit, message=f'{title} of each scan, by site.')  # fmt: skip
+
+
+def _plotted(kind: Kind, task: str) -> tuple[str, str]:
+    """Return what the plot shows, and its unit."""
+    return {
+        'regression': (f'Predicted {task} less the true one', ''),
         'classification': ('Probability of the true class', ''),
         'segmentation': ('Dice, mean over classes', ''),
     }[kind]
-    return plots.strip_svg(found, sites=list(sites), title=title, unit=unit, message=f'{title} of each scan, by site.')  # fmt: skip
 
 
 def _quality(row: Judged, kind: Kind, classes: Sequence[str]) -> float | None:
