@@ -17,6 +17,7 @@ from bidsharm.bids.dataset import BIDS_VERSION, read_json
 from bidsharm.bids.names import file_name
 from bidsharm.bids.training_input import TrainingFile
 from bidsharm.errors import UsageError
+from bidsharm.evaluation.probe import Probe
 from bidsharm.evaluation.tasks import Judged, SiteScores
 from bidsharm.harmonizers.task import Task
 from bidsharm.temporary import atomic_path
@@ -123,7 +124,7 @@ def write_embeddings(out: Path, rows: Sequence[Judged], embeddings: NDArray[np.f
     )
 
 
-def write_scores(out: Path, scores: Sequence[SiteScores]) -> None:
+def write_scores(out: Path, scores: Sequence[SiteScores], probe: Probe | None) -> None:
     """Write ``scores.tsv`` and its dictionary: a row for all scans together, and one for each site."""
     names = list(scores[0].measures)
     columns = {
@@ -135,14 +136,28 @@ def write_scores(out: Path, scores: Sequence[SiteScores]) -> None:
     for name in names:
         what = _MEASURES.get(name) or f'Dice overlap of {name.removeprefix("dice_")}; mean over people.'
         columns |= {name: what, f'{name}_low': f'Lower limit of {name} (95 %).', f'{name}_high': 'Upper limit.'}  # fmt: skip
+    columns |= {
+        'site_told': 'Share of the scans whose site a linear classifier tells from the features; over all the mean of the sites.',
+        'site_told_low': 'Lower limit of site_told (95 %).',
+        'site_told_high': 'Upper limit.',
+        'site_told_by_chance': 'What site_told is for permuted sites, on average.',
+    }
     rows = []
     for row in scores:
         cells: list[Any] = [row.site or None, row.scans, row.people, row.known]
         for name in names:
             one = row.measures[name]
             cells += [one.value, *(one.interval or (None, None))]
-        rows.append(cells)
+        rows.append([*cells, *_told(row.site, probe)])
     write_tsv(out / 'scores.tsv', columns, rows)
+
+
+def _told(site: str, probe: Probe | None) -> list[float | None]:
+    if probe is None:
+        return [None] * 4
+    if site:
+        return [probe.recall.get(site), None, None, None]
+    return [probe.accuracy, *(probe.interval or (None, None)), probe.chance]
 
 
 def write_tsv(path: Path, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:

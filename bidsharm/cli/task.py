@@ -291,7 +291,7 @@ def _written(work: _Work, found: Sequence[Prediction], fold: Sequence[int], prob
     scores = scores_by_site(rows, task.kind, classes, seed=work.args.seed)
     output.write_predictions(out, rows, task)
     output.write_embeddings(out, rows, embeddings)
-    output.write_scores(out, scores)
+    output.write_scores(out, scores, probe)
     return _page(work, rows, scores, classes, probe, embeddings)
 
 

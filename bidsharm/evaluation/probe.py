@@ -8,8 +8,8 @@ everything reaches it too, so read it next to
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -64,6 +64,8 @@ class Probe:
         Permutation p that the accuracy is above chance.
     reason
         Why something is None; empty when nothing is.
+    recall
+        Share of the rows of each site that is told rightly, by the label of the site.
     """
 
     n: int
@@ -75,6 +77,7 @@ class Probe:
     chance_high: float | None = None
     p: float | None = None
     reason: str = ''
+    recall: Mapping[str, float] = field(default_factory=dict)
 
 
 def folds(
@@ -412,9 +415,12 @@ def _rows(data: NDArray, sites: Sequence[str], subjects: Sequence[str]) -> tuple
     site = np.array([names.index(sites[row]) for row in used], dtype=np.int64)
     persons, person = np.unique([subjects[row] for row in used], return_inverse=True)
     rows = _Rows(site, person.astype(np.int64))
-    base = Probe(persons.size, int(there.size - used.size), len(names))
+    # The shares are filled in when rows have been classified.
+    base = Probe(
+        persons.size, int(there.size - used.size), len(names), recall=dict.fromkeys(names, float('nan'))
+    )
     if _fewest(rows, len(names)) < 2:
-        base = replace(base, reason='a site has fewer than 2 subjects with all numbers')
+        base = replace(base, recall={}, reason='a site has fewer than 2 subjects with all numbers')
     return base, rows, used
 
 
@@ -445,6 +451,11 @@ def _scored(
         # A rounding error must not make an equal accuracy a smaller one.
         p=float((1 + np.count_nonzero(chance >= accuracy - ROUNDING)) / (1 + chance.size)),
         reason=reason,
+        recall={
+            name: float(hit / total)
+            for name, hit, total in zip(base.recall, hits.sum(axis=0), totals.sum(axis=0), strict=True)
+            if total
+        },
     )
 
 

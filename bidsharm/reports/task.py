@@ -74,7 +74,7 @@ def write_task_report(
         out_file, 'task.html.j2', title=f'{"Segmentation" if kind == "segmentation" else "Prediction of " + task}',
         sentence=f'{method}: {len(rows)} scans of {scores[0].people} people at {len(sites)} {"site" if len(sites) == 1 else "sites"}',
         messages=[_message(scores[0], kind), *([] if probe is None else [_probe_message(probe)])], warnings=list(warnings),
-        sites=[(site, index) for index, site in enumerate(sites)], table=_score_table(scores, labelled), held_out=held_out,
+        sites=[(site, index) for index, site in enumerate(sites)], table=_score_table(scores, labelled, probe), held_out=held_out,
         plot=_plot(rows, kind, classes, sites, task), plot_title=_plotted(kind, task)[0], probe=_probe_plot(probe), projection=_projection(rows, embeddings, sites),
         heads=_heads(kind, classes), listed=[_listed(row, kind, classes) for row in rows[:LISTED]], not_listed=max(len(rows) - LISTED, 0),
         provenance=dict(provenance or {}),
@@ -102,19 +102,26 @@ def _with_interval(one: Measure) -> str:
     return plots.number(one.value) + limits
 
 
-def _score_table(scores: Sequence[SiteScores], labelled: Sequence[str]) -> dict[str, Any]:
+def _score_table(
+    scores: Sequence[SiteScores], labelled: Sequence[str], probe: Probe | None
+) -> dict[str, Any]:
     names = list(scores[0].measures)
     return {
-        'heads': [_NAMES.get(name) or f'Dice of {name.removeprefix("dice_")}' for name in names],
+        'heads': [*(_NAMES.get(name) or f'Dice of {name.removeprefix("dice_")}' for name in names), 'Site told'],
         'rows': [
             {
                 'site': row.site or 'All', 'scans': row.scans, 'people': row.people, 'known': row.known,
                 'learnt': '' if not row.site or not labelled else ('yes' if row.site in labelled else 'no'),
-                'cells': [_with_interval(row.measures[name]) for name in names],
+                'cells': [*(_with_interval(row.measures[name]) for name in names), _told(row.site, probe)],
             }
             for row in scores
         ],
     }  # fmt: skip
+
+
+def _told(site: str, probe: Probe | None) -> str:
+    value = None if probe is None else probe.recall.get(site) if site else probe.accuracy
+    return '–' if value is None else f'{value:.2f}'
 
 
 def _plot(

@@ -97,6 +97,9 @@ def test_every_scan_is_predicted_by_networks_that_have_not_seen_it(aged):
     overall, *sites = rows(aged / 'scores.tsv')
     assert (overall['site'], overall['scans'], overall['known']) == ('n/a', '8', '7')
     assert [row['site'] for row in sites] == ['A', 'B']
+    told = [float(row['site_told']) for row in sites]
+    assert float(overall['site_told']) == pytest.approx(np.mean(told), abs=1e-4)
+    assert 0 < float(overall['site_told_by_chance']) < 1
     known = [row for row in found if row['truth'] != 'n/a']
     error = np.mean([abs(float(row['truth']) - float(row['predicted'])) for row in known])
     assert float(overall['mae']) == pytest.approx(error, rel=1e-4)

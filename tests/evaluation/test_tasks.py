@@ -94,6 +94,7 @@ def test_the_probe_uses_the_networks_of_each_fold():
     found = embedding_probe(lambda train: tables[tuple(train.tolist())], sites, people, folds=4, seed=3, permutations=20)  # fmt: skip
     assert found is not None
     assert found.accuracy == 1
+    assert found.recall == {'A': 1, 'B': 1}
     noise = rng.standard_normal((40, 3))
     blind = embedding_probe(lambda train: noise, sites, people, folds=4, seed=3, permutations=20)
     assert blind is not None
