@@ -348,7 +348,7 @@ def prepare_out(root: Path, out: Path) -> None:
     }
     write_json(out / 'dataset_description.json', content)
     # Maps on surfaces have no suffix of BIDS yet.
-    write_text(out / '.bidsignore', '*.html\nmodels\n*_desc-harmonized_*\n')
+    write_text(out / '.bidsignore', '*.html\nmodels\ntraining\n*_desc-harmonized_*\n')
     write_text(
         out / 'descriptions.tsv', 'desc_id\tdescription\ndesc-harmonized\tAs the target site would have measured it\n'
     )  # fmt: skip

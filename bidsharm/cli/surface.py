@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, NothingToDo, ScanError, UsageError
 
+#: Holds checkpoints until the training has ended.
+TRAINING = 'training'
+
 if TYPE_CHECKING:
     from bidsharm.bids.names import ScanFile
     from bidsharm.bids.surfaces import PlacedMap, Placer
-    from bidsharm.harmonizers.surface import SurfaceHarmonizer, TrainedSurface
+    from bidsharm.harmonizers.surface import SurfaceHarmonizer, SurfaceMap, TrainedSurface
     from bidsharm.reports.surfaces import Pair
 
 
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
     return run_to_end(
-        'bidsharm-surface', lambda: _run(args), stopped='stopped; the same command begins anew.'
+        'bidsharm-surface', lambda: _run(args), stopped='stopped; the same command goes on with the training.'
     )
 
 
@@ -133,11 +136,14 @@ def _train(
     method: TrainedSurface, scans: Sequence[ScanFile], placer: Placer, args: argparse.Namespace
 ) -> None:
     """Train on all maps that can be read; those that cannot are named when they are harmonized."""
+    import shutil
+
     from rich.console import Console
     from rich.progress import Progress
 
     from bidsharm.harmonizers import bundle
     from bidsharm.harmonizers.contract import Site
+    from bidsharm.training.options import Budget, Running
 
     maps = []
     for scan in scans:
@@ -147,13 +153,29 @@ def _train(
             last = error
     if not maps:
         raise last
+    running = Running(
+        folder=args.out / TRAINING / _digest(method, maps, args), device=args.device, seed=args.seed,
+        budget=Budget(method.settings.steps),
+    )  # fmt: skip
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f'training {method.card.name}', total=None)
         method.fit(
-            maps, target=Site(args.target), seed=args.seed,
+            maps, target=Site(args.target), seed=args.seed, running=running,
             progress=lambda done, total, words: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     bundle.save_anew(method, args.out / 'models' / method.card.name)
+    shutil.rmtree(args.out / TRAINING, ignore_errors=True)
+
+
+def _digest(method: TrainedSurface, maps: Sequence[SurfaceMap], args: argparse.Namespace) -> str:
+    """Return what tells this training from any other: only the same one goes on from its checkpoints."""
+    import hashlib
+    from dataclasses import asdict
+
+    found = hashlib.sha256(repr([method.card.name, asdict(method.settings), args.target, args.seed]).encode())
+    for one in maps:
+        found.update(repr([one.name, one.site, one.person]).encode() + one.values.tobytes())
+    return found.hexdigest()[:16]
 
 
 def _apply(

@@ -286,3 +286,30 @@ def test_several_spaces_need_a_choice(
 def test_simulated_surfaces_have_sites_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert simulate([str(tmp_path / 'out'), '--surfaces', '--scanners', 'prisma']) == 2
     assert 'Give their number' in capsys.readouterr().err
+
+
+def test_a_training_that_was_stopped_goes_on(
+    derivatives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bidsharm.training.loop import Loop
+
+    command = [str(derivatives), str(tmp_path / 'out'), *TRAIN]
+    whole = tmp_path / 'whole'
+    assert main([str(derivatives), str(whole), *TRAIN]) == 0
+    pause, paused = Loop._pause, []
+
+    def stop_after_the_first(self: Loop) -> None:
+        pause(self)
+        paused.append(self.step)
+        if len(paused) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, '_pause', stop_after_the_first)
+    assert main(command) == 1
+    checkpoints = list((tmp_path / 'out' / 'training').glob('*/hemi-L/checkpoint.pt'))
+    assert len(checkpoints) == 1
+    assert not (tmp_path / 'out' / 'models').exists()
+    assert main(command) == 0
+    assert paused == [3, 3]  # the left hemisphere was ready, so that only the right one was trained
+    assert not (tmp_path / 'out' / 'training').exists()
+    assert bundle.digest(tmp_path / 'out' / 'models' / 'cdae') == bundle.digest(whole / 'models' / 'cdae')
