@@ -86,7 +86,7 @@ class Dewey2020(Disentangled):
     Preset: ClassVar[type[NetworkSettings]] = Dewey2020Settings
     card = _card(
         'dewey2020', 'Anatomy and contrast apart, on axial slices',
-        'Dewey BE, et al. A disentangled latent space for cross-site MRI harmonization. MICCAI 2020:720-729.', '', ('multi_contrast',),
+        'Dewey BE, et al. A disentangled latent space for cross-site MRI harmonization. MICCAI 2020:720-729.', '10.1007/978-3-030-59728-3_70', ('multi_contrast',),
         _NO_CODE + _ALL + 'The contrast code comes from the drawn image, not from another one of its site.',
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ class Mispel(TrainedHarmonizer):
         name='mispel', title='An encoder and a linear decoder for each scanner, to a common middle', family='vae', supervision='paired',
         paper='Torbati ME, et al. Multi-scanner harmonization of paired neuroimaging data via structure preserving embedding learning. '
         'ICCV Workshops 2021:3284-3293.',
-        geometry='grid', targets=('canonical',), needs_fit=('travellers',), needs_apply=('weights', 'site'), changes_anatomy=True, uses_device=True,
+        doi='10.1109/ICCVW54120.2021.00367', geometry='grid', targets=('canonical',), needs_fit=('travellers',), needs_apply=('weights', 'site'), changes_anatomy=True, uses_device=True,
         memory_gb=3.0, fidelity='adapted',
         deviations='The encoders are the U-Net of this package, with instance norms; losses are taken inside the brain.',
     )  # fmt: skip

@@ -72,9 +72,9 @@ class SharedCode(Unpaired):
     card = Card(
         name='unit', title='Autoencoders of the sites that share their code (UNIT)', family='gan', supervision='unpaired',
         paper='Tor-Diez C, et al. Unsupervised MRI homogenization: application to pediatric anterior visual pathway segmentation. MLMI, 180-188, 2020.',
-        geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
+        doi='10.1007/978-3-030-59861-7_19', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=8.0, fidelity='minimal',
-        deviations="The paper's segmentation network and its loss are left out: images are harmonized, nothing is segmented. No code is public and the text could not be "
+        deviations="The paper's segmentation network and its loss are left out: images are harmonized, nothing is segmented (`unit-seg` does that). No code is public and the text could not be "
         'read; networks and weights are those of UNIT, in three dimensions. All sites but the target are one.',
     )  # fmt: skip
 

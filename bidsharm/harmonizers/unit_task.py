@@ -48,7 +48,7 @@ class SharedCodeTask(TrainedTask):
     }  # fmt: skip
     card = Card(
         name='unit-seg', title='Segmentation of scans that autoencoders made alike (UNIT)', family='indirect', supervision='unpaired',
-        paper=SharedCode.card.paper, output='task', geometry='grid', targets=(), needs_fit=('answers', 'site_without_answers'),
+        paper=SharedCode.card.paper, doi=SharedCode.card.doi, output='task', geometry='grid', targets=(), needs_fit=('answers', 'site_without_answers'),
         needs_apply=('weights',), uses_device=True, memory_gb=8.0, fidelity='minimal',
         deviations='No code is public and the text could not be read; the translation is that of UNIT in three dimensions, the segmentation '
         'a U-Net whose loss also reaches the translation. Sites with labels are one side, all others the other.',
