@@ -108,6 +108,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/tables.py --long
 	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \
 	  --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
 	$(BIN)/python benchmarks/hybrid.py $(HYBRID) $(HYBRID)-work
