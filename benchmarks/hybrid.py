@@ -44,15 +44,18 @@ class Volumes:
     values: Floats
 
 
-def run_app(heads: Path, out: Path, method: str, cache: Path, cores: int) -> None:
-    """Harmonize all scans, then the tables; what is there is not done again."""
-    common_options = [str(heads), str(out)]
+def run_app(heads: Path, out: Path, method: str, cache: Path, cores: int, people: Sequence[str]) -> None:
+    """Harmonize the scans of some people, then the tables; what is there is not done again."""
     steps = [
         ['participant', '--harmonizer', method, '--site', 'session', '--skip-bids-validation', '--offline', '--work-dir', str(cache), '--nprocs', str(cores)],
         ['group', '--harmonizer', method, '--site', 'session', '--table-harmonizer', TABLE_METHOD, '--table-keep', KEEP],
     ]  # fmt: skip
     for level, *options in steps:
-        subprocess.run([PROGRAM, *common_options, level, *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [PROGRAM, heads, out, level, '--participant-label', *people, *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def feature_rows(table: Path, people: Path, which: str) -> Any:
@@ -96,16 +99,18 @@ def volumes_of(rows: Any) -> Volumes:
     return Volumes(people, scanners, rows.values[np.array(index)])
 
 
-def true_volumes(people: Path, scanners: Sequence[str]) -> tuple[Volumes, Floats]:
-    """Return the true volumes, the same in every scanner, and the ages, in the order of the names of people."""
+def true_volumes(
+    table_of_people: Path, people: Sequence[str], scanners: Sequence[str]
+) -> tuple[Volumes, Floats]:
+    """Return the true volumes, the same in every scanner, and the ages of some people."""
     from bidsharm.bids.feature_tables import read_participants_table
 
-    table = read_participants_table(people)
-    order = np.argsort(table.column('participant_id'))
+    table = read_participants_table(table_of_people)
+    known = table.column('participant_id')
+    order = [known.index(name) for name in people]
     columns = [np.array(table.column(f'{tissue}_ml'), dtype=float)[order] for tissue in TISSUES]
     values = np.repeat(np.stack(columns, axis=1)[:, None], len(scanners), axis=1)
-    names = tuple(sorted(table.column('participant_id')))
-    return Volumes(names, tuple(scanners), values), np.array(table.column('age'), dtype=float)[order]
+    return Volumes(tuple(people), tuple(scanners), values), np.array(table.column('age'), dtype=float)[order]
 
 
 # --- Measures ---
@@ -159,11 +164,11 @@ def compared(ways: Mapping[str, Mapping[str, Any]], base: str) -> dict[tuple[str
     }  # fmt: skip
 
 
-def ways_of(heads: Path, work: Path) -> dict[str, Volumes]:
+def ways_of(heads: Path, work: Path, methods: Sequence[str]) -> dict[str, Volumes]:
     """Return the volumes after each way."""
     people = heads / 'participants.tsv'
     found: dict[str, Volumes] = {}
-    for method in METHODS:
+    for method in methods:
         table = work / method / 'group_T1w.tsv'
         before, after = (feature_rows(table, people, which) for which in ('before', 'after'))
         # What was measured before is the same whatever came after; the first run's is taken.
@@ -208,15 +213,19 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('heads', type=Path, help='data set of bidsharm-simulate')
     arguments.add_argument('work', type=Path, help='folder for derivatives; a run that was stopped goes on')
+    arguments.add_argument('--methods', nargs='+', default=METHODS, help='for images')
+    arguments.add_argument('--people', type=int, metavar='N', help='only the first so many')
     arguments.add_argument('--nprocs', type=int, default=2)
     args = arguments.parse_args()
-    for method in METHODS:
-        run_app(args.heads, args.work / method, method, args.work / 'cache', args.nprocs)
+    labels = sorted(path.name.removeprefix('sub-') for path in args.heads.glob('sub-*'))[: args.people]
+    for method in args.methods:
+        run_app(args.heads, args.work / method, method, args.work / 'cache', args.nprocs, labels)
         print(method, flush=True)
-    ways = ways_of(args.heads, args.work)
-    truth, ages = true_volumes(args.heads / 'participants.tsv', ways['nothing'].scanners)
+    ways = ways_of(args.heads, args.work, args.methods)
+    raw = ways['nothing']
+    truth, ages = true_volumes(args.heads / 'participants.tsv', raw.people, raw.scanners)
     found = {way: measures(volumes, truth, ages) for way, volumes in {'truth': truth, **ways}.items()}
-    alone = ('nothing', 'features only', *(f'images only ({method})' for method in METHODS))
+    alone = ('nothing', 'features only', *(f'images only ({method})' for method in args.methods))
     tests = {base: compared(found, base) for base in alone}
     rows = [line(way, numbers, tests) for way, numbers in found.items() if way != 'truth']
     rows.append(line('truth', found['truth'], tests))

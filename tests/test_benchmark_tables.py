@@ -171,7 +171,7 @@ def written(folder: Path) -> tuple[Path, Path]:
 def test_volumes_are_read_by_person_scanner_and_tissue(hybrid: Any, tmp_path: Path) -> None:
     table, people = written(tmp_path)
     volumes = hybrid.volumes_of(hybrid.feature_rows(table, people, 'after'))
-    truth, ages = hybrid.true_volumes(people, volumes.scanners)
+    truth, ages = hybrid.true_volumes(people, volumes.people, volumes.scanners)
     assert volumes.scanners == ('a', 'b', 'c')
     assert volumes.people == truth.people
     assert np.allclose(volumes.values, truth.values)
@@ -207,7 +207,7 @@ def test_measures_of_the_truth_of_scanners_that_differ_and_of_combat(
     monkeypatch.setattr(hybrid, 'PERMUTATIONS', 20)
     table, people = written(tmp_path)
     before = hybrid.feature_rows(table, people, 'before')
-    truth, ages = hybrid.true_volumes(people, ('a', 'b', 'c'))
+    truth, ages = hybrid.true_volumes(people, tuple(sorted(set(before.people))), ('a', 'b', 'c'))
     ways = {
         name: hybrid.measures(one, truth, ages)
         for name, one in {'truth': truth, 'nothing': hybrid.volumes_of(before), 'features only': hybrid.volumes_of(hybrid.held_out(before))}.items()
