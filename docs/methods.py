@@ -25,7 +25,12 @@ CHAPTERS = {
 
 
 #: How the cards of each domain name what a method is applied to.
-NEEDS = {'volume': 'Needs for a scan', 'table': 'Needs for a row', 'surface': 'Needs for a map', 'task': 'Needs for a scan'}
+NEEDS = {
+    'volume': 'Needs for a scan',
+    'table': 'Needs for a row',
+    'surface': 'Needs for a map',
+    'task': 'Needs for a scan',
+}
 
 
 def with_page(domain: str = '') -> list[str]:
