@@ -40,7 +40,7 @@ LOSS = 0.5
 #: Voxels of 2 mm in an edge of the voxels that networks see.
 COARSE = {'age': 3, 'old': 3, 'dseg': 2}
 #: Settings that all networks share, and those of single methods on top.
-SCALAR = {'widths': (8, 16, 32), 'convs': (1, 1, 1), 'code': 32, 'hidden': 32, 'batch': 12, 'rate': 2e-3, 'average': 0.98, 'hold_out': 0.0}  # fmt: skip
+SCALAR = {'widths': (8, 16, 32), 'convs': (1, 1, 1), 'code': 32, 'hidden': 32, 'batch': 12, 'rate': 1e-3, 'average': 0.98, 'hold_out': 0.0}  # fmt: skip
 VOXELS = {'levels': (8, 16, 32), 'edge': 0, 'batch': 2, 'rate': 3e-3, 'average': 0.98, 'hold_out': 0.0}
 OWN: dict[str, dict[str, Any]] = {
     'unlearning': {'pace': 5.0, 'turns': 2},
@@ -57,11 +57,12 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """A scan at 2 mm, in units of its 99th percentile, with what is true of it."""
+    """A scan of a person: as networks see it, by voxels of 2 mm in an edge of theirs, and means over blocks, of squares too."""
 
-    values: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    tissue: NDArray[np.float32]
+    volumes: Mapping[int, TrainingVolume]
+    means: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    inside: NDArray[np.float32]
     person: str
     site: str
     age: float
@@ -146,7 +147,12 @@ def seen(source: Any, row: int, scanner: int, site: str, brains: Sequence[Any]) 
     values[place] = flat / np.percentile(flat, 99)
     mask[place] = True
     tissue[(slice(None), *place)] = scan.tissue.numpy()
-    return Seen(values, mask, tissue, f'p{row}', site, float(brains[row].age))
+    person, age = f'p{row}', float(brains[row].age)
+    # Only what is needed: hundreds of scans at 2 mm would fill the memory.
+    return Seen(
+        {edge: volume_of(values, mask, tissue, (person, site, age), edge) for edge in sorted(set(COARSE.values()))},
+        blocks(values, 18), blocks(values**2, 18), blocks(mask, 18), person, site, age,
+    )  # fmt: skip
 
 
 def blocks(volume: NDArray[Any], edge: int) -> NDArray[np.float32]:
@@ -156,23 +162,26 @@ def blocks(volume: NDArray[Any], edge: int) -> NDArray[np.float32]:
     return cut.reshape(size[0], edge, size[1], edge, size[2], edge).mean(axis=(1, 3, 5)).astype(np.float32)
 
 
-def volume_of(scan: Seen, edge: int) -> TrainingVolume:
-    """Return a scan as networks see it."""
-    mask = blocks(scan.mask, edge) > 0.5
-    values = np.where(mask, blocks(scan.values, edge), 0)
-    shares = np.stack([blocks(part, edge) for part in scan.tissue])
-    labels = np.where(mask, 1 + shares.argmax(axis=0), 0).astype(np.uint8)
+def volume_of(
+    values: NDArray[Any], mask: NDArray[Any], tissue: NDArray[Any], who: tuple[str, str, float], edge: int
+) -> TrainingVolume:
+    """Return a scan in voxels of so many of 2 mm along each edge."""
+    person, site, age = who
+    inside = blocks(mask, edge) > 0.5
+    shares = np.stack([blocks(part, edge) for part in tissue])
+    labels = np.where(inside, 1 + shares.argmax(axis=0), 0).astype(np.uint8)
+    seen_values = np.where(inside, blocks(values, edge), 0)
     return TrainingVolume(
-        values, mask, f'{scan.person}-{scan.site}', scan.person, scan.site, scan.site, 'T1w', labels, {'age': scan.age}
+        seen_values, inside, f'{person}-{site}', person, site, site, 'T1w', labels, {'age': age}
     )  # fmt: skip
 
 
 def features(scans: Sequence[Seen]) -> Floats:
     """Return features that need no network: means and spreads over blocks of 36 mm that hold brain in everybody."""
-    inside = np.min([blocks(scan.mask, 18) for scan in scans], axis=0) > 0.5
+    inside = np.min([scan.inside for scan in scans], axis=0) > 0.5
     rows = []
     for scan in scans:
-        mean, square = blocks(scan.values, 18)[inside], blocks(scan.values**2, 18)[inside]
+        mean, square = scan.means[inside], scan.squares[inside]
         rows.append(np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0))]))
     return np.array(rows, float)
 
@@ -200,7 +209,7 @@ def by_network(name: str, task: str, train: Sequence[Seen], test: Sequence[Seen]
     usual = VOXELS if task == 'dseg' else SCALAR
     settings = kind.preset('paper', what.kind, **{**usual, **OWN.get(name, {})})
     method: TrainedTask = kind(settings=settings)
-    data = TrainingSet([volume_of(scan, COARSE[task]) for scan in train])
+    data = TrainingSet([scan.volumes[COARSE[task]] for scan in train])
     truth: dict[str, Any] = {}
     for scan, volume in zip(train, data.volumes, strict=True):
         if task == 'age':
@@ -211,14 +220,14 @@ def by_network(name: str, task: str, train: Sequence[Seen], test: Sequence[Seen]
             truth[volume.name] = 'yes'
     started = time.perf_counter()
     method.fit(data, truth, task=what, running=Running(seed=seed, budget=Budget(args.steps), interval=10**9))
-    found = [method.predict(volume_of(scan, COARSE[task])) for scan in test]
+    found = [method.predict(scan.volumes[COARSE[task]]) for scan in test]
     seconds = time.perf_counter() - started
     codes = np.array([one.embedding for one in found], float)
     if task == 'age':
         return Predicted(np.array([one.value for one in found]), codes, seconds)
     if task == 'old':
         return Predicted(np.array([one.shares[1] for one in found if one.shares is not None], float), codes, seconds)  # fmt: skip
-    pairs = zip(found, (volume_of(scan, COARSE[task]) for scan in test), strict=True)
+    pairs = zip(found, (scan.volumes[COARSE[task]] for scan in test), strict=True)
     return Predicted(np.array([dice(one.labels, volume.tissue) for one, volume in pairs]), codes, seconds)
 
 
