@@ -38,10 +38,6 @@ class PlainTask(TrainedTask):
 
         return {'task': Player(('encoder', 'head'), self.settings.rate)}
 
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return answers and embeddings."""
-        return self.read_usual(x)
-
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the loss of the task."""
         del stage

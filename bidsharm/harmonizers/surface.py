@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from bidsharm.harmonizers.contract import (
     Site,
     Target,
 )
+from bidsharm.harmonizers.presets import changed_preset, stored
 from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.imaging.icosphere import vertex_count
 
@@ -229,15 +230,7 @@ class TrainedSurface(SurfaceHarmonizer):
         UsageError
             For an unknown name or setting.
         """
-        if name not in ('paper', 'tiny'):
-            raise UsageError(f'There is no preset "{name}".', where='--preset', fix='Choose paper or tiny.')
-        known = {item.name for item in fields(cls.Preset)}
-        for key in changes:
-            if key not in known:
-                raise UsageError(
-                    f'{cls.card.name} has no setting "{key}".', where='--set', fix=f'It has: {", ".join(sorted(known))}.',
-                )  # fmt: skip
-        return replace(cls.Preset(), **{**(cls.tiny if name == 'tiny' else {}), **changes})
+        return changed_preset(cls.Preset(), name, cls.tiny, changes, method=cls.card.name)
 
     def fit(
         self,
@@ -426,10 +419,7 @@ class TrainedSurface(SurfaceHarmonizer):
         """
         if not settings:
             return
-        preset: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings['preset'].items()
-        }
-        self.settings = self.Preset(**preset)
+        self.settings = self.Preset(**stored(settings['preset']))
         self.sites, self.target_site = tuple(settings['sites']), str(settings['target'])
         self.measure = str(settings['measure'])
         self.units = {side: (float(unit[0]), float(unit[1])) for side, unit in settings['units'].items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from bidsharm.harmonizers.contract import (
     Target,
 )
 from bidsharm.harmonizers.design import EMPTY, Column, Design, Floats, check_rank, parse_formula
+from bidsharm.harmonizers.presets import changed_preset
 
 #: Names in a sentence before the rest is counted.
 _NAMED = 5
@@ -168,17 +169,7 @@ class TableHarmonizer(HarmonizationMethod):
         UsageError
             For an unknown name, setting or value.
         """
-        if name not in ('paper', 'tiny'):
-            raise UsageError(f'There is no preset "{name}".', where='--preset', fix='Choose paper or tiny.')
-        known = {item.name for item in fields(cls.Settings)}
-        for key in changes:
-            if key not in known:
-                raise UsageError(
-                    f'{cls.card.name} has no setting "{key}".',
-                    where='--set',
-                    fix=f'It has: {", ".join(sorted(known)) or "none"}.',
-                )
-        return replace(cls.Settings(), **{**(cls.tiny if name == 'tiny' else {}), **changes})
+        return changed_preset(cls.Settings(), name, cls.tiny, changes, method=cls.card.name)
 
     # --- Fit ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from bidsharm.harmonizers.contract import (
     Progress,
 )
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
+from bidsharm.harmonizers.presets import changed_preset, stored
 from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.harmonizers.trained import NetworkSettings
 
@@ -202,18 +203,10 @@ class TrainedTask(TaskMethod):
         UsageError
             For an unknown name or setting.
         """
-        if name not in ('paper', 'tiny'):
-            raise UsageError(f'There is no preset "{name}".', where='--preset', fix='Choose paper or tiny.')
-        known = {item.name for item in fields(cls.Preset)}
-        for key in changes:
-            if key not in known:
-                raise UsageError(
-                    f'{cls.card.name} has no setting "{key}".', where='--set', fix=f'It has: {", ".join(sorted(known))}.',
-                )  # fmt: skip
-        usual = cls.segmenting if kind == 'segmentation' else {}
-        if name == 'tiny':
-            usual = cls.tiny_segmenting if kind == 'segmentation' else cls.tiny
-        return replace(cls.Preset(), **{**{k: v for k, v in usual.items() if k in known}, **changes})
+        usual, tiny = cls.Preset(), cls.tiny
+        if kind == 'segmentation':
+            usual, tiny = replace(usual, **cls.segmenting), cls.tiny_segmenting
+        return changed_preset(usual, name, tiny, changes, method=cls.card.name)
 
     # --- What a method says ---
 
@@ -228,10 +221,6 @@ class TrainedTask(TaskMethod):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield each player with its losses in turn; between two of them the first one has moved."""
-        raise NotImplementedError
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the networks say of images, shape (B, outputs) or (B, outputs, X, Y, Z), and the embedding, shape (B, E)."""
         raise NotImplementedError
 
     def before(self, image: Tensor, site: str) -> Tensor:
@@ -346,8 +335,19 @@ class TrainedTask(TaskMethod):
             return net, nn.Identity(), s.levels[-1]
         return VolumeEncoder(s.widths, s.convs, s.code), Head(s.code, s.hidden, self.task.outputs), s.code
 
-    def read_usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what networks named ``encoder`` and ``head`` say, and the embedding; of a U-Net the mean of its bottleneck."""
+    def backbone_and_domain(self) -> dict[str, nn.Module]:
+        """Return the usual network and its head, and a classifier that tells the site from the embedding."""
+        from bidsharm.nn.discriminators import LatentClassifier
+
+        encoder, head, code = self.backbone()
+        domain = LatentClassifier(code, len(self.sites), self.settings.hidden)
+        return {'encoder': encoder, 'head': head, 'domain': domain}
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the networks say of images, shape (B, outputs) or (B, outputs, X, Y, Z), and the embedding, shape (B, E).
+
+        By default that of networks named ``encoder`` and ``head``; the embedding of a U-Net is the mean of its bottleneck.
+        """
         from bidsharm.nn.unet import UNet
 
         encoder, head = self.networks['encoder'], self.networks['head']
@@ -516,10 +516,7 @@ class TrainedTask(TaskMethod):
         """
         if not settings:
             return
-        preset: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings['preset'].items()
-        }
-        self.settings = self.Preset(**preset)
+        self.settings = self.Preset(**stored(settings['preset']))
         task = settings['task']
         self.task = Task(
             task['kind'], str(task['name']), tuple(str(one) for one in task['classes']), tuple(int(one) for one in task['values'])

@@ -29,6 +29,7 @@ from bidsharm.harmonizers.contract import (
 )
 from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
+from bidsharm.harmonizers.presets import changed_preset, stored
 from bidsharm.harmonizers.registry import could_train
 from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
@@ -264,17 +265,7 @@ class TrainedHarmonizer(Harmonizer):
         UsageError
             For an unknown name or setting.
         """
-        if name not in ('paper', 'tiny'):
-            raise UsageError(f'There is no preset "{name}".', where='--preset', fix='Choose paper or tiny.')
-        known = {item.name for item in fields(cls.Preset)}
-        for key in changes:
-            if key not in known:
-                raise UsageError(
-                    f'{cls.card.name} has no setting "{key}".',
-                    where='--set',
-                    fix=f'It has: {", ".join(sorted(known))}.',
-                )
-        return replace(cls.Preset(), **{**(cls.tiny if name == 'tiny' else {}), **changes})
+        return changed_preset(cls.Preset(), name, cls.tiny, changes, method=cls.card.name)
 
     def fit(
         self,
@@ -607,11 +598,7 @@ class TrainedHarmonizer(Harmonizer):
         if not settings:
             return
         known = {item.name for item in fields(self.Preset)}
-        preset: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in settings['preset'].items()
-            if key in known
-        }
+        preset = {key: value for key, value in stored(settings['preset']).items() if key in known}
         self.settings = self.Preset(**preset)
         self.sites, self.contrasts = tuple(settings['sites']), tuple(settings['contrasts'])
         self.target_site, self._units = (

@@ -51,14 +51,7 @@ class LatentAdaptation(TrainedTask):
 
     def build(self) -> dict[str, nn.Module]:
         """Return the U-Net (its head is a part of it) and the domain classifier."""
-        from bidsharm.nn.discriminators import LatentClassifier
-
-        encoder, head, code = self.backbone()
-        return {
-            'encoder': encoder,
-            'head': head,
-            'domain': LatentClassifier(code, len(self.sites), self.settings.hidden),
-        }
+        return self.backbone_and_domain()
 
     @property
     def players(self) -> Mapping[str, Player]:
@@ -66,10 +59,6 @@ class LatentAdaptation(TrainedTask):
         from bidsharm.training.options import Player
 
         return {'task': Player(('encoder', 'domain'), self.settings.rate)}
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores of classes and embeddings."""
-        return self.read_usual(x)
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the losses of segmentation and domain."""
@@ -159,10 +148,6 @@ class ImageAdaptation(TrainedTask):
     def sampler(self, data: TrainingSet, truth: Truth) -> Sampler:
         """Return labelled scans, and scans of the other sites."""
         return source_and_target(self, data, truth)
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores of classes and embeddings."""
-        return self.read_usual(x)
 
     def moved(self, batch: Batch) -> Tensor:
         """Return labelled scans that look like those of the other sites; background stays."""

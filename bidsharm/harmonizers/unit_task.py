@@ -29,10 +29,6 @@ class SharedTaskSettings(SharedCodeSettings, TaskSettings):
         Weight of the segmentation of translated scans.
     """
 
-    voxel_mm: float = 1.0
-    edge: int = 64
-    batch: int = 1
-    steps: int = 100_000
     segmentation: float = 1.0
 
 
@@ -88,10 +84,6 @@ class SharedCodeTask(TrainedTask):
     def before(self, image: Tensor, site: str) -> Tensor:
         """Return a scan as the sites without labels would show it."""
         return self.moved(image) if site in self.labelled_sites else image
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores of classes and embeddings of scans as they are: those of the sites without labels."""
-        return self.read_usual(x)
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the losses of the translation, and of the segmentation of translated scans."""

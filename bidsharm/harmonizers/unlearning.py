@@ -64,14 +64,7 @@ class Unlearning(TrainedTask):
 
     def build(self) -> dict[str, nn.Module]:
         """Return encoder, head of the task, and classifier of scanners."""
-        from bidsharm.nn.discriminators import LatentClassifier
-
-        encoder, head, code = self.backbone()
-        return {
-            'encoder': encoder,
-            'head': head,
-            'domain': LatentClassifier(code, len(self.sites), self.settings.hidden),
-        }
+        return self.backbone_and_domain()
 
     @property
     def players(self) -> Mapping[str, Player]:
@@ -92,10 +85,6 @@ class Unlearning(TrainedTask):
 
         first = self.settings.first
         return (Stage('task', first), Stage('unlearn', 1 - first)) if first else (Stage('unlearn'),)
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return answers and embeddings."""
-        return self.read_usual(x)
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the loss of the task (eq. 1), of the classifier (eq. 2) and of the confusion (eq. 3)."""
