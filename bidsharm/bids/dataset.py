@@ -150,6 +150,55 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def refuse_out(root: Path, out: Path, generator: str) -> None:
+    """Refuse a folder for the output of a command on derivatives that holds another data set, or lies in the folder that is read.
+
+    Parameters
+    ----------
+    root, out
+        Folders that are read and written.
+    generator
+        What the description of such an output says of its maker.
+
+    Raises
+    ------
+    UsageError
+        Naming the folder.
+    """
+    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+        raise UsageError('OUT lies in the folder that is read.', where=str(out), fix='Choose another folder.')
+    makers = read_json(out / 'dataset_description.json').get('GeneratedBy') or [{}]
+    if (out / 'dataset_description.json').exists() and makers[0].get('Description') != generator:
+        raise UsageError(
+            'The folder already holds another data set.', where=str(out), fix='Choose another folder.'
+        )
+
+
+def derived_description(root: Path, generator: str, *, command: str, usual: str, link: str) -> dict[str, Any]:
+    """Return the content of ``dataset_description.json`` for what a command makes of derivatives.
+
+    Parameters
+    ----------
+    root
+        Folder that is read.
+    generator
+        As for :func:`refuse_out`.
+    command, usual
+        Name of the command, and what the data set is called where the derivatives have no name.
+    link
+        Name of the derivatives in the URIs of sidecars.
+    """
+    before = read_json(root / 'dataset_description.json')
+    return {
+        'Name': f'{command}: {before.get("Name", usual)}',
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [{'Name': 'bidsharm', 'Version': __version__, 'Description': generator}],
+        'DatasetLinks': {link: root.resolve().as_uri()},
+        **({'License': str(before['License'])} if before.get('License') else {}),
+    }
+
+
 def raw_description(settings: Settings) -> dict[str, Any]:
     """Return what the raw data set says of itself; nothing where that is a link out of it that is not to be followed."""
     path = settings.bids_dir / 'dataset_description.json'

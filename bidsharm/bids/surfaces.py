@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm import __version__
 from bidsharm.bids.atomic import atomic_path, write_json, write_text
-from bidsharm.bids.dataset import BIDS_VERSION, read_json
+from bidsharm.bids.dataset import derived_description, read_json
 from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import check_participants, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
@@ -317,35 +316,11 @@ def write_harmonized(
     return path
 
 
-def check_out(root: Path, out: Path) -> None:
-    """Refuse a folder for the output that holds another data set, or lies in the folder of the input.
-
-    Raises
-    ------
-    UsageError
-        Naming the folder.
-    """
-    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
-        raise UsageError('OUT lies in the folder that is read.', where=str(out), fix='Choose another folder.')
-    description = read_json(out / 'dataset_description.json')
-    makers = description.get('GeneratedBy') or [{}]
-    if (out / 'dataset_description.json').exists() and makers[0].get('Description') != GENERATOR:
-        raise UsageError(
-            'The folder already holds another data set.', where=str(out), fix='Choose another folder.'
-        )
-
-
 def prepare_out(root: Path, out: Path) -> None:
     """Write what makes the folder a BIDS data set."""
-    before = read_json(root / 'dataset_description.json')
-    content: dict[str, Any] = {
-        'Name': f'bidsharm-surface: {before.get("Name", "harmonized surfaces")}',
-        'BIDSVersion': BIDS_VERSION,
-        'DatasetType': 'derivative',
-        'GeneratedBy': [{'Name': 'bidsharm', 'Version': __version__, 'Description': GENERATOR}],
-        'DatasetLinks': {'surfaces': root.resolve().as_uri()},
-        **({'License': str(before['License'])} if before.get('License') else {}),
-    }
+    content = derived_description(
+        root, GENERATOR, command='bidsharm-surface', usual='harmonized surfaces', link='surfaces'
+    )
     write_json(out / 'dataset_description.json', content)
     # Maps on surfaces have no suffix of BIDS yet.
     write_text(out / '.bidsignore', '*.html\nmodels\ntraining\n*_desc-harmonized_*\n')

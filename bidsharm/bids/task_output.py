@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
-from bidsharm.bids.dataset import BIDS_VERSION, read_json
+from bidsharm.bids.dataset import derived_description
 from bidsharm.bids.names import file_name
 from bidsharm.bids.training_input import TrainingFile
-from bidsharm.errors import UsageError
 from bidsharm.evaluation.probe import Probe
 from bidsharm.evaluation.tasks import Judged, SiteScores
 from bidsharm.harmonizers.task import Task
@@ -41,34 +39,11 @@ _MEASURES = {
 }
 
 
-def check_out(root: Path, out: Path) -> None:
-    """Refuse a folder for the output that holds another data set, or lies in the folder that is read.
-
-    Raises
-    ------
-    UsageError
-        Naming the folder.
-    """
-    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
-        raise UsageError('OUT lies in the folder that is read.', where=str(out), fix='Choose another folder.')
-    makers = read_json(out / 'dataset_description.json').get('GeneratedBy') or [{}]
-    if (out / 'dataset_description.json').exists() and makers[0].get('Description') != GENERATOR:
-        raise UsageError(
-            'The folder already holds another data set.', where=str(out), fix='Choose another folder.'
-        )
-
-
 def prepare_out(root: Path, out: Path) -> None:
     """Write what makes the folder a BIDS data set."""
-    before = read_json(root / 'dataset_description.json')
-    content: dict[str, Any] = {
-        'Name': f'bidsharm-task: {before.get("Name", "predictions")}',
-        'BIDSVersion': BIDS_VERSION,
-        'DatasetType': 'derivative',
-        'GeneratedBy': [{'Name': 'bidsharm', 'Version': __version__, 'Description': GENERATOR}],
-        'DatasetLinks': {'preprocessed': root.resolve().as_uri()},
-        **({'License': str(before['License'])} if before.get('License') else {}),
-    }
+    content = derived_description(
+        root, GENERATOR, command='bidsharm-task', usual='predictions', link='preprocessed'
+    )
     write_json(out / 'dataset_description.json', content)
     write_text(out / '.bidsignore', '*.html\nmodels\nfolds\ncache\npredictions.*\nembeddings.*\nscores.*\n')
     if not (out / 'README.md').exists():
@@ -198,7 +173,13 @@ class Made:
 
 
 def write_dseg(
-    out: Path, file: TrainingFile, labels: NDArray[np.uint8], task: Task, made: Made, fold: int
+    out: Path,
+    file: TrainingFile,
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    task: Task,
+    made: Made,
+    fold: int,
 ) -> Path:
     """Write a segmentation on the grid of its scan, with its sidecar.
 
@@ -206,15 +187,16 @@ def write_dseg(
     ----------
     labels
         Labels 1, 2, ... of the task on the grid of the scan.
+    affine
+        Of that grid.
     fold
         Of the networks that made it.
     """
     import nibabel as nib
 
-    like = nib.load(file.image)
     table = np.array([0, *task.values], np.int32)
     data = table[labels].astype(np.uint8 if max(task.values) < 256 else np.int32)
-    image = nib.Nifti1Image(data, like.affine)  # type: ignore[attr-defined]
+    image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units('mm')
     visit = f'ses-{file.session}/' if file.session else ''
     entities = {**file.entities, 'desc': made.desc if file.contrast == 'T1w' else file.contrast + made.desc.capitalize()}  # fmt: skip

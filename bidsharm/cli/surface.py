@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> ExitCode:
-    from bidsharm.bids.surfaces import Placer, check_out, check_outputs, find_maps, prepare_out
+    from bidsharm.bids.dataset import refuse_out
+    from bidsharm.bids.surfaces import GENERATOR, Placer, check_outputs, find_maps, prepare_out
     from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
 
@@ -77,7 +78,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     scans = find_maps(
         args.derivatives, args.map, space=args.space, hemispheres=args.hemi, site=args.site, participants=args.participants
     )  # fmt: skip
-    check_out(args.derivatives, args.out)
+    refuse_out(args.derivatives, args.out, GENERATOR)
     check_outputs(scans, args.out)
     placer = Placer(method.level, dict(args.sphere))
     with alone_in(args.out, 'bidsharm-surface'):

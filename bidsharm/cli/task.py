@@ -93,7 +93,8 @@ class _Work:
 
 
 def _run(args: argparse.Namespace) -> ExitCode:
-    from bidsharm.bids.task_output import check_out, prepare_out
+    from bidsharm.bids.dataset import refuse_out
+    from bidsharm.bids.task_output import GENERATOR, prepare_out
     from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.harmonizers.training_cache import prepare, sketch
@@ -105,7 +106,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     loaded = _loaded(args) if args.model else None
     task, files, truth = _asked(args, files, loaded)
     method = loaded or _new(args, task)
-    check_out(args.derivatives, args.out)
+    refuse_out(args.derivatives, args.out, GENERATOR)
     if not args.model:
         method.check_offers(sketch(files), _learnable(args, files, truth), task)
     with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), _bar(True) as progress:
@@ -335,7 +336,15 @@ def _write_dseg(work: _Work, one: TrainingVolume, said: Prediction, fold: int) -
     back = np.linalg.inv(world) @ common_frame(settings.voxel_mm).affine
     labels = resampled_labels(said.labels, back, (x, y, z), image.affine)
     desc = ''.join(part.capitalize() if i else part for i, part in enumerate(work.method.card.name.split('-')))  # fmt: skip
-    write_dseg(work.args.out, file, labels, work.task, Made(work.args.derivatives, _record(work), desc), fold)
+    write_dseg(
+        work.args.out,
+        file,
+        labels,
+        image.affine,
+        work.task,
+        Made(work.args.derivatives, _record(work), desc),
+        fold,
+    )
 
 
 def _record(work: _Work) -> dict[str, Any]:

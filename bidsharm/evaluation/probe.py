@@ -433,14 +433,7 @@ def _scored(
     base: Probe, rows: _Rows, guess: Integers, chance: Floats, seed: int, resamples: int, confidence: float
 ) -> Probe:
     hits, totals = _tables(rows, guess)
-    interval, reason = bootstrap(
-        (np.arange(base.n),),
-        lambda order, axis=-1: _balanced(hits[order].sum(axis=-2), totals[order].sum(axis=-2)),
-        seed,
-        resamples,
-        confidence,
-        batch=BATCH // hits.size,
-    )
+    interval, reason = balanced_interval(hits, totals, seed, resamples, confidence)
     accuracy = _accuracy(rows, guess)
     return replace(
         base,
@@ -456,6 +449,28 @@ def _scored(
             for name, hit, total in zip(base.recall, hits.sum(axis=0), totals.sum(axis=0), strict=True)
             if total
         },
+    )
+
+
+def balanced_interval(
+    hits: Integers, totals: Integers, seed: int, resamples: int, confidence: float
+) -> tuple[Interval | None, str]:
+    """Return the bootstrap interval of a balanced accuracy over people, or why there is none.
+
+    Parameters
+    ----------
+    hits, totals
+        Right predictions and rows by person and class, each of shape (persons, classes).
+    seed, resamples, confidence
+        Of the bootstrap.
+    """
+    return bootstrap(
+        (np.arange(len(hits)),),
+        lambda order, axis=-1: _balanced(hits[order].sum(axis=-2), totals[order].sum(axis=-2)),
+        seed,
+        resamples,
+        confidence,
+        batch=BATCH // hits.size,
     )
 
 

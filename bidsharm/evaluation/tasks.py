@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.evaluation.intervals import RESAMPLES, Interval, bootstrap
-from bidsharm.evaluation.probe import Probe, refitted_site_probe
+from bidsharm.evaluation.probe import Probe, balanced_interval, refitted_site_probe
 from bidsharm.evaluation.scores import classification_scores
 
 Integers = NDArray[np.int64]
@@ -166,18 +166,12 @@ def _accuracy_interval(
 ) -> Interval | None:
     """Return the interval of the balanced accuracy, whole people drawn."""
     people = sorted({row.person for row in rows})
-    hits, totals = (np.zeros((len(people), len(classes))) for _ in range(2))
+    hits, totals = (np.zeros((len(people), len(classes)), np.int64) for _ in range(2))
     for row, guess in zip(rows, shares.argmax(axis=1), strict=True):
         place = people.index(row.person), list(classes).index(str(row.truth))
         totals[place] += 1
         hits[place] += guess == place[1]
-
-    def accuracy(order: Integers, axis: int = -1) -> NDArray[np.float64]:
-        del axis
-        hit, total = hits[order].sum(axis=-2), totals[order].sum(axis=-2)
-        return (hit / np.maximum(total, 1)).sum(axis=-1) / np.maximum((total > 0).sum(axis=-1), 1)
-
-    return bootstrap((np.arange(len(people)),), accuracy, seed, resamples, 0.95, batch=2000)[0]
+    return balanced_interval(hits, totals, seed, resamples, 0.95)[0]
 
 
 def _mean_of(rows: Sequence[Judged], values: NDArray[np.float64], seed: int, resamples: int) -> Measure:
