@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS
@@ -82,16 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='NAME',
         help='method that others are compared with (default: the first)',
     )
-    how.add_argument('--seed', type=_count, default=0, metavar='N', help='default: 0')
+    how.add_argument('--seed', type=natural, default=0, metavar='N', help='default: 0')
     how.add_argument(
-        '--resamples', type=_count, default=10_000, metavar='N', help='of the bootstrap (default: 10000)'
+        '--resamples', type=natural, default=10_000, metavar='N', help='of the bootstrap (default: 10000)'
     )
     how.add_argument(
-        '--permutations', type=_count, default=200, metavar='N', help='for chance lines (default: 200)'
+        '--permutations', type=natural, default=200, metavar='N', help='for chance lines (default: 200)'
     )
     how.add_argument(
         '--nprocs',
-        type=_count,
+        type=natural,
         default=1,
         metavar='N',
         help='processes that people are shared out to (default: 1)',
@@ -262,12 +263,6 @@ def _named(text: str) -> tuple[str, Path]:
     if not name or not folder:
         raise argparse.ArgumentTypeError(f'{text!r} is not NAME=FOLDER')
     return name, Path(folder)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 0 or above')
-    return int(text)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import count, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('out', metavar='OUT', type=Path, help='folder of the data set')
     parser.add_argument(
-        '--subjects', type=_count, default=2, metavar='N', help='number of people (default: 2)'
+        '--subjects', type=count, default=2, metavar='N', help='number of people (default: 2)'
     )
     parser.add_argument(
         '--scanners', nargs='+', default=['2'], metavar='M|LABEL|FILE',
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         '--draw',
-        type=_natural,
+        type=natural,
         default=0,
         metavar='K',
         help='draw so many scanners at random as well (default: 0)',
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         '--lesions',
-        type=_natural,
+        type=natural,
         default=0,
         metavar='N',
         help='lesions as of multiple sclerosis, in every person',
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--no-texture', action='store_true', help='tissue that is the same everywhere')
     parser.add_argument(
-        '--seed', type=_natural, default=0, metavar='N', help='same seed, same data (default: 0)'
+        '--seed', type=natural, default=0, metavar='N', help='same seed, same data (default: 0)'
     )
     parser.add_argument('--list-scanners', action=_ListScanners, help='list the built-in scanners and stop')
     parser.add_argument('--brain-only', action='store_true', help='leave away everything around the brain')
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--surfaces', action='store_true', help='maps of cortical thickness instead of scans: with --subjects, a number of --scanners, --seed, --force'
     )  # fmt: skip
     parser.add_argument(
-        '--level', type=_natural, default=5, metavar='N', help='of the surfaces: 5 for fsaverage5, up to 7 (default: 5)'
+        '--level', type=natural, default=5, metavar='N', help='of the surfaces: 5 for fsaverage5, up to 7 (default: 5)'
     )  # fmt: skip
     return parser
 
@@ -203,18 +204,6 @@ class _ListScanners(argparse.Action):
                 f'{protocol.source}'
             )
         parser.exit()
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 0 or above')
-    return int(text)
 
 
 def _millimetres(text: str) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, NothingToDo, ScanError, UsageError
 
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument('--preset', choices=('paper', 'tiny'), default='paper', help='default: paper')
     how.add_argument('--set', nargs='+', default=[], type=_setting, metavar='KEY=VALUE', help='change settings of the method')  # fmt: skip
     how.add_argument('--device', default='cpu', help='cpu, cuda or mps (default: cpu)')
-    how.add_argument('--seed', type=_natural, default=0, metavar='N', help='default: 0')
+    how.add_argument('--seed', type=natural, default=0, metavar='N', help='default: 0')
     return parser
 
 
@@ -241,18 +242,13 @@ def _pair(placed: PlacedMap, after: Any) -> Pair:
 
 
 def _page(method: Any, pairs: Sequence[Pair], warnings: Sequence[str], record: dict[str, Any], args: argparse.Namespace) -> Path:  # fmt: skip
+    from bidsharm.reports.facts import facts_of
     from bidsharm.reports.surfaces import write_surface_report
 
     return write_surface_report(
         args.out / 'surfaces.html', pairs, method=method.card.name, measure=args.map, target=method.target_site, seed=args.seed,
-        warnings=warnings, provenance={key: _plain(value) for key, value in record.items()},
+        warnings=warnings, provenance=facts_of(record),
     )  # fmt: skip
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ', '.join(f'{key}={item}' for key, item in value.items())
-    return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sphere(text: str) -> tuple[str, Path]:
@@ -273,12 +269,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 0 or above')
-    return int(text)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
@@ -69,12 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument(
         '--permutations',
-        type=_count,
+        type=natural,
         default=200,
         metavar='N',
         help='of sites, for the chance line (default: 200)',
     )
-    how.add_argument('--seed', type=_count, default=0, metavar='N', help='default: 0')
+    how.add_argument('--seed', type=natural, default=0, metavar='N', help='default: 0')
     return parser
 
 
@@ -235,12 +236,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (sign and key and value):
         raise argparse.ArgumentTypeError(f'{text!r} is not NAME=VALUE')
     return key, value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 0 or above')
-    return int(text)
 
 
 if __name__ == '__main__':

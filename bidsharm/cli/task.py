@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import budget, count, setting
+from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
-from bidsharm.cli.train import _bar, _budget, _count, _setting
 from bidsharm.errors import ExitCode, NothingToDo, UsageError
 from bidsharm.settings import CONTRASTS, MAX_SEED
 
@@ -54,14 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group('how')
     how.add_argument('--harmonizer', default='', metavar='NAME', help='default: unlearning, or that of --model')  # fmt: skip
     how.add_argument('--model', type=Path, metavar='FOLDER', help='predict by what was learnt before, and train nothing')  # fmt: skip
-    how.add_argument('--folds', type=_count, default=5, metavar='N', help='parts of the people (default: 5)')
+    how.add_argument('--folds', type=count, default=5, metavar='N', help='parts of the people (default: 5)')
     how.add_argument('--preset', choices=('paper', 'tiny'), default='paper', help='default: paper')
-    how.add_argument('--set', nargs='+', default=[], type=_setting, metavar='KEY=VALUE', help='change settings of the method')  # fmt: skip
-    how.add_argument('--budget', type=_budget, metavar='N|TIME', help='of each training: steps (20000) or time (90m)')  # fmt: skip
-    how.add_argument('--interval', type=_count, default=200, metavar='N', help='steps between checkpoints (default: 200)')  # fmt: skip
+    how.add_argument('--set', nargs='+', default=[], type=setting, metavar='KEY=VALUE', help='change settings of the method')  # fmt: skip
+    how.add_argument('--budget', type=budget, metavar='N|TIME', help='of each training: steps (20000) or time (90m)')  # fmt: skip
+    how.add_argument('--interval', type=count, default=200, metavar='N', help='steps between checkpoints (default: 200)')  # fmt: skip
     how.add_argument('--patience', type=int, default=0, metavar='N', help='end after N intervals without a better validation')  # fmt: skip
     how.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:N or mps (default: auto)')
-    how.add_argument('--threads', type=_count, metavar='N', help='threads')
+    how.add_argument('--threads', type=count, metavar='N', help='threads')
     how.add_argument('--seed', type=int, default=0, metavar='N', help='default: 0')
     return parser
 
@@ -109,7 +110,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     refuse_out(args.derivatives, args.out, GENERATOR)
     if not args.model:
         method.check_offers(sketch(files), _learnable(args, files, truth), task)
-    with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), _bar(True) as progress:
+    with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), Bars(True) as progress:
         prepare_out(args.derivatives, args.out)
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
         if not prepared.data.volumes:
@@ -361,7 +362,7 @@ def _record(work: _Work) -> dict[str, Any]:
 
 
 def _page(work: _Work, rows: Sequence[Judged], scores: Any, classes: Sequence[str], probe: Probe | None, embeddings: Any) -> Path:  # fmt: skip
-    from bidsharm.cli.surface import _plain
+    from bidsharm.reports.facts import facts_of
     from bidsharm.reports.task import write_task_report
 
     count = len(work.prepared.problems)
@@ -369,7 +370,7 @@ def _page(work: _Work, rows: Sequence[Judged], scores: Any, classes: Sequence[st
         work.args.out / 'task.html', rows, scores, kind=work.task.kind, task=work.task.name, classes=classes, method=work.method.card.name,
         probe=probe, embeddings=embeddings, held_out=not work.args.model, labelled=work.method.labelled_sites,
         warnings=[f'{count} scans could not be used; the output of the command names them.'] if count else [],
-        provenance={key: _plain(value) for key, value in _record(work).items()},
+        provenance=facts_of(_record(work)),
     )  # fmt: skip
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bidsharm.cli.arguments import budget, count, setting
+from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS, MAX_SEED
@@ -69,18 +69,18 @@ def build_parser() -> argparse.ArgumentParser:
         '--set',
         nargs='+',
         default=[],
-        type=_setting,
+        type=setting,
         metavar='KEY=VALUE',
         help='change settings of the method',
     )
     how.add_argument(
         '--budget',
-        type=_budget,
+        type=budget,
         metavar='N|TIME',
         help='steps (20000) or time (90m, 8h); default: that of the preset',
     )
     how.add_argument(
-        '--interval', type=_count, default=200, metavar='N', help='steps between checkpoints (default: 200)'
+        '--interval', type=count, default=200, metavar='N', help='steps between checkpoints (default: 200)'
     )
     how.add_argument(
         '--patience',
@@ -93,9 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group('machines')
     where.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:N or mps (default: auto)')
     where.add_argument(
-        '--devices', type=_count, default=1, metavar='N', help='processes of one device each, on each machine'
+        '--devices', type=count, default=1, metavar='N', help='processes of one device each, on each machine'
     )
-    where.add_argument('--nodes', type=_count, default=1, metavar='N', help='machines')
+    where.add_argument('--nodes', type=count, default=1, metavar='N', help='machines')
     where.add_argument(
         '--precision',
         choices=('32-true', 'bf16-mixed', '16-mixed'),
@@ -103,9 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='default: 32-true',
     )
     where.add_argument(
-        '--accumulate', type=_count, default=1, metavar='N', help='batches whose gradients make a step'
+        '--accumulate', type=count, default=1, metavar='N', help='batches whose gradients make a step'
     )
-    where.add_argument('--threads', type=_count, metavar='N', help='threads of one process')
+    where.add_argument('--threads', type=count, metavar='N', help='threads of one process')
     return parser
 
 
@@ -154,7 +154,7 @@ def _train(args: argparse.Namespace) -> ExitCode:
             print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
         return ExitCode.OK
     # Of the processes of one training, the first one holds the folder.
-    with alone_in(args.out, 'bidsharm-train') if first else nullcontext(), _bar(first) as progress:
+    with alone_in(args.out, 'bidsharm-train') if first else nullcontext(), Bars(first) as progress:
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
         method.train(
             prepared.data, target=target, running=running, seed=args.seed, progress=progress('training')
@@ -218,72 +218,6 @@ def _running(args: argparse.Namespace, method: TrainedHarmonizer) -> Running:
         folder=args.out, device=method.execution.device, devices=args.devices, nodes=args.nodes, precision=args.precision,
         accumulate=args.accumulate, interval=args.interval, patience=args.patience, seed=args.seed, budget=budget,
     )  # fmt: skip
-
-
-class _bar:
-    """Progress bars on standard error; only the first of several processes shows them."""
-
-    def __init__(self, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn('{task.fields[said]}'),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True, highlight=False), disable=not shown)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        return self.part
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def part(self, name: str) -> Any:
-        """Return a function that is told how far a part of the work is."""
-        from rich.markup import escape
-
-        task = self.bar.add_task(name, total=None, said='')
-        return lambda done, total, said: self.bar.update(task, completed=done, total=total, said=escape(said))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition('=')
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-def _budget(text: str) -> Budget:
-    from bidsharm.training.options import Budget
-
-    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([mh]?)', text)
-    if not match or float(match[1]) <= 0 or (not match[2] and not text.isdecimal()):
-        raise argparse.ArgumentTypeError(f'{text!r} is no budget; write 20000 (steps), 90m or 8h')
-    if not match[2]:
-        return Budget(steps=int(text))
-    return Budget(minutes=float(match[1]) * (60 if match[2] == 'h' else 1))
 
 
 if __name__ == '__main__':

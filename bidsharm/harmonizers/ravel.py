@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
-    NEED_PHRASES,
     Canonical,
     Card,
     Cohort,
@@ -29,7 +28,15 @@ from bidsharm.harmonizers.contract import (
 )
 from bidsharm.harmonizers.linear import MODALITIES
 from bidsharm.harmonizers.registered import COMMON_MM, Look, common_grid, corrected, look_at, spread
-from bidsharm.harmonizers.standard import PERCENTILES, Values, alternatives, check_scan, paint, target_kind
+from bidsharm.harmonizers.standard import (
+    PERCENTILES,
+    Values,
+    alternatives,
+    check_scan,
+    missing,
+    paint,
+    target_kind,
+)
 from bidsharm.harmonizers.unwanted import Factors, learn
 
 #: Fewer control voxels than this (0.4 ml) say nothing reliable about a scan.
@@ -312,7 +319,7 @@ class Ravel(Harmonizer):
 
     def _for(self, scan: Scan) -> Factors:
         if not self._learned:
-            raise self._missing('cohort')
+            raise missing(self.card, 'cohort', ())
         if scan.contrast not in self._learned:
             raise ScanError(
                 f'ravel was not fitted to {scan.contrast} but to {", ".join(sorted(self._learned))}.',
@@ -330,13 +337,7 @@ class Ravel(Harmonizer):
     def _check_offers(self, cohort: Cohort) -> None:
         for need in self.card.needs_fit:
             if need not in cohort.offers:
-                raise self._missing(need, cohort)
-
-    def _missing(self, need: str, cohort: Cohort | None = None) -> MissingNeed:
-        offers = cohort.offers if cohort else frozenset[str]()
-        return MissingNeed(
-            f'ravel needs {NEED_PHRASES[need]}, which is not there; methods that could run instead: {alternatives(offers)}.'
-        )
+                raise missing(self.card, need, cohort.offers)
 
 
 def _covariates(scans: Sequence[Scan]) -> dict[str, Values]:

@@ -14,6 +14,7 @@ from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageErr
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
     Canonical,
+    Card,
     Cohort,
     Execution,
     FitReport,
@@ -148,6 +149,24 @@ def alternatives(offers: Iterable[str]) -> str:
     return ', '.join(registry.could_run(offers)) or 'none'
 
 
+def missing(card: Card, need: str, offers: Iterable[str]) -> MissingNeed:
+    """Return what is said where a method lacks something, with the methods that could run instead.
+
+    Parameters
+    ----------
+    card
+        Of the method.
+    need
+        Key of ``NEED_PHRASES``.
+    offers
+        What there is.
+    """
+    return MissingNeed(
+        f'{card.name} needs {NEED_PHRASES[need]}, which is not there; '
+        f'methods that could run instead: {alternatives(offers)}.'
+    )
+
+
 class StandardHarmonizer(Harmonizer):
     """Base of methods that map intensities one to one towards one standard per contrast.
 
@@ -246,7 +265,7 @@ class StandardHarmonizer(Harmonizer):
         left_out = sorted(contrast for contrast, found in described.items() if needs_more and len(found) < 2)
         usable = {contrast: found for contrast, found in described.items() if contrast not in left_out}
         if not usable:
-            raise skipped[0] if skipped else self._missing('cohort', ())
+            raise skipped[0] if skipped else missing(self.card, 'cohort', ())
         standards, quantiles = {}, {}
         for contrast, found in usable.items():
             standard = self.combine([description for _, description, _ in found], target)
@@ -379,7 +398,7 @@ class StandardHarmonizer(Harmonizer):
                 fix=f'Fit it on scans that include {scan.contrast}, or leave that contrast out.',
             )
         if isinstance(target, Canonical):
-            raise self._missing(next(iter(self.card.needs_fit), 'cohort'), ())
+            raise missing(self.card, next(iter(self.card.needs_fit), 'cohort'), ())
         learned = f'; it was fitted to "{self._target[1]}"' if self._target else ''
         raise MissingNeed(
             f'{self.card.name} has not learned the target "{target.label}"{learned}.',
@@ -397,11 +416,11 @@ class StandardHarmonizer(Harmonizer):
         """Refuse a cohort that lacks what this target needs; a site or a reference needs one scan only."""
         offers = cohort.offers
         if not offers:
-            raise self._missing('reference' if isinstance(target, Reference) else 'cohort', offers)
+            raise missing(self.card, 'reference' if isinstance(target, Reference) else 'cohort', offers)
         if isinstance(target, Site):
             sites = sorted({scan.site for scan in cohort.scans if scan.site})
             if not sites:
-                raise self._missing('site', offers)
+                raise missing(self.card, 'site', offers)
             if target.name not in sites:
                 raise MissingNeed(
                     f'No scan comes from the site "{target.name}".', fix=f'There are: {", ".join(sites)}.'
@@ -409,10 +428,4 @@ class StandardHarmonizer(Harmonizer):
         required = self.card.needs_fit if isinstance(target, Canonical) else ()
         for need in required:
             if need not in offers:
-                raise self._missing(need, offers)
-
-    def _missing(self, need: str, offers: Iterable[str]) -> MissingNeed:
-        return MissingNeed(
-            f'{self.card.name} needs {NEED_PHRASES[need]}, which is not there; '
-            f'methods that could run instead: {alternatives(offers)}.'
-        )
+                raise missing(self.card, need, offers)
