@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from bidsharm.training.views import View
     from bidsharm.training.volumes import TrainingSet
 
+    #: From images to scores, or to several kinds of scores.
+    Judge = Callable[[Tensor], Tensor | Sequence[Tensor]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialSettings(NetworkSettings):
@@ -61,10 +64,24 @@ def masked(x: Tensor, mask: Tensor, background: float = 0.0) -> Tensor:
     return x * mask + background * (1 - mask)
 
 
-def judged(
-    judge: Callable[[Tensor], Tensor | Sequence[Tensor]], real: Tensor, fake: Tensor, penalty: float = 0.0
-) -> Tensor:
+def judged(judge: Judge, real: Tensor, fake: Tensor, penalty: float = 0.0) -> Tensor:
     """Return the least-squares loss of a discriminator, with a gradient penalty where it has a weight.
+
+    Parameters
+    ----------
+    judge, real, fake, penalty
+        As for :func:`verdicts`.
+    """
+    from bidsharm.nn.losses import least_squares_gan
+
+    first, *rest = verdicts(judge, real, fake, penalty, least_squares_gan).values()
+    return sum(rest, start=first)
+
+
+def verdicts(
+    judge: Judge, real: Tensor, fake: Tensor, penalty: float, loss: Callable[[Any, bool], Tensor]
+) -> dict[str, Tensor]:
+    """Return the losses of a discriminator: of ``real`` and ``fake`` images, and the ``penalty`` where it has a weight.
 
     Parameters
     ----------
@@ -73,17 +90,24 @@ def judged(
     real, fake
         Images, shape (B, C, ...); no gradient reaches what made the fake ones.
     penalty
-        Weight of the penalty.
+        Weight of the penalty on the gradient at real images.
+    loss
+        From scores, and whether their images are real, to a loss.
     """
-    import torch
-
-    from bidsharm.nn.losses import gradient_penalty, least_squares_gan
+    from bidsharm.nn.losses import gradient_penalty
 
     if penalty:
         real = real.detach().requires_grad_()
     scores = judge(real)
-    loss = least_squares_gan(scores, True) + least_squares_gan(judge(fake.detach()), False)
-    if not penalty:
-        return loss
+    losses = {'real': loss(scores, True), 'fake': loss(judge(fake.detach()), False)}
+    if penalty:
+        losses['penalty'] = penalty * gradient_penalty(_all_of(scores), real)
+    return losses
+
+
+def _all_of(scores: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return scores of all kinds as one vector."""
+    import torch
+
     many = [scores] if isinstance(scores, torch.Tensor) else scores
-    return loss + penalty * gradient_penalty(torch.cat([score.flatten() for score in many]), real)
+    return torch.cat([score.flatten() for score in many])

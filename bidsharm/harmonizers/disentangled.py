@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings
 from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisentangledSettings(NetworkSettings):
+class DisentangledSettings(AdversarialSettings):
     """Settings of the family; defaults are those of HACA3 (Zuo et al. 2023; its public code).
 
     Parameters
@@ -51,7 +52,8 @@ class DisentangledSettings(NetworkSettings):
     reconstruction, kl, contrastive, cycle, cycle_anatomy
         Weights of the losses. The one of the anatomy in the cycle counts within the cycle's.
     confusion
-        Weight of the critic of Dewey et al. 2020 and CALAMITI, which guesses the contrast that anatomy comes from.
+        Weight of the critic of Dewey et al. 2020 and CALAMITI, which guesses the contrast that anatomy comes from; the critic is the
+        discriminator of these methods.
     drop_target
         How often the target itself is no source.
     artifacts, within, across, fusion
@@ -174,7 +176,7 @@ class Disentangled(TrainedHarmonizer):
         if s.contrastive:
             networks['patchifier'] = Patchifier(s.features, s.patch)
         if s.confusion:
-            networks['critic'] = ContrastCritic(s.labels, len(self.contrasts))
+            networks['critic'] = ContrastCritic(s.labels, len(self.contrasts), spectral=s.spectral)
         if s.fuse == 'learnt':
             networks['fusion'] = FusionNet(len(s.axes))
         return networks
@@ -396,16 +398,24 @@ class Disentangled(TrainedHarmonizer):
         return patch_nce(one, other, 0.1, negatives=torch.cat([*images, *elsewhere], dim=1))
 
     def _critic_loss(self, task: _Task, logits: Tensor) -> Tensor:
-        """Cross-entropy of the critic's guesses of the contrast."""
+        """Cross-entropy of the critic's guesses of the contrast, and the penalty on the gradient of the right one."""
         import torch
         from torch.nn import functional
 
         from bidsharm.nn.disentangled import one_label
+        from bidsharm.nn.losses import gradient_penalty
 
         labels = one_label(logits.flatten(0, 1), self.networks.training)
         there = task.present.flatten() > 0
         truth = torch.arange(task.present.shape[1], device=labels.device).repeat(len(task.present))
-        return functional.cross_entropy(self.networks['critic'](labels[there]), truth[there])
+        penalty, shown, truth = self.settings.penalty, labels[there], truth[there]
+        if penalty:
+            shown = shown.detach().requires_grad_()
+        guesses = self.networks['critic'](shown)
+        loss = functional.cross_entropy(guesses, truth)
+        return (
+            loss + penalty * gradient_penalty(guesses.gather(1, truth[:, None]), shown) if penalty else loss
+        )
 
     def _artifact_loss(self, batch: Batch) -> Tensor:
         """Two clean images should have nearer codes than a clean one and one with artifacts."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 from bidsharm.harmonizers.trained import Given, NetworkSettings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImUnitySettings(StyleSettings):
+class ImUnitySettings(StyleSettings, AdversarialSettings):
     """Settings of ImUnity.
 
     Parameters
@@ -93,7 +94,7 @@ class ImUnity(StyleMethod):
             'contrast': plain_style_encoder(
                 2, 1, width=s.contrast_width, most=s.contrast_most, downs=s.contrast_downs, style=s.code, sites=1
             ),
-            'discriminator': PatchDiscriminator(2, widths=s.discriminator, middle=0),
+            'discriminator': PatchDiscriminator(2, widths=s.discriminator, middle=0, spectral=s.spectral),
             'classifier': LatentClassifier(s.widths[-1], len(self.sites)),
         }  # fmt: skip
 
@@ -131,10 +132,7 @@ class ImUnity(StyleMethod):
         judge = self.networks['discriminator']
         yield (
             'discriminator',
-            {
-                'real': least_squares_gan(judge(batch['x']), True),
-                'fake': least_squares_gan(judge(fake.detach()), False),
-            },
+            verdicts(judge, batch['x'], fake, self.settings.penalty, least_squares_gan),
         )
         if len(self.sites) > 1:
             guess = self.networks['classifier'](latent.detach())

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 from bidsharm.harmonizers.trained import Given, NetworkSettings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MunitSettings(StyleSettings):
+class MunitSettings(StyleSettings, AdversarialSettings):
     """Settings of MUNIT.
 
     Parameters
@@ -112,7 +113,9 @@ class Munit(StyleMethod):
                 for _ in sites
             ),
             'decoder': nn.ModuleList(decoder() for _ in sites),
-            'discriminator': nn.ModuleList(MultiScale(s.scales, s.discriminator) for _ in sites),
+            'discriminator': nn.ModuleList(
+                MultiScale(s.scales, s.discriminator, spectral=s.spectral) for _ in sites
+            ),
         }  # fmt: skip
 
     @property
@@ -141,8 +144,6 @@ class Munit(StyleMethod):
         """Both ways between a source site and the target."""
         import torch
 
-        from bidsharm.nn.losses import least_squares_gan
-
         del stage
         sites = int(batch['x_site'][0]), self.target_number
         ways = [
@@ -150,13 +151,13 @@ class Munit(StyleMethod):
             self.way(batch, 'yx', sites[::-1], torch.randn(len(batch['x']), self.settings.style, device=batch['x'].device)),
         ]  # fmt: skip
         yield 'generators', {name: ways[0][0][name] + ways[1][0][name] for name in ways[0][0]}
-        judged = {}
-        for name, site, fake in zip('xy', sites, (ways[1][1], ways[0][1]), strict=True):
-            judge = self.part('discriminator', site)
-            judged[name] = least_squares_gan(judge(batch[name]), True) + least_squares_gan(
-                judge(fake.detach()), False
-            )
-        yield 'discriminators', judged
+        yield (
+            'discriminators',
+            {
+                name: judged(self.part('discriminator', site), batch[name], fake, self.settings.penalty)
+                for name, site, fake in zip('xy', sites, (ways[1][1], ways[0][1]), strict=True)
+            },
+        )
 
     def way(
         self, batch: Batch, names: str, sites: tuple[int, int], style: Tensor

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 from bidsharm.harmonizers.trained import Given, NetworkSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MurdSettings(StyleSettings):
+class MurdSettings(StyleSettings, AdversarialSettings):
     """Settings of MURD; the weights of the losses are the paper's.
 
     Parameters
@@ -108,7 +109,7 @@ class Murd(StyleMethod):
                 2, channels, width=s.width, downs=s.downs, blocks=s.blocks, style=s.style, hidden=0, up='transpose'
             ),
             'discriminator': DomainDiscriminator(
-                2, channels, sites, width=s.judge_width, most=s.judge_most, downs=s.judge_downs
+                2, channels, sites, width=s.judge_width, most=s.judge_most, downs=s.judge_downs, spectral=s.spectral
             ),
         }  # fmt: skip
 
@@ -140,10 +141,9 @@ class Murd(StyleMethod):
         judge = self.networks['discriminator']
         yield (
             'discriminator',
-            {
-                'real': logistic_gan(judge(batch['y'], site), True),
-                'fake': logistic_gan(judge(fake.detach(), site), False),
-            },
+            verdicts(
+                lambda images: judge(images, site), batch['y'], fake, self.settings.penalty, logistic_gan
+            ),
         )
 
     def made(self, batch: Batch, styles: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:

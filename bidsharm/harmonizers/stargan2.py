@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 from bidsharm.harmonizers.trained import Given, NetworkSettings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StarGAN2Settings(StyleSettings):
+class StarGAN2Settings(StyleSettings, AdversarialSettings):
     """Settings of StarGAN v2; the weights of its losses are all 1.
 
     Parameters
@@ -118,7 +119,7 @@ class StarGAN2(StyleMethod):
                 2, channels, width=s.width, most=s.most, downs=s.judge_downs, style=s.style, sites=self.domains
             ),
             'discriminator': DomainDiscriminator(
-                2, channels, self.domains, width=s.width, most=s.most, downs=s.judge_downs
+                2, channels, self.domains, width=s.width, most=s.most, downs=s.judge_downs, spectral=s.spectral
             ),
         }  # fmt: skip
 
@@ -169,15 +170,10 @@ class StarGAN2(StyleMethod):
 
     def _judged(self, real: Tensor, fake: Tensor, site: Tensor) -> dict[str, Tensor]:
         """Return the discriminator's losses (eq. 1), with the penalty on the gradient at real images."""
-        from bidsharm.nn.losses import gradient_penalty, logistic_gan
+        from bidsharm.nn.losses import logistic_gan
 
-        judge, real = self.networks['discriminator'], real.detach().requires_grad_()
-        scores = judge(real, site)
-        return {
-            'real': logistic_gan(scores, True),
-            'fake': logistic_gan(judge(fake, site), False),
-            'penalty': self.settings.penalty * gradient_penalty(scores, real),
-        }
+        judge = self.networks['discriminator']
+        return verdicts(lambda images: judge(images, site), real, fake, self.settings.penalty, logistic_gan)
 
     def _made(self, batch: Batch, styles: list[Tensor]) -> dict[str, Tensor]:
         """Return the generator's losses: adversarial, style, diversity and cycle (eq. 1 to 4)."""

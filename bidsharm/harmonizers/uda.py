@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.task import Kind, TaskSettings, TrainedTask, Truth
 
@@ -79,7 +80,7 @@ class LatentAdaptation(TrainedTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings(TaskSettings):
+class ImageSettings(TaskSettings, AdversarialSettings):
     """Settings of the adaptation in the space of images.
 
     Parameters
@@ -130,7 +131,7 @@ class ImageAdaptation(TrainedTask):
         silent(generator.last)
         return {
             'encoder': encoder, 'head': head, 'generator': generator,
-            'discriminator': PatchDiscriminator(3, widths=s.discriminator, middle=0),
+            'discriminator': PatchDiscriminator(3, widths=s.discriminator, middle=0, spectral=s.spectral),
         }  # fmt: skip
 
     @property
@@ -156,7 +157,6 @@ class ImageAdaptation(TrainedTask):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the losses of generator (adversarial and structure), discriminator, and segmentation of both looks."""
-        from bidsharm.harmonizers.adversarial import judged
         from bidsharm.nn.losses import least_squares_gan, local_correlation
 
         del stage
@@ -170,7 +170,7 @@ class ImageAdaptation(TrainedTask):
             },
         )
         real = batch['y'] * batch['y_mask']
-        yield 'discriminator', {'discriminator': judged(net['discriminator'], real, fake)}
+        yield 'discriminator', {'discriminator': judged(net['discriminator'], real, fake, s.penalty)}
         yield (
             'task',
             {

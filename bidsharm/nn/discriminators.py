@@ -13,6 +13,14 @@ from bidsharm.nn.blocks import Norm, activation, conv, norm
 from bidsharm.nn.style import Heads, ResidualTrunk, halved, widths_of
 
 
+def spectrally_normal(module: nn.Module) -> nn.Module:
+    """Return a module whose convolutions and linear layers divide their weights by their largest singular value (Miyato et al. 2018)."""
+    for part in list(module.modules()):
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            spectral_norm(part)
+    return module
+
+
 class PatchDiscriminator(nn.Module):
     """A score for each patch of an image (Isola et al. 2017, doi:10.1109/CVPR.2017.632).
 
@@ -91,13 +99,18 @@ class MultiScale(nn.Module):
         Number of sizes.
     widths
         Channels of the strided layers of each; sizes below 2 to their number are left out.
+    spectral
+        Spectral normalization, as of a :class:`PatchDiscriminator`.
     """
 
-    def __init__(self, scales: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(
+        self, scales: int = 3, widths: Sequence[int] = (64, 128, 256, 512), *, spectral: bool = False
+    ) -> None:
         super().__init__()
         self.smallest = 2 ** len(widths)
         self.scales = nn.ModuleList(
-            PatchDiscriminator(2, widths=widths, kind='none', middle=0, last_kernel=1) for _ in range(scales)
+            PatchDiscriminator(2, widths=widths, kind='none', middle=0, last_kernel=1, spectral=spectral)
+            for _ in range(scales)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -121,14 +134,18 @@ class DomainDiscriminator(nn.Module):
         Number of sites.
     width, most, downs
         Channels at the finest level and at most; halvings.
+    spectral
+        Spectral normalization of every layer.
     """
 
     def __init__(
-        self, dims: int, channels: int, sites: int, *, width: int = 64, most: int = 512, downs: int = 6
-    ) -> None:
+        self, dims: int, channels: int, sites: int, *, width: int = 64, most: int = 512, downs: int = 6, spectral: bool = False
+    ) -> None:  # fmt: skip
         super().__init__()
         self.body = ResidualTrunk(dims, channels, width=width, most=most, downs=downs)
         self.heads = Heads(widths_of(width, downs, most)[-1], 1, sites)
+        if spectral:
+            spectrally_normal(self)
 
     def forward(self, x: Tensor, site: Tensor) -> Tensor:
         """Return one score for each image at its site, shape (B,)."""

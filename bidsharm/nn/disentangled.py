@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidsharm.nn.blocks import activation, conv, finish
-from bidsharm.nn.discriminators import LatentClassifier
+from bidsharm.nn.discriminators import LatentClassifier, spectrally_normal
 from bidsharm.nn.unet import UNet
 
 
@@ -189,12 +189,18 @@ class ContrastCritic(nn.Sequential):
         How many there are.
     widths
         Channels after each halving.
+    spectral
+        Spectral normalization of every layer.
     """
 
-    def __init__(self, labels: int, contrasts: int, widths: tuple[int, ...] = (16, 32, 64)) -> None:
+    def __init__(
+        self, labels: int, contrasts: int, widths: tuple[int, ...] = (16, 32, 64), *, spectral: bool = False
+    ) -> None:
         pairs = itertools.pairwise((labels, *widths))
         layers = [finish(conv(2, a, b, 4, 2), 2, b, 'none', 'leaky', 'conv-norm-act') for a, b in pairs]
         super().__init__(*layers, LatentClassifier(widths[-1], contrasts))
+        if spectral:
+            spectrally_normal(self)
 
 
 def at_least(x: Tensor, edge: int) -> Tensor:

@@ -1,0 +1,131 @@
+"""Settings against invention: every method with a discriminator has them, and they reach its networks and losses."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bidsharm.harmonizers import registry
+from bidsharm.harmonizers.adversarial import AdversarialSettings
+from bidsharm.harmonizers.contract import Cohort
+from bidsharm.harmonizers.trained import TrainedHarmonizer
+from bidsharm.harmonizers.training_data import training_set
+from bidsharm.nn.blocks import count_parameters
+
+from .conftest import people_at_two_sites
+
+TRAINED = [name for name in registry._BUILTIN if issubclass(registry.find(name), TrainedHarmonizer)]
+#: Networks that play against a generator, and networks that only guess and whose guesses others must not spoil.
+JUDGES, OTHERS = ('Discriminator', 'Judges', 'MultiScale', 'Critic'), ('LatentClassifier',)
+
+
+def prepared(name, **changes):
+    """Return a method with fresh networks for two sites."""
+    kind = registry.get(name)
+    method = kind(settings=kind.preset('tiny', **{'batch': 2, **changes}))
+    method.sites, method.contrasts, method.target_site = ('A', 'B'), ('T1w', 'T2w'), 'A'
+    torch.manual_seed(0)
+    method.networks = nn.ModuleDict(method.build())
+    return method
+
+
+@cache
+def judges(name):
+    """Return the names of a method's networks that hold a discriminator, by the classes of their parts."""
+    with torch.device('meta'):
+        method = prepared(name)
+    return [
+        key
+        for key, network in method.networks.items()
+        if any(type(part).__name__.endswith(JUDGES) for part in network.modules())
+    ]
+
+
+@cache
+def people():
+    return people_at_two_sites(2)
+
+
+ADVERSARIAL = [name for name in TRAINED if judges(name)]
+
+
+def total_of_judges(name, **changes):
+    """Return the sum of the losses of the players that move discriminators, and that of all others, in the first step."""
+    method = prepared(name, spectral=False, **changes)
+    data = training_set(Cohort(people()), method.settings)
+    batch = method.sampler(data).draw(np.random.default_rng(0))
+    own = {key for key, player in method.players.items() if set(player.networks) & set(judges(name))}
+    stage = method.stages[0].name
+    method.begin(stage)
+    torch.manual_seed(1)
+    found = {True: 0.0, False: 0.0}
+    for player, losses in method.losses(batch, stage):
+        found[player in own] += sum(float(loss.detach()) for loss in losses.values())
+    return found[True], found[False]
+
+
+def test_the_adversarial_methods_of_the_survey_are_found():
+    known = {
+        'cyclegan',
+        'iguane',
+        'ugatit',
+        'qs-attn',
+        'mcdgan',
+        'unit',
+        'ssgan',
+        'stargan2',
+        'styletransfer',
+    }
+    known |= {'munit', 'murd', 'imunity', 'calamiti', 'unet3d-cgan'}
+    assert known <= set(ADVERSARIAL)
+    assert not {'unet3d', 'haca3', 'mispel', 'dlest'} & set(ADVERSARIAL)
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+def test_every_method_with_a_discriminator_has_the_settings(name):
+    kind = registry.get(name)
+    assert issubclass(kind.Preset, AdversarialSettings)
+    assert kind.Preset().spectral is (name == 'ugatit')
+    assert kind.Preset().penalty == (1.0 if name in ('stargan2', 'styletransfer') else 0.0)
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+def test_spectral_normalization_reaches_the_layers_of_the_discriminators_alone(name):
+    plain, normal = prepared(name, spectral=False), prepared(name, spectral=True)
+    assert count_parameters(plain.networks) == count_parameters(normal.networks)
+    for key, network in normal.networks.items():
+        layers = [part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Conv3d)]
+        spectral = [hasattr(part, 'parametrizations') for part in layers if part.kernel_size[0] > 1]
+        assert all(spectral) if key in judges(name) else not any(spectral)
+    for network in plain.networks.values():
+        assert not any(hasattr(part, 'parametrizations') for part in network.modules())
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+def test_the_penalty_raises_the_loss_of_the_discriminators_alone(name):
+    without, others = total_of_judges(name, penalty=0.0)
+    small, same = total_of_judges(name, penalty=1.0)
+    large, _ = total_of_judges(name, penalty=3.0)
+    assert small > without
+    assert large - without == pytest.approx(3 * (small - without), rel=1e-3)
+    assert same == others
+
+
+def test_spectral_normalization_bounds_every_layer_of_a_discriminator():
+    from bidsharm.nn.discriminators import DomainDiscriminator
+
+    torch.manual_seed(0)
+    judge = DomainDiscriminator(2, 1, 2, width=4, most=8, downs=2, spectral=True)
+    for _ in range(50):  # the largest singular value is found step by step
+        judge(torch.randn(1, 1, 16, 16), torch.tensor([0]))
+    judge.eval()
+    layers = [part for part in judge.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    assert len(layers) > 5
+    for layer in layers:
+        assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).detach()) == pytest.approx(
+            1, abs=0.02
+        )
