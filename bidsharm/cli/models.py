@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsharm.cli.ending import run_to_end
+from bidsharm.cli.sharing import add_commands, export_file, import_file
 from bidsharm.errors import BidsharmError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument('--json', action='store_true', help='print the card as JSON')
     check = commands.add_parser('check', help='check that a model bundle is whole and can be loaded')
     check.add_argument('folder', metavar='FOLDER', type=Path, help='folder of the bundle')
+    add_commands(commands)
     iguane = commands.add_parser(
         'import-iguane', help='make a model bundle from the published weights of IGUANe'
     )
@@ -84,6 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return _list(as_json=arguments.json)
         if arguments.command == 'show':
             return _show(arguments.name, as_json=arguments.json)
+        if arguments.command == 'export':
+            return export_file(arguments)
+        if arguments.command == 'import':
+            import_file(arguments)
         if arguments.command == 'import-iguane':
             return _import_iguane(arguments.file, arguments.folder)
         if arguments.command == 'import-cdae':

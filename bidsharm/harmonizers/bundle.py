@@ -91,7 +91,7 @@ def write(card: Card, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str,
         'settings': dict(settings),
         'tensors_sha256': hashlib.sha256(tensors).hexdigest(),
     }
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
+    text = card_text(content)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder('.tmp', folder.parent, 0o777) as temporary:
         (temporary / TENSORS).write_bytes(tensors)
@@ -187,9 +187,26 @@ def digest(folder: Path) -> str:
     """
     folder = Path(folder)
     _, tensors = _read(folder)
-    total = hashlib.sha256(_content(folder, CARD, MAX_TEXT))
+    return digest_of(_content(folder, CARD, MAX_TEXT), tensors)
+
+
+def digest_of(card: bytes, tensors: bytes) -> str:
+    """Return the sha256 over the content of both files."""
+    total = hashlib.sha256(card)
     total.update(tensors)
     return total.hexdigest()
+
+
+def card_text(content: Mapping[str, Any]) -> str:
+    """Return the text of ``card.json``; equal content gives equal text."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
+
+
+def read_parts(folder: Path) -> tuple[bytes, bytes]:
+    """Return the content of ``card.json`` and ``model.safetensors`` of a whole bundle; errors as :func:`digest`."""
+    folder = Path(folder)
+    _, tensors = _read(folder)
+    return _content(folder, CARD, MAX_TEXT), tensors
 
 
 def read_card(folder: Path) -> dict[str, Any]:
