@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers.trained import NetworkSettings, TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
     from bidsharm.training.volumes import TrainingSet
@@ -29,10 +31,35 @@ class AdversarialSettings(NetworkSettings):
         Spectral normalization in the discriminators (Miyato et al. 2018).
     penalty
         Weight of the gradient penalty on real images (R1, Mescheder et al. 2018); 0 for none.
+    augment_gamma, augment_gain
+        Random changes of the contrast of the scans that go in (:class:`bidsharm.training.augmentation.Augmentation`); 0 for none.
+    augment_angle, augment_scale
+        Random rotations, in degrees, and changes of size of all images of an example; 0 for none.
     """
 
     spectral: bool = False
     penalty: float = 0.0
+    augment_gamma: float = 0.0
+    augment_gain: float = 0.0
+    augment_angle: float = 0.0
+    augment_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ('penalty', 'augment_gamma', 'augment_gain', 'augment_angle', 'augment_scale'):
+            if not getattr(self, name) >= 0:
+                raise UsageError(
+                    f'{name} is {getattr(self, name)}.', where='--set', fix='Give 0 for none, or a number above 0.'
+                )  # fmt: skip
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How examples are changed at random; None where no setting asks for it."""
+        from bidsharm.training.augmentation import Augmentation
+
+        found = Augmentation(
+            self.augment_gamma, self.augment_gain, self.augment_angle, self.augment_scale, self.offset
+        )
+        return None if found == Augmentation(offset=self.offset) else found
 
 
 class Unpaired(TrainedHarmonizer):

@@ -391,7 +391,9 @@ class TrainedTask(TaskMethod):
         if rest is None or kept is None:
             kept, rest = (data, truth), None
         checks = self.sampler(*rest) if rest else None
-        Loop(self, self.sampler(*kept), running, checks=checks, progress=progress).run()
+        sampler = self.sampler(*kept)
+        sampler.augmentation = self.settings.augmentation
+        Loop(self, sampler, running, checks=checks, progress=progress).run()
         self._trained = True
         return FitReport(
             tuple(volume.name for volume in data.volumes), {'validation': sorted(others) if rest else []}

@@ -37,6 +37,7 @@ from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.options import Player, Running, Stage
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -79,6 +80,11 @@ class NetworkSettings:
     average: float = 0.0
     flip: bool = True
     hold_out: float = 0.1
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How examples are changed at random; None by default."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -333,7 +339,9 @@ class TrainedHarmonizer(Harmonizer):
         checks = self.sampler(rest) if others and self._serves(rest) else None
         self._learn_units(data)
         self.data = data.of(some) if self._serves(data.of(some)) else data
-        Loop(self, self.sampler(self.data), running, checks=checks, progress=progress).run()
+        sampler = self.sampler(self.data)
+        sampler.augmentation = self.settings.augmentation
+        Loop(self, sampler, running, checks=checks, progress=progress).run()
         del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))

@@ -57,7 +57,7 @@ class Labelled(Sampler):
         """Draw a batch, every other example of which has an answer."""
         one = self.narrowed(rng)
         pools = [self.everyone if index % 2 and self.everyone else self.known for index in range(self.batch)]
-        examples = [one.labelled_example(self.one_of(pool, rng), rng) for pool in pools]
+        examples = [one.changed(rng).labelled_example(self.one_of(pool, rng), rng) for pool in pools]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     def example(self, rng: np.random.Generator) -> Example:
@@ -116,7 +116,7 @@ class SourceAndTarget(Sampler):
         flips = self.mirrored(rng), self.mirrored(rng)
         return {
             'x': self.image(x, place, flips[0]), 'x_mask': self.mask(x, place, flips[0]), 'x_truth': self.labels(x, place, flips[0]),
-            'y': self.image(y, place, flips[1]), 'y_mask': self.mask(y, place, flips[1]),
+            'y': self.image(y, place, flips[1], reference=True), 'y_mask': self.mask(y, place, flips[1]),
         }  # fmt: skip
 
 

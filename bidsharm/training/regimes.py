@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bidsharm.training.augmentation import Augmentation, Change
 from bidsharm.training.views import Place, View
 from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
@@ -43,6 +44,10 @@ class Sampler(ABC):
 
     #: What it takes, in words of the contract (``NEED_PHRASES``).
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Changes examples at random; None leaves them as they are.
+    augmentation: Augmentation | None = None
+    #: The change of the example that is being drawn.
+    change: Change | None = None
 
     def __init__(
         self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
@@ -56,7 +61,7 @@ class Sampler(ABC):
     def draw(self, rng: np.random.Generator) -> Batch:
         """Draw a batch: named tensors, shape (B, C, ...), or (B,) for numbers."""
         one = self.narrowed(rng)
-        examples = [one.example(rng) for _ in range(self.batch)]
+        examples = [one.changed(rng).example(rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     # --- For samplers ---
@@ -65,6 +70,14 @@ class Sampler(ABC):
         """Return this sampler for one batch, whose slices all run along one axis, for their sizes differ between axes."""
         one = copy.copy(self)
         one.view = self.view.narrowed(rng)
+        return one
+
+    def changed(self, rng: np.random.Generator) -> Self:
+        """Return this sampler for one example, all of whose images are changed alike."""
+        if self.augmentation is None:
+            return self
+        one = copy.copy(self)
+        one.change = self.augmentation.drawn(self.view.dims, rng)
         return one
 
     def like(self, volume: TrainingVolume, others: list[TrainingVolume]) -> list[TrainingVolume]:
@@ -79,32 +92,62 @@ class Sampler(ABC):
         """Return one of several volumes."""
         return volumes[int(rng.integers(len(volumes)))]
 
-    def image(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
-        """Return intensities at a place, shape (C, ...)."""
-        return self._cut(volume.values, place, mirrored).astype(np.float32)
+    def image(
+        self, volume: TrainingVolume, place: Place, mirrored: bool = False, *, reference: bool = False
+    ) -> NDArray:
+        """Return intensities at a place, shape (C, ...); a ``reference`` keeps its contrast, for the look of its site is learnt from it."""
+        if self.change is None:
+            return self._cut(volume.values, place, mirrored).astype(np.float32)
+        values, begin, shape = self._around(volume.values, place, mirrored)
+        mask, *_ = self._around(volume.mask, place, mirrored)
+        return self.change.image(
+            values.astype(np.float32), mask, begin, shape, background=self.data.background, curve=not reference
+        )  # fmt: skip
 
     def mask(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
         """Return the brain at a place, shape (1, ...), 0 or 1."""
-        cut = self._cut(volume.mask, place, mirrored).astype(np.float32)
+        cut = self._marks(volume.mask, place, mirrored).astype(np.float32)
         return cut[cut.shape[0] // 2][None]
 
     def labels(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
         """Return tissue labels at a place, without channels; 0 everywhere where nobody segmented it."""
         if volume.tissue is None:
             return np.zeros(self.mask(volume, place).shape[1:], np.int64)
-        cut = self._cut(volume.tissue, place, mirrored).astype(np.int64)
+        cut = self._marks(volume.tissue, place, mirrored).astype(np.int64)
         return cut[cut.shape[0] // 2]
 
     def mirrored(self, rng: np.random.Generator) -> bool:
         """Say whether to mirror an example."""
         return bool(self.flip and rng.random() < 0.5)
 
+    def _marks(self, values: NDArray, place: Place, mirrored: bool) -> NDArray:
+        """Return a mask or labels at a place, shape (C, ...)."""
+        if self.change is None:
+            return self._cut(values, place, mirrored)
+        return self.change.labels(*self._around(values, place, mirrored))
+
     def _cut(self, values: NDArray, place: Place, mirrored: bool) -> NDArray:
-        cut = self.view.cut(values, place)
-        # The first axis of a volume runs from left to right; slices along it have no such axis.
+        return _turned(self.view.cut(values, place), place, mirrored)
+
+    def _around(
+        self, values: NDArray, place: Place, mirrored: bool
+    ) -> tuple[NDArray, tuple[int, ...], tuple[int, ...]]:
+        """Return what the changed piece at a place is made from, where the piece itself begins in it, and its size."""
+        assert self.change is not None
+        shape = self.view.cut(values, place).shape[1:]
+        wide, begin = self.view.surroundings(values, place, self.change.margin(shape))
+        turned = _turned(wide, place, mirrored)
         if mirrored and place.axis != 0:
-            cut = np.flip(cut, axis=1)
-        return np.ascontiguousarray(cut)
+            begin = (wide.shape[1] - begin[0] - shape[0], *begin[1:])
+        return turned, begin, shape
+
+
+def _turned(cut: NDArray, place: Place, mirrored: bool) -> NDArray:
+    """Return a piece, mirrored or as it is."""
+    # The first axis of a volume runs from left to right; slices along it have no such axis.
+    if mirrored and place.axis != 0:
+        cut = np.flip(cut, axis=1)
+    return np.ascontiguousarray(cut)
 
 
 class Paired(Sampler):
@@ -154,7 +197,7 @@ class Unpaired(Sampler):
             return super().draw(rng)
         site = str(rng.choice([name for name in self.data.sites if name != self.target]))
         here, one = self.data.at(site), self.narrowed(rng)
-        examples = [one._example(self.pick(here, rng), rng) for _ in range(self.batch)]
+        examples = [one.changed(rng)._example(self.pick(here, rng), rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     def example(self, rng: np.random.Generator) -> Example:
@@ -168,7 +211,7 @@ class Unpaired(Sampler):
         return {
             'x': self.image(source, place, flips[0]), 'x_mask': self.mask(source, place, flips[0]), 'x_site': self.site(source),
             'x_tissue': self.labels(source, place, flips[0]),
-            'y': self.image(wanted, place, flips[1]), 'y_mask': self.mask(wanted, place, flips[1]),
+            'y': self.image(wanted, place, flips[1], reference=True), 'y_mask': self.mask(wanted, place, flips[1]),
             'y_tissue': self.labels(wanted, place, flips[1]),
         }  # fmt: skip
 
@@ -190,7 +233,7 @@ class Domains(Sampler):
         flips = [self.mirrored(rng) for _ in range(3)]
         found: Example = {'x_site': self.site(x), 'y_site': self.site(y)}
         for name, volume, flipped in zip('xyz', (x, y, z), flips, strict=True):
-            found[name] = self.image(volume, place, flipped)
+            found[name] = self.image(volume, place, flipped, reference=name != 'x')
             found[f'{name}_mask'] = self.mask(volume, place, flipped)
         return found
 
@@ -254,7 +297,7 @@ class Orientations(Sampler):
         axes = list(getattr(self.view, 'axes', (0, 1, 2)))
         first, second = rng.permutation(axes)[:2] if len(axes) > 1 else (axes[0], axes[0])
         views = [replace(self.view, axes=(int(axis),)) for axis in (first, second)]  # type: ignore[type-var]
-        examples = [self._of(views, rng) for _ in range(self.batch)]
+        examples = [self.changed(rng)._of(views, rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
 
     def example(self, rng: np.random.Generator) -> Example:
@@ -333,19 +376,19 @@ class Visits(Sampler):
         place = self.view.choose(next(iter(one.values())).mask, rng)
         flips = self.mirrored(rng), self.mirrored(rng)
         images, present, mask = self._stack(one, place, flips[0])
-        others, others_present, others_mask = self._stack(other, place, flips[1])
+        others, others_present, others_mask = self._stack(other, place, flips[1], reference=True)
         return {
             'images': images, 'present': present, 'mask': mask, 'site': self.site(next(iter(one.values()))),
             'others': others, 'others_present': others_present, 'others_mask': others_mask,
         }  # fmt: skip
 
     def _stack(
-        self, visit: dict[str, TrainingVolume], place: Place, flipped: bool
+        self, visit: dict[str, TrainingVolume], place: Place, flipped: bool, *, reference: bool = False
     ) -> tuple[NDArray, NDArray, NDArray]:
         some = next(iter(visit.values()))
         empty = np.zeros_like(self.image(some, place))
         cut = [
-            self.image(visit[name], place, flipped) if name in visit else empty
+            self.image(visit[name], place, flipped, reference=reference) if name in visit else empty
             for name in self.data.contrasts
         ]
         present = np.array([name in visit for name in self.data.contrasts], np.float32)

@@ -63,6 +63,22 @@ class View(ABC):
     def cut(self, values: NDArray, place: Place) -> NDArray:
         """Return the piece at a place, shape (C, ...); labels and masks are cut in the same way."""
 
+    def surroundings(self, values: NDArray, place: Place, margin: int) -> tuple[NDArray, tuple[int, ...]]:
+        """Return the piece at a place with what lies around it, shape (C, ...), and where the piece begins in it.
+
+        Parameters
+        ----------
+        values
+            A volume.
+        place
+            Where to cut.
+        margin
+            Voxels around the piece, as far as the volume has them; slices and whole volumes have none.
+        """
+        del margin
+        found = self.cut(values, place)
+        return found, (0,) * (found.ndim - 1)
+
     @abstractmethod
     def through(
         self, volumes: Array, translate: Translate, *, background: float, batch: int, device: str
@@ -189,6 +205,12 @@ class Patches(View):
         """Return a cube, shape (1, edge, edge, edge); smaller where the volume is."""
         box = tuple(slice(start, start + self.edge) for start in place.start)
         return values[box][None]
+
+    def surroundings(self, values: NDArray, place: Place, margin: int) -> tuple[NDArray, tuple[int, ...]]:
+        """Return a cube and what lies around it in the volume."""
+        low = [max(0, start - margin) for start in place.start]
+        box = tuple(slice(first, start + self.edge + margin) for first, start in zip(low, place.start, strict=True))  # fmt: skip
+        return values[box][None], tuple(start - first for first, start in zip(low, place.start, strict=True))
 
     def through(
         self, volumes: Array, translate: Translate, *, background: float, batch: int, device: str

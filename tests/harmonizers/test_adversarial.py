@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.adversarial import AdversarialSettings
-from bidsharm.harmonizers.contract import Cohort
+from bidsharm.harmonizers.contract import Cohort, Site
 from bidsharm.harmonizers.trained import TrainedHarmonizer
 from bidsharm.harmonizers.training_data import training_set
 from bidsharm.nn.blocks import count_parameters
@@ -113,6 +114,50 @@ def test_the_penalty_raises_the_loss_of_the_discriminators_alone(name):
     assert small > without
     assert large - without == pytest.approx(3 * (small - without), rel=1e-3)
     assert same == others
+
+
+class Seen(Exception):
+    """Ends a training when the first batch is seen."""
+
+
+def first_batch(name, **changes):
+    """Return what the losses of a method see in the first step of a training."""
+    kind = registry.get(name)
+    method = kind(settings=kind.preset('tiny', **{'batch': 2, 'hold_out': 0.0, **changes}))
+    seen = []
+
+    def losses(batch, stage):
+        seen.append(batch)
+        raise Seen
+
+    method.losses = losses
+    with pytest.raises(Seen):
+        method.fit(Cohort(people()), target=Site('A'))
+    return seen[0]
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+def test_examples_are_changed_where_the_settings_say_so_and_nowhere_else(name):
+    plain, contrast = first_batch(name), first_batch(name, augment_gamma=0.3, augment_gain=0.2)
+    geometry = first_batch(name, augment_angle=15.0, augment_scale=0.1)
+    images = 'images' if 'images' in plain else 'x'
+    for changed in (contrast, geometry):
+        assert changed.keys() == plain.keys()
+        assert not torch.equal(changed[images], plain[images])
+        assert all(changed[key].shape == value.shape for key, value in plain.items())
+    again = first_batch(name)
+    assert all(torch.equal(again[key], value) for key, value in plain.items())
+
+
+@pytest.mark.parametrize('setting', ['penalty', 'augment_gain', 'augment_angle'])
+def test_negative_settings_are_refused(setting):
+    with pytest.raises(UsageError, match=setting):
+        registry.get('cyclegan').preset('tiny', **{setting: -0.1})
+
+
+def test_tasks_that_translate_have_the_settings_too():
+    for name in ('uda-image', 'unit-seg'):
+        assert issubclass(registry.find(name).Preset, AdversarialSettings)
 
 
 def test_spectral_normalization_bounds_every_layer_of_a_discriminator():
