@@ -265,6 +265,8 @@ def _check(folder: Path) -> int:
     print(f'  method     {harmonizer.card.name} (saved by bidsharm {content.get("bidsharm", "?")})')
     print(f'  target     {target}')
     print(f'  contrasts  {", ".join(content.get("contrasts", [])) or "none"}')
+    if origin := content['settings'].get('started_from'):
+        print(f'  began as   {origin}')
     print(f'  digest     {bundle.digest(folder)}')
     return 0
 

@@ -64,7 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument('--participants', type=Path, metavar='FOLDER', help='folder with participants.tsv')
     how = parser.add_argument_group('training')
-    how.add_argument('--preset', choices=('paper', 'tiny'), default='paper', help='default: paper')
+    how.add_argument('--preset', choices=('paper', 'tiny'), help='default: paper')
+    how.add_argument(
+        '--from', dest='start', type=Path, metavar='MODEL',
+        help='start from the weights of a model of the same method, with its settings',
+    )  # fmt: skip
     how.add_argument(
         '--set',
         nargs='+',
@@ -187,7 +191,13 @@ def _method(args: argparse.Namespace) -> TrainedHarmonizer:
             f'{args.harmonizer} is not trained.', where='NAME', fix='Use it as it is: bidsharm --harmonizer.'
         )
     execution = Execution(device=resolve_device(args.device), seed=args.seed, threads=args.threads or 1)
-    return kind(execution, kind.preset(args.preset, **dict(args.set)))
+    if args.start is None:
+        return kind(execution, kind.preset(args.preset or 'paper', **dict(args.set)))
+    if args.preset:
+        raise UsageError('The settings are those of the model.', where='--preset', fix='Leave it, or --from.')
+    from bidsharm.harmonizers.fine_tuning import method_from
+
+    return method_from(args.start, kind, execution, dict(args.set))
 
 
 def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence[TrainingFile]) -> Target:

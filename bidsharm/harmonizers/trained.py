@@ -37,6 +37,7 @@ from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bidsharm.harmonizers.fine_tuning import Start
     from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.options import Player, Running, Stage
     from bidsharm.training.regimes import Batch, Sampler
@@ -150,6 +151,9 @@ class TrainedHarmonizer(Harmonizer):
         self._styles: dict[str, NDArray[np.float32]] = {}
         #: Number of the site that :meth:`style_of` is told scans of; -1 where it is unknown or they are of several sites.
         self.described_site = -1
+        #: Weights that the training starts from, and the digest of their bundle once it has.
+        self.start: Start | None = None
+        self.started_from = ''
 
     # --- What a method says ---
 
@@ -334,6 +338,8 @@ class TrainedHarmonizer(Harmonizer):
         self.target_site = target.name if isinstance(target, Site) else ''
         torch.manual_seed(running.seed)
         self.networks = torch.nn.ModuleDict(self.build())
+        if self.start is not None:
+            self.start.fill(self)
         some, others = hold_out(data.people, self.settings.hold_out, running.seed)
         rest = data.of(others)
         checks = self.sampler(rest) if others and self._serves(rest) else None
@@ -341,7 +347,7 @@ class TrainedHarmonizer(Harmonizer):
         self.data = data.of(some) if self._serves(data.of(some)) else data
         sampler = self.sampler(self.data)
         sampler.augmentation = self.settings.augmentation
-        Loop(self, sampler, running, checks=checks, progress=progress).run()
+        Loop(self, sampler, running, checks=checks, progress=progress, origin=self.started_from).run()
         del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))
@@ -590,8 +596,9 @@ class TrainedHarmonizer(Harmonizer):
         arrays |= {f'style/{name}': value for name, value in self._styles.items()}
         arrays |= {f'quantiles/{name}': value for name, value in self._quantiles.items()}
         kind, label = self._target
+        origin = {'started_from': self.started_from} if self.started_from else {}
         return arrays, {
-            'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
+            **origin, 'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
             'target_kind': kind, 'target': label, 'target_site': self.target_site, 'units': dict(self._units),
         }  # fmt: skip
 
@@ -614,6 +621,7 @@ class TrainedHarmonizer(Harmonizer):
             {str(k): float(v) for k, v in settings['units'].items()},
         )
         self._target = (str(settings['target_kind']), str(settings['target']))
+        self.started_from = str(settings.get('started_from', ''))
         self.networks = restored_networks(self.build, _under('net/', arrays))
         self._styles, self._quantiles = _under('style/', arrays), _under('quantiles/', arrays)
         self._trained = True

@@ -80,6 +80,8 @@ class Loop:
         Draws batches of people who are not trained on; None for no validation.
     progress
         Told the step, the last step (100 parts where the budget is a time) and a few words.
+    origin
+        What the weights are at the start: the digest of a model; empty where they are random.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class Loop:
         *,
         checks: Sampler | None = None,
         progress: Progress | None = None,
+        origin: str = '',
     ) -> None:
+        self.origin = origin
         self.learner, self.sampler, self.running, self.checks = learner, sampler, running, checks
         self.progress = progress
         self.fabric = _fabric(running)
@@ -281,7 +285,7 @@ class Loop:
     def _state(self) -> dict[str, Any]:
         return {
             'step': self.step, 'seconds': self.seconds, 'stage': self.stage, 'networks': self.learner.networks.state_dict(), 'means': self.means,
-            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, **self.best.state(),
+            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, 'origin': self.origin, **self.best.state(),
         }  # fmt: skip
 
     def _resume(self) -> None:
@@ -294,6 +298,12 @@ class Loop:
             ) from None  # fmt: skip
         if state is None:
             return
+        if state.get('origin', '') != self.origin:
+            raise TrainingFailed(
+                'The checkpoint is of another training: it started from '
+                + ('another model.' if state.get('origin') else 'no model.'),
+                where=str(self.running.folder), fix='Give another folder, or --from as it was.',
+            )  # fmt: skip
         try:
             self.learner.networks.load_state_dict(state['networks'])
             for name, optimizer in self.optimizers.items():

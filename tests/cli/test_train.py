@@ -131,6 +131,26 @@ def test_what_cannot_be_is_said(arguments, code, said, derivatives, tmp_path, ca
     assert not (tmp_path / 'out' / 'model').exists()
 
 
+def test_a_training_starts_from_a_model(derivatives, tmp_path, capsys):
+    tiny = [*TINY, '--target', 'scannerA', '--interval', '2']
+    first, model = str(tmp_path / 'first'), str(tmp_path / 'first' / 'model')
+    assert main(['deepharmony', str(derivatives), first, '--budget', '2', *tiny]) == 0
+    rest = ['--target', 'scannerA', '--budget', '2', '--threads', '1', '--device', 'cpu', '--from', model]
+    second = [str(derivatives), str(tmp_path / 'second'), *rest, '--set', 'rate=1e-5']
+    assert main(['deepharmony', *second]) == 0
+    card = bundle.read_card(tmp_path / 'second' / 'model')['settings']
+    assert card['started_from'] == bundle.digest(tmp_path / 'first' / 'model')
+    assert (card['preset']['voxel_mm'], card['preset']['rate']) == (8.0, 1e-5)
+    capsys.readouterr()
+    for name, more, said in [
+        ('osman', [], 'is one of deepharmony'), ('deepharmony', ['--preset', 'tiny'], 'settings are those of the model'),
+        ('deepharmony', ['--set', 'widths=(4, 8)'], 'the networks are others'),
+    ]:  # fmt: skip
+        assert main([name, str(derivatives), str(tmp_path / 'third'), *rest, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / 'third' / 'model').exists()
+
+
 @pytest.mark.parametrize('text', ['0', '-3', '3.5', 'm', '0m', '3d', ''])
 def test_a_budget_that_is_none(text):
     with pytest.raises(SystemExit):
