@@ -35,6 +35,8 @@ class AdversarialSettings(NetworkSettings):
         Random changes of the contrast of the scans that go in (:class:`bidsharm.training.augmentation.Augmentation`); 0 for none.
     augment_angle, augment_scale
         Random rotations, in degrees, and changes of size of all images of an example; 0 for none.
+    progressive
+        How often sizes of images are halved at the start of the training (:mod:`bidsharm.training.growing`); 0 for never.
     """
 
     spectral: bool = False
@@ -43,13 +45,31 @@ class AdversarialSettings(NetworkSettings):
     augment_gain: float = 0.0
     augment_angle: float = 0.0
     augment_scale: float = 0.0
+    progressive: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('penalty', 'augment_gamma', 'augment_gain', 'augment_angle', 'augment_scale'):
+        numbers = (
+            'penalty',
+            'augment_gamma',
+            'augment_gain',
+            'augment_angle',
+            'augment_scale',
+            'progressive',
+        )
+        for name in numbers:
             if not getattr(self, name) >= 0:
                 raise UsageError(
                     f'{name} is {getattr(self, name)}.', where='--set', fix='Give 0 for none, or a number above 0.'
                 )  # fmt: skip
+        if not isinstance(self.progressive, int):
+            raise UsageError(
+                f'progressive is {self.progressive}.', where='--set', fix='Give a whole number of halvings.'
+            )
+
+    @property
+    def halvings(self) -> int:
+        """How often sizes are halved at the start."""
+        return self.progressive
 
     @property
     def augmentation(self) -> Augmentation | None:

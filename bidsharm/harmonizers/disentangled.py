@@ -210,7 +210,9 @@ class Disentangled(TrainedHarmonizer):
 
         s = self.settings
         asked = {'artifacts': s.eta > 0, 'within': True, 'across': s.cycle > 0, 'fusion': s.fuse == 'learnt'}
-        return [Stage(name, getattr(s, name)) for name, there in asked.items() if there]
+        return [
+            Stage(name, getattr(s, name), grows=name != 'fusion') for name, there in asked.items() if there
+        ]
 
     def begin(self, stage: str) -> None:
         """For the fusion, put some scans through the networks of the slices."""

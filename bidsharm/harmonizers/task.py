@@ -373,6 +373,7 @@ class TrainedTask(TaskMethod):
         """Train the networks; see the contract. ``running`` says where and how."""
         import torch
 
+        from bidsharm.training.growing import grown
         from bidsharm.training.loop import Loop
         from bidsharm.training.options import Budget, Running
         from bidsharm.training.volumes import hold_out
@@ -393,7 +394,8 @@ class TrainedTask(TaskMethod):
         checks = self.sampler(*rest) if rest else None
         sampler = self.sampler(*kept)
         sampler.augmentation = self.settings.augmentation
-        Loop(self, sampler, running, checks=checks, progress=progress).run()
+        learner = grown(self, sampler, self.settings.halvings)
+        Loop(learner, sampler, running, checks=checks, progress=progress).run()
         self._trained = True
         return FitReport(
             tuple(volume.name for volume in data.volumes), {'validation': sorted(others) if rest else []}

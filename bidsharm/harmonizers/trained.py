@@ -87,6 +87,11 @@ class NetworkSettings:
         """How examples are changed at random; None by default."""
         return None
 
+    @property
+    def halvings(self) -> int:
+        """How often the sizes of images are halved at the start of a training; 0 by default."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Given:
@@ -327,6 +332,7 @@ class TrainedHarmonizer(Harmonizer):
         """Train on volumes that lie on one grid; see :meth:`fit`."""
         import torch
 
+        from bidsharm.training.growing import grown
         from bidsharm.training.loop import Loop
         from bidsharm.training.options import Budget, Running
         from bidsharm.training.volumes import hold_out
@@ -347,7 +353,8 @@ class TrainedHarmonizer(Harmonizer):
         self.data = data.of(some) if self._serves(data.of(some)) else data
         sampler = self.sampler(self.data)
         sampler.augmentation = self.settings.augmentation
-        Loop(self, sampler, running, checks=checks, progress=progress, origin=self.started_from).run()
+        learner = grown(self, sampler, self.settings.halvings)
+        Loop(learner, sampler, running, checks=checks, progress=progress, origin=self.started_from).run()
         del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))

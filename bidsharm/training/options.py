@@ -64,10 +64,13 @@ class Stage:
         Handed to the losses.
     share
         Part of the budget, relative to the other stages.
+    grows
+        Whether it learns from the images of its batches, which may then be coarse at first (:mod:`bidsharm.training.growing`).
     """
 
     name: str = 'train'
     share: float = 1.0
+    grows: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bidsharm.harmonizers.contract import Cohort, Site
 from bidsharm.harmonizers.trained import TrainedHarmonizer
 from bidsharm.harmonizers.training_data import training_set
 from bidsharm.nn.blocks import count_parameters
+from bidsharm.training.options import Budget, Running
 
 from .conftest import people_at_two_sites
 
@@ -147,6 +148,70 @@ def test_examples_are_changed_where_the_settings_say_so_and_nowhere_else(name):
         assert all(changed[key].shape == value.shape for key, value in plain.items())
     again = first_batch(name)
     assert all(torch.equal(again[key], value) for key, value in plain.items())
+
+
+@pytest.mark.parametrize('name', ADVERSARIAL)
+def test_the_first_half_of_a_training_sees_images_of_half_the_size(name):
+    kind = registry.get(name)
+    larger = {'edge': 32} if hasattr(kind.Preset(), 'edge') else {}
+    settings = kind.preset('tiny', batch=2, hold_out=0.25, progressive=1, **larger)
+    plain = first_batch(name, **larger)
+    images = 'images' if 'images' in plain else 'x'
+    method = kind(settings=settings)
+    sizes, losses = [], method.losses
+
+    def noted(batch, stage):
+        sizes.append(max(batch[images].shape[2:]))
+        yield from losses(batch, stage)
+
+    method.losses = noted
+    steps = 8 * len(method.stages)
+    method.fit(Cohort(people()), target=Site('A'), running=Running(budget=Budget(steps)))
+    full = max(plain[images].shape[2:])
+    assert len(sizes) == steps
+    assert set(sizes) == {full // 2, full}
+    if len(method.stages) == 1:
+        assert sizes == [full // 2] * (steps // 2) + [full] * (steps // 2)
+    scan = next(scan for scan in people() if scan.site == 'B' and scan.contrast == 'T1w')
+    found = method.harmonize(scan, Site('A')).image
+    assert found.shape == scan.data.shape
+    assert np.isfinite(found).all()
+    assert found[scan.mask].std() > 0
+
+
+def test_a_training_with_growing_images_that_was_interrupted_ends_in_the_same_place(tmp_path):
+    kind, ends = registry.get('cyclegan'), []
+    for stops in ([8], [2, 6, 8]):
+        for stop in stops:
+            method = kind(
+                settings=kind.preset('tiny', batch=2, hold_out=0.5, progressive=1, augment_angle=10.0)
+            )
+            running = Running(folder=tmp_path / str(len(stops)), budget=Stopped(8, stop), interval=2)
+            method.fit(Cohort(people()), target=Site('A'), running=running)
+        ends.append(method.networks.state_dict())
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    rows = (tmp_path / '3' / 'log.csv').read_text()
+    assert 'train at 1/2' in rows
+
+
+class Stopped(Budget):
+    """A budget that ends a training before its time, as a killed job does."""
+
+    def __init__(self, steps, stop):
+        super().__init__(steps)
+        object.__setattr__(self, 'stop', stop)
+
+    def done(self, step, seconds):
+        return 1.0 if step >= self.stop else super().done(step, seconds)
+
+
+def test_images_that_become_too_small_are_refused():
+    kind = registry.get('cyclegan')
+    method = kind(settings=kind.preset('tiny', batch=2, progressive=5))
+    with pytest.raises(UsageError, match='1/32 of their size'):
+        method.fit(Cohort(people()), target=Site('A'), running=Running(budget=Budget(6)))
+    with pytest.raises(UsageError, match='progressive'):
+        kind.preset('tiny', progressive=0.5)
 
 
 @pytest.mark.parametrize('setting', ['penalty', 'augment_gain', 'augment_angle'])
