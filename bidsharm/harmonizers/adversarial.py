@@ -57,9 +57,10 @@ class AdversarialSettings(NetworkSettings):
             'progressive',
         )
         for name in numbers:
-            if not getattr(self, name) >= 0:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= 0:
                 raise UsageError(
-                    f'{name} is {getattr(self, name)}.', where='--set', fix='Give 0 for none, or a number above 0.'
+                    f'{name} is {value}.', where='--set', fix='Give 0 for none, or a number above 0.'
                 )  # fmt: skip
         if not isinstance(self.progressive, int):
             raise UsageError(

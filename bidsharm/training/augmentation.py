@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Change:
     factor: float = 1.0
     offset: float = 0.0
     matrix: NDArray[np.float64] | None = None
+    _grids: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def margin(self, shape: tuple[int, ...]) -> int:
         """Return how many voxels around a piece its changed form can reach."""
@@ -79,16 +80,23 @@ class Change:
 
     def _sampled(self, wide: Tensor, begin: tuple[int, ...], shape: tuple[int, ...], mode: str) -> Tensor:
         """Return values at the voxels that the matrix leads to, shape (C, *shape); 0 beyond the border."""
+        sizes = tuple(wide.shape[1:])
+        if (sizes, begin, shape) not in self._grids:  # all images of an example are cut in one or two ways
+            self._grids[sizes, begin, shape] = self._grid(sizes, begin, shape)
+        grid = self._grids[sizes, begin, shape]
+        return functional.grid_sample(wide[None], grid, mode=mode, align_corners=False)[0]
+
+    def _grid(self, sizes: tuple[int, ...], begin: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        """Return where the voxels of a piece come from, as torch wants it."""
         assert self.matrix is not None
-        sizes, ends = np.array(wide.shape[1:]), np.array(shape)
+        whole, part = np.array(sizes), np.array(shape)
         # Torch counts from -1 to 1 between the outer faces of the first and last voxel, last axis first.
-        middle = (2 * np.array(begin) + ends) / sizes - 1
-        scaled = self.matrix * ends[None] / sizes[:, None]
+        middle = (2 * np.array(begin) + part) / whole - 1
+        scaled = self.matrix * part[None] / whole[:, None]
         theta = np.concatenate([scaled[::-1, ::-1], middle[::-1, None]], axis=1)
-        grid = functional.affine_grid(
+        return functional.affine_grid(
             torch.from_numpy(theta[None].astype(np.float32)), [1, 1, *shape], align_corners=False
         )
-        return functional.grid_sample(wide[None], grid, mode=mode, align_corners=False)[0]
 
 
 @dataclass(frozen=True)

@@ -215,9 +215,10 @@ def test_images_that_become_too_small_are_refused():
 
 
 @pytest.mark.parametrize('setting', ['penalty', 'augment_gain', 'augment_angle'])
-def test_negative_settings_are_refused(setting):
-    with pytest.raises(UsageError, match=setting):
-        registry.get('cyclegan').preset('tiny', **{setting: -0.1})
+def test_settings_that_are_no_amount_are_refused(setting):
+    for value in (-0.1, float('nan'), 'much'):
+        with pytest.raises(UsageError, match=setting):
+            registry.get('cyclegan').preset('tiny', **{setting: value})
 
 
 def test_tasks_that_translate_have_the_settings_too():
