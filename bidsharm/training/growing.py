@@ -127,7 +127,7 @@ class Growing:
             if self.factor == 1:
                 raise
             raise UsageError(
-                f'The networks cannot take images of 1/{self.factor} of their size ({_sizes(small)} voxels): {str(error).splitlines()[0]}',
+                f'The networks cannot take images of 1/{self.factor} of their size ({_sizes(small)} voxels): {str(error).splitlines()[0].rstrip(".")}.',
                 where='--set progressive', fix='Give a smaller number of halvings, or larger patches where there are any.',
             ) from error  # fmt: skip
 
