@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,19 @@ def dice(mine: Any, theirs: Any) -> float:
     return float(np.mean([2 * ((mine == k) & (theirs == k)).sum() / max((mine == k).sum() + (theirs == k).sum(), 1) for k in (2, 3)]))  # fmt: skip
 
 
+def kept(file: Path, predict: Callable[[], Predicted]) -> Predicted:
+    """Return what a file keeps, or predict and keep that: a run that was stopped goes on."""
+    if file.exists():
+        with np.load(file) as found:
+            return Predicted(found['said'], found['features'], float(found['seconds']))
+    one = predict()
+    part = file.with_name(f'{file.name}.part')
+    with part.open('wb') as handle:
+        np.savez(handle, said=one.said, features=one.features, seconds=one.seconds)
+    part.replace(file)
+    return one
+
+
 def without_network(harmonized: bool, task: str, train: Sequence[Seen], test: Sequence[Seen]) -> Predicted:
     """Predict by a linear model of features, with ComBat before or not."""
     from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -362,7 +376,9 @@ def main() -> None:
     import torch
 
     arguments = common.parser(__doc__)
-    arguments.add_argument('work', type=Path, help='folder that keeps the brains')
+    arguments.add_argument(
+        'work', type=Path, help='folder that keeps brains and predictions; a run that was stopped goes on'
+    )
     arguments.add_argument('--steps', type=int, default=800, help='of each training')
     arguments.add_argument('--seeds', type=int, default=3, help='trainings of each method')
     arguments.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
@@ -377,7 +393,13 @@ def main() -> None:
             for name, harmonized in (('nothing', False), ('combat', True)):
                 found[name] = judged(task, [without_network(harmonized, task, train, test)], test, SEED)
         for name in TASKS[task]:
-            runs = [by_network(name, task, train, test, args, seed) for seed in range(args.seeds)]
+            runs = [
+                kept(
+                    args.work / f'{task}_{name}_{args.steps}_{seed}.npz',
+                    partial(by_network, name, task, train, test, args, seed),
+                )
+                for seed in range(args.seeds)
+            ]
             found[name] = judged(task, runs, test, SEED)
             print(task, name, {k: v for k, v in found[name].items() if k != 'persons'}, flush=True)
         rows += rows_of(task, found, SEED)

@@ -68,6 +68,10 @@ class ScanPlan:
         Size of the raw scan in voxels, for the memory estimate.
     handoff
         Folder of the derivatives for fMRIPrep, for the T1w that goes there.
+    companions
+        Scans of other contrasts of the visit that the method looks at, too.
+    failed_companions
+        Names of those that it does without, for they failed.
     """
 
     scan: ScanFile
@@ -78,6 +82,8 @@ class ScanPlan:
     space_transforms: Mapping[str, Path] = field(default_factory=dict)
     shape: tuple[int, ...] = (256, 256, 256)
     handoff: Path | None = None
+    companions: tuple[ScanFile, ...] = ()
+    failed_companions: tuple[str, ...] = ()
 
     @property
     def follows(self) -> bool:
@@ -110,7 +116,17 @@ class ScanPlan:
         """All files that the result is made from, by BIDS URI (given transforms to output spaces by their template)."""
         reused = {self.reused.uri(file): file for file in self.reused.files.values()}
         ways = {f'transform to {name}': file for name, file in self.space_transforms.items()}
-        return {raw_uri(self.scan): self.scan.path, raw_uri(self.anchor): self.anchor.path, **reused, **ways}
+        raw = {raw_uri(scan): scan.path for scan in (self.scan, self.anchor, *self.companions)}
+        return {**raw, **reused, **ways}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be known of the result."""
+        without = [
+            f'It was harmonized without {name}, which failed. When that is mended, the same command does it again.'
+            for name in self.failed_companions
+        ]
+        return (*self.scan.warnings, *self.reused.warnings, *without)
 
 
 @dataclass(frozen=True)
@@ -208,13 +224,35 @@ def init_single_subject_wf(
         item.space: init_template_node(item, name=_space_name(item.space)) for item in options.templates
     }
     structural: dict[str, pe.Workflow] = {}
+    prepared: dict[str, pe.Workflow] = {}
     for plan in sorted(plans, key=lambda item: item.follows):
-        prep_wf = _connect_prep(workflow, plan, structural, template, options)
+        prepared[plan.scan.name] = prep_wf = _connect_prep(workflow, plan, structural, template, options)
         if not plan.follows:
             _connect_registrations(workflow, plan, prep_wf, spaces, options)
-        if plan.write:
-            _connect_scan(workflow, plan, prep_wf, structural, template, spaces, method, output_dir, options)
+    for plan in (plan for plan in plans if plan.write):
+        prep_wf = prepared[plan.scan.name]
+        _connect_scan(workflow, plan, prep_wf, structural, template, spaces, method, output_dir, options)
+        _connect_companions(workflow, plan, prepared)
     return workflow
+
+
+def _connect_companions(workflow: pe.Workflow, plan: ScanPlan, prepared: Mapping[str, pe.Workflow]) -> None:
+    """Give the harmonization of a scan the other contrasts of the visit, and the way from each to the scan."""
+    harmonize_wf = workflow.get_node(f'harmonize_{plan.scan.node}_wf')
+    for index, other in enumerate(plan.companions, 1):
+        prep_wf = prepared[other.name]
+        # From the companion to their T1w, and from there to the scan; antsApplyTransforms takes the last of the list first.
+        ways = [(prepared[plan.scan.name], 'outputnode.from_anchor')] if plan.follows else []
+        ways += [(prep_wf, 'outputnode.to_anchor')] if other != plan.anchor else []
+        moves = pe.Node(
+            niu.Merge(len(ways)), name=f'from_{other.suffix}_to_{plan.scan.node}', run_without_submitting=True
+        )
+        for place, (source, field_name) in enumerate(ways, 1):
+            workflow.connect(source, field_name, moves, f'in{place}')
+        workflow.connect([
+            (prep_wf, harmonize_wf, [('outputnode.brain', f'inputnode.companion{index}')]),
+            (moves, harmonize_wf, [('out', f'inputnode.companion{index}_transforms')]),
+        ])  # fmt: skip
 
 
 def _connect_prep(
@@ -296,12 +334,12 @@ def _connect_scan(
     """Add harmonization, QC and sinks of one scan."""
     scan, node = plan.scan, plan.scan.node
     harmonize_wf = init_harmonize_wf(
-        method=method, contrast=scan.suffix, scan_name=scan.name, site=scan.site,
-        omp_nthreads=options.omp_nthreads, gpu_plugin_args=options.gpu_plugin_args, name=f'harmonize_{node}_wf',
+        method=method, contrast=scan.suffix, scan_name=scan.name, site=scan.site, companions=plan.companions,
+        omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, gpu_plugin_args=options.gpu_plugin_args, name=f'harmonize_{node}_wf',
     )  # fmt: skip
     qc_wf = init_qc_wf(
         identity=identity_of(scan, method), notes=notes_of(plan, options), thresholds=options.thresholds,
-        warnings=(*scan.warnings, *plan.reused.warnings),
+        warnings=plan.warnings,
         omp_nthreads=options.omp_nthreads, mem_gb=plan.mem_gb, name=f'qc_{node}_wf',
     )  # fmt: skip
     ds_preproc_wf = init_ds_preproc_wf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from bidsharm.workflows.tags import tag
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from bidsharm.bids.names import ScanFile
+from bidsharm.interfaces.ants import ApplyTransforms
 from bidsharm.interfaces.harmonize import HarmonizeScan
 
 
@@ -56,6 +59,11 @@ class Method:
         )
 
     @property
+    def uses_companions(self) -> bool:
+        """Whether it looks at the other contrasts of a visit too."""
+        return bool(self.card.get('companions', False))
+
+    @property
     def learnt(self) -> str:
         """Digests of all that the method has learnt, here and before it was shipped."""
         return ' '.join(filter(None, (self.model_digest, self.weights_digest)))
@@ -73,7 +81,9 @@ def init_harmonize_wf(
     contrast: str,
     scan_name: str = '',
     site: str = '',
+    companions: Sequence[ScanFile] = (),
     omp_nthreads: int = 1,
+    mem_gb: float = 1.0,
     gpu_plugin_args: dict[str, Any] | None = None,
     name: str = 'harmonize_wf',
 ) -> pe.Workflow:
@@ -87,8 +97,12 @@ def init_harmonize_wf(
         BIDS suffix of the scan.
     scan_name, site
         For messages, and for methods that look at the site.
+    companions
+        Scans of other contrasts of the visit that the method looks at, too.
     omp_nthreads
         Threads of the node.
+    mem_gb
+        Memory of one step on the whole scan.
     gpu_plugin_args
         Plugin arguments for the node when it needs a GPU (a cluster's ``--gres=gpu:1``).
     name
@@ -100,6 +114,8 @@ def init_harmonize_wf(
         From a preprocessing graph.
     preproc, mask_sidecar
         The whole image and its ``SkullStripped``; only where the head is wanted too.
+    companion1, companion1_transforms, ...
+        Brain of each companion, and the transforms from it to the scan.
 
     Outputs
     -------
@@ -119,6 +135,7 @@ def init_harmonize_wf(
     """
     workflow = pe.Workflow(name=name)
     given = ['brain', 'brain_mask', 'tissue', 'preproc', 'mask_sidecar']
+    given += [f'companion{i}{part}' for i, _ in enumerate(companions, 1) for part in ('', '_transforms')]
     results = ['harmonized', 'uncertainty', 'unsupported', 'record', 'sidecar', 'head', 'head_sidecar']
     inputnode = pe.Node(niu.IdentityInterface(fields=given), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(fields=results), name='outputnode')
@@ -142,4 +159,33 @@ def init_harmonize_wf(
         ]),
         (harmonize, outputnode, [('out_file', 'harmonized'), *((field, field) for field in results[1:])]),
     ])  # fmt: skip
+    if companions:
+        _connect_companions(workflow, inputnode, harmonize, companions, omp_nthreads, mem_gb)
     return workflow
+
+
+def _connect_companions(
+    workflow: pe.Workflow,
+    inputnode: pe.Node,
+    harmonize: pe.Node,
+    companions: Sequence[ScanFile],
+    omp_nthreads: int,
+    mem_gb: float,
+) -> None:
+    """Bring the companions to the grid of the scan."""
+    harmonize.inputs.companion_contrasts = [scan.suffix for scan in companions]
+    harmonize.inputs.companion_names = [scan.name for scan in companions]
+    gather = pe.Node(niu.Merge(len(companions)), name='companions', run_without_submitting=True)
+    workflow.connect(gather, 'out', harmonize, 'companions')
+    for index, scan in enumerate(companions, 1):
+        warp = pe.Node(
+            ApplyTransforms(dimension=3, interpolation='Linear', float=True, num_threads=omp_nthreads),
+            name=f'warp_{scan.suffix}', mem_gb=mem_gb,
+        )  # fmt: skip
+        workflow.connect([
+            (inputnode, warp, [
+                (f'companion{index}', 'input_image'), (f'companion{index}_transforms', 'transforms'),
+                ('brain_mask', 'reference_image'),
+            ]),
+            (warp, gather, [('output_image', f'in{index}')]),
+        ])  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bidsharm.workflows.base import init_bidsharm_wf, subject_wf_name
+from bidsharm.workflows.base import ScanPlan, init_bidsharm_wf, subject_wf_name
 from bidsharm.workflows.clusters import devices
 from bidsharm.workflows.engine import (
     Failure,
@@ -406,10 +406,25 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
     for scan in (scan for subject in todo for scan in plan.selection.of_subject(subject)):
         if scan.name in todo[scan.subject]:
             (settings.output_dir / OutputNames(scan).qc).unlink(missing_ok=True)
-    subjects = {
-        subject: subject_plans(plan.selection, subject, settings, plan.options, only=names)
-        for subject, names in todo.items()
-    }
+    failed: set[str] = set()
+    while todo:
+        crashes = set(run.log_dir.glob('crash-*'))
+        subjects = {
+            subject: subject_plans(
+                plan.selection, subject, settings, plan.options, only=names, companions=plan.method.uses_companions, failed=failed,
+            )
+            for subject, names in todo.items()
+        }  # fmt: skip
+        _run_plans(run, subjects)
+        failures = read_failures(run.log_dir, since=crashes)
+        if settings.stop_on_first_crash and failures:
+            return
+        todo, failed = _without_companions(run, subjects, failures, failed)
+
+
+def _run_plans(run: Run, subjects: Mapping[str, Sequence[ScanPlan]]) -> None:
+    """Run the graph of some subjects."""
+    plan, settings = run.plan, run.settings
     workflow = init_bidsharm_wf(
         subjects=subjects,
         method=plan.method,
@@ -419,10 +434,39 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
     )
     workflow.base_dir = str(run.work_dir)
     if settings.write_graph:
-        draw_graph(workflow, run.log_dir / f'graph_{next(iter(todo))}.dot')
-    run.progress.start_batch(workflow, [name for names in todo.values() for name in names])
+        draw_graph(workflow, run.log_dir / f'graph_{next(iter(subjects))}.dot')
+    run.progress.start_batch(
+        workflow, [item.scan.name for items in subjects.values() for item in items if item.write]
+    )
     run_graph(workflow, settings, device=plan.options.device, on_node=run.progress.on_node)
     keep_resources(workflow, run.log_dir)
+
+
+def _without_companions(
+    run: Run, subjects: Mapping[str, Sequence[ScanPlan]], failures: list[Failure], failed: set[str]
+) -> tuple[dict[str, set[str]], set[str]]:
+    """Return the scans that were not finished only because a companion failed, and the names of all companions that failed.
+
+    A bad scan must not cost the others of its visit.
+    """
+    plans = [item for items in subjects.values() for item in items]
+    broken = {
+        other.name
+        for item in plans
+        for other in item.companions
+        if any(belongs(failure, other) for failure in failures)
+    }
+    todo: dict[str, set[str]] = {}
+    for subject, items in subjects.items():
+        for item in (
+            item for item in items if item.write and broken & {other.name for other in item.companions}
+        ):
+            # Its record is written last, and earlier ones were taken away.
+            done = (run.settings.output_dir / OutputNames(item.scan).qc).exists()
+            own = any(belongs(failure, scan) for failure in failures for scan in (item.scan, item.anchor))
+            if not done and not own:
+                todo.setdefault(subject, set()).add(item.scan.name)
+    return todo, failed | broken
 
 
 def _collect(

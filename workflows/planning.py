@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -300,14 +300,27 @@ def _with_contrasts(selection: Selection, card: Card, served: set[str], target: 
 
 
 def subject_plans(
-    selection: Selection, subject: str, settings: Settings, options: Options, *, only: set[str] | None = None
+    selection: Selection,
+    subject: str,
+    settings: Settings,
+    options: Options,
+    *,
+    only: set[str] | None = None,
+    companions: bool = False,
+    failed: Collection[str] = (),
 ) -> list[ScanPlan]:
-    """Return what to do with the scans of one subject; anchors that are not written come along.
+    """Return what to do with the scans of one subject; anchors and companions that are not written come along.
 
     Parameters
     ----------
+    selection, subject, settings, options
+        What is chosen, whose scans, and how they are worked on.
     only
         Names of the scans that still have to be done; None means all.
+    companions
+        Whether the method looks at the other contrasts of a visit, too.
+    failed
+        Names of scans that cannot be companions.
     """
     wanted = [scan for scan in selection.of_subject(subject) if only is None or scan.name in only]
     plans: dict[str, ScanPlan] = {}
@@ -315,10 +328,32 @@ def subject_plans(
     for scan in wanted:
         anchor = selection.anchor(scan)
         handoff = settings.fmriprep_derivatives if scan.name in for_fmriprep else None
-        plans[scan.name] = replace(measured(plan_scan(scan, anchor, settings, options)), handoff=handoff)
-        if anchor.name not in {item.name for item in wanted}:
-            plans[anchor.name] = replace(measured(plan_scan(anchor, anchor, settings, options)), write=False)
+        others = companions_of(scan, selection) if companions else ()
+        plans[scan.name] = replace(
+            measured(plan_scan(scan, anchor, settings, options)), handoff=handoff,
+            companions=tuple(other for other in others if other.name not in failed),
+            failed_companions=tuple(other.name for other in others if other.name in failed),
+        )  # fmt: skip
+    for plan in list(plans.values()):
+        for scan in (plan.anchor, *plan.companions):
+            if scan.name not in plans:
+                needed = measured(plan_scan(scan, selection.anchor(scan), settings, options))
+                plans[scan.name] = replace(needed, write=False)
     return list(plans.values())
+
+
+def companions_of(scan: ScanFile, selection: Selection) -> tuple[ScanFile, ...]:
+    """Return the scans of other contrasts of a visit that go through the same T1w, the first of each contrast."""
+    anchor = selection.anchor(scan)
+    found: dict[str, ScanFile] = {}
+    for other in (anchor, *selection.of_subject(scan.subject)):
+        if (
+            other.suffix != scan.suffix
+            and other.session == scan.session
+            and selection.anchor(other) == anchor
+        ):
+            found.setdefault(other.suffix, other)
+    return tuple(found[contrast] for contrast in sorted(found))
 
 
 def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Options) -> ScanPlan:
@@ -377,7 +412,9 @@ def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest
     for_fmriprep = handed_off(plan.selection.scans) if folder else frozenset()
     names = set()
     for scan in scans:
-        sources = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options).sources
+        others = companions_of(scan, plan.selection) if plan.method.uses_companions else ()
+        made_from = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options)
+        sources = replace(made_from, companions=others).sources
         more = expected_handoff(scan, plan.options) if scan.name in for_fmriprep else []
         qc = root / OutputNames(scan).qc
         if not is_complete(qc, root, sources, digest, handoff=folder if more else None, handed_off=more):

@@ -189,6 +189,7 @@ def _show(name: str, *, as_json: bool) -> int:
         'Aims at': ', '.join(card.targets) or '-',
         'Learns from': phrases(card.needs_fit),
         'Needs per scan': phrases(card.needs_apply),
+        'Looks at': 'other contrasts of the visit too' if card.companions else 'the scan alone',
         'May change anatomy': 'yes' if card.changes_anatomy else 'no',
         'Fidelity': card.fidelity,
         'Differs from paper': card.deviations or '-',

@@ -64,6 +64,8 @@ class Card:
         Keys of :data:`NEED_PHRASES` needed to learn a target and to harmonize one scan.
     targets
         Which targets it can aim at, of ``canonical``, ``site``, ``reference``.
+    companions
+        Whether it looks at the other contrasts of a visit, where there are some, to harmonize a scan.
     changes_anatomy
         Whether the method could, in principle, draw structure that is not in its input.
     fidelity
@@ -91,6 +93,7 @@ class Card:
     needs_fit: tuple[str, ...] = ()
     needs_apply: tuple[str, ...] = ()
     targets: tuple[Literal['canonical', 'site', 'reference'], ...] = ('canonical', 'site', 'reference')
+    companions: bool = False
     changes_anatomy: bool = False
     fidelity: Literal['faithful', 'adapted', 'minimal'] = 'faithful'
     deviations: str = ''

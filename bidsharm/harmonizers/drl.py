@@ -5,7 +5,7 @@ They are one method (:mod:`bidsharm.harmonizers.disentangled`) with other settin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from bidsharm.harmonizers.contract import Card
@@ -60,12 +60,12 @@ _NO_CODE = 'There is no public code: networks and weights of the losses are thos
 class HACA3(Disentangled):
     """HACA3: attention over the contrasts of a visit, and artifact codes (Zuo et al. 2023)."""
 
-    card = _card(
+    card = replace(_card(
         'haca3', 'Anatomy, contrast and artifacts apart; attention over the contrasts that are there',
         'Zuo L, et al. HACA3: a unified approach for multi-site MR image harmonization. Comput Med Imaging Graph 2023;109:102285.',
         '10.1016/j.compmedimag.2023.102285', ('multi_contrast',),
         _ALL + 'The artifact encoder learns in a stage of its own, from simulated noise, ghosts and coarse lines.',
-    )  # fmt: skip
+    ), companions=True)  # fmt: skip
 
 
 class Calamiti(Disentangled):

@@ -264,7 +264,7 @@ class DeepHarmonyManyToOne(DeepHarmony):
 
     card = replace(
         DeepHarmony.card, name='deepharmony-many-to-one', title='U-Net on slices of three axes, from all contrasts of a visit',
-        needs_fit=('paired', 'multi_contrast'),
+        needs_fit=('paired', 'multi_contrast'), companions=True,
         deviations='One network for all contrasts of the target and the slices of all three axes; contrasts are left out at random in the training, so that a '
         'scan alone can be harmonized; optimizer and number of steps are not those of the paper.',
     )  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def read_scan(record: Mapping[str, Any]) -> Scan:
     )
 
 
+def with_companions(scan: Scan, records: Sequence[Mapping[str, Any]]) -> Scan:
+    """Return a scan with the other contrasts of its visit, which lie on its grid.
+
+    Where a companion does not reach, it counts as outside the brain.
+    """
+    others = []
+    for record in records:
+        data, _ = read(record['image'])
+        mask = np.asarray(scan.mask).astype(bool) & (data != 0)
+        others.append(Scan(data, mask, scan.affine, record['contrast'], record['name'], scan.site))
+    return replace(scan, companions=tuple(others))
+
+
 def open_method(request: Mapping[str, Any]) -> Harmonizer:
     """Return the method of a request, with what it learned."""
     execution = Execution(**request.get('execution', {}))
@@ -77,7 +91,7 @@ def open_method(request: Mapping[str, Any]) -> Harmonizer:
 
 def harmonize_files(request: Mapping[str, Any]) -> dict[str, Any]:
     """Harmonize one scan, files in and files out (runs in its own process)."""
-    scan = read_scan(request)
+    scan = with_companions(read_scan(request), request.get('companions') or ())
     with device_lock(Execution(**request.get('execution', {})).device):
         method = open_method(request)  # a network goes to the card here
         started = time.perf_counter()
@@ -135,6 +149,11 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='4-D tissue probabilities')
     head_file = File(exists=True, desc='bias-corrected whole image; given: the head is harmonized too')
     head_sidecar = traits.Dict(desc='SkullStripped of that image')
+    companions = traits.List(
+        File(exists=True), desc='brains of other contrasts of the visit, on the grid of the scan'
+    )
+    companion_contrasts = traits.List(traits.Str, desc='their contrasts')
+    companion_names = traits.List(traits.Str, desc='their names')
     contrast = traits.Str(mandatory=True, desc='BIDS suffix')
     name = traits.Str('', usedefault=True, desc='name of the scan')
     site = traits.Str('', usedefault=True, desc='site label')
@@ -175,7 +194,7 @@ class HarmonizeScan(Interface):
             'contrast': inputs.contrast, 'name': inputs.name, 'site': inputs.site,
             'harmonizer': inputs.harmonizer, 'target': inputs.target, 'model_dir': inputs.model_dir,
             'execution': self.given('execution', {}), 'out_file': str(cwd / 'harmonized.nii'),
-            'head': self.given('head_file'),
+            'head': self.given('head_file'), 'companions': self._companions(),
         }  # fmt: skip
         answer = run_isolated('harmonize', request, cwd, threads=inputs.num_threads)
         outputs: dict[str, Any] = {
@@ -190,13 +209,19 @@ class HarmonizeScan(Interface):
             outputs['head_sidecar'] = {'SkullStripped': stripped, **sidecar}
         return {**outputs, 'record': answer, 'sidecar': sidecar}
 
+    def _companions(self) -> list[dict[str, str]]:
+        columns = [self.given(f'companion{part}', []) for part in ('s', '_contrasts', '_names')]
+        return [
+            dict(zip(('image', 'contrast', 'name'), row, strict=True)) for row in zip(*columns, strict=True)
+        ]
+
     def _provenance(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return what a reader of the image needs to know; no times, so that reruns write equal files."""
         card, execution = registry.get(self.inputs.harmonizer).card, answer['execution']
         fields = {
             'Method': card.name, 'Paper': card.paper, 'DOI': card.doi, 'Fidelity': card.fidelity,
             'Target': parse_target(self.inputs.target).label, 'ModelDigest': self.inputs.model_digest,
-            'WeightsDigest': self.inputs.weights_digest,
+            'WeightsDigest': self.inputs.weights_digest, 'Companions': self.given('companion_names', []),
             'Device': execution['device'], 'Precision': execution['precision'],
             'Seed': self.given('execution', {}).get('seed', 0), 'MemorySteps': execution['steps'],
             'BidsharmVersion': __version__, 'CanDrawNewStructure': card.changes_anatomy,
