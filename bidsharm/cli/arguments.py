@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bidsharm.errors import UsageError
 
 if TYPE_CHECKING:
     from bidsharm.training.options import Budget
@@ -46,3 +50,16 @@ def budget(text: str) -> Budget:
     if not match[2]:
         return Budget(steps=int(text))
     return Budget(minutes=float(match[1]) * (60 if match[2] == 'h' else 1))
+
+
+def label_maps(given: Sequence[Path]) -> list[Path]:
+    """Return the label maps that were given; those of a folder are taken by name."""
+    found: list[Path] = []
+    for path in given:
+        files = sorted(path.glob('*.nii*')) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise UsageError(
+                'There is no label map.', where=f'--labels {path}', fix='Give NIfTI files, or a folder.'
+            )
+        found += files
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import count, natural
+from bidsharm.cli.arguments import count, label_maps, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
         return _surfaces(args)
     options: dict[str, Any] = {
         'subjects': args.subjects, 'scanners': _scanners_of(args), 'contrasts': list(dict.fromkeys(args.contrasts)),
-        'labels': _label_maps(args.labels), 'resolution': args.resolution, 'seed': args.seed, 'head': not args.brain_only,
+        'labels': label_maps(args.labels), 'resolution': args.resolution, 'seed': args.seed, 'head': not args.brain_only,
         'lesions': args.lesions, 'mass_mm': args.mass, 'texture': not args.no_texture,
     }  # fmt: skip
     with alone_in(args.out, 'bidsharm-simulate'):
@@ -172,19 +172,6 @@ def _scanners_of(args: argparse.Namespace) -> list[Scanner]:
         rng = np.random.default_rng([args.seed, number])
         chosen.append(draw_scanner(rng, f'drawn{number:02d}', contrasts=list(dict.fromkeys(args.contrasts))))
     return chosen
-
-
-def _label_maps(given: Sequence[Path]) -> list[Path]:
-    """Return the label maps that were given; those of a folder are taken by name."""
-    found: list[Path] = []
-    for path in given:
-        files = sorted(path.glob('*.nii*')) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise UsageError(
-                'There is no label map.', where=f'--labels {path}', fix='Give NIfTI files, or a folder.'
-            )
-        found += files
-    return found
 
 
 class _ListScanners(argparse.Action):

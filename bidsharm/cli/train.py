@@ -10,27 +10,29 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsharm.cli.arguments import budget, count, setting
+from bidsharm.cli.arguments import budget, count, label_maps, setting
 from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS, MAX_SEED
 
 if TYPE_CHECKING:
-    from bidsharm.bids.training_input import TrainingFile
     from bidsharm.harmonizers.contract import Target
     from bidsharm.harmonizers.trained import TrainedHarmonizer
+    from bidsharm.harmonizers.training_cache import Source
     from bidsharm.training.options import Budget, Running
 
 #: Names inside the output folder.
 MODEL, CACHE = 'model', 'cache'
+#: In place of a folder: scans that are simulated, and how many by default.
+SIMULATED, PEOPLE, SCANNERS = 'simulated', 20, 4
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='bidsharm-train',
-        description='Train a harmonization method on scans that bidsharm has preprocessed.',
+        description='Train a harmonization method on scans that bidsharm has preprocessed, or on simulated ones.',
         epilog='The model is OUT/model: bidsharm BIDS OUT participant --harmonizer NAME --model OUT/model. The same command goes on with a '
         'training that was interrupted. On several machines start it by srun or torchrun with --nodes. '
         'Exit codes: 0 trained; 1 the training failed, or scans had to be left out; 2 wrong use; 3 no scans; 78 no such device.',
@@ -39,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'harmonizer', metavar='NAME', help='method; bidsharm-models list tells what each needs'
     )
-    parser.add_argument('derivatives', metavar='DERIVATIVES', type=Path, help='output folder of bidsharm')
+    parser.add_argument(
+        'derivatives', metavar='DERIVATIVES', type=_place, help='output folder of bidsharm; or the word "simulated", for travelling heads'
+    )  # fmt: skip
     parser.add_argument(
         'out', metavar='OUT', type=Path, help='folder for model, checkpoints, log and pictures'
     )
@@ -63,6 +67,15 @@ def build_parser() -> argparse.ArgumentParser:
         '--person', default='', metavar='COLUMN', help='column that says which subjects are one person'
     )
     data.add_argument('--participants', type=Path, metavar='FOLDER', help='folder with participants.tsv')
+    drawn = parser.add_argument_group(
+        'simulated scans', 'Everybody goes through every scanner: simulated1, simulated2...'
+    )
+    drawn.add_argument('--people', type=count, metavar='N', help='number of people (default: 20)')
+    drawn.add_argument('--scanners', type=count, metavar='N', help='number of scanners (default: 4)')
+    drawn.add_argument(
+        '--labels', nargs='+', type=Path, metavar='FILE|FOLDER',
+        help='FreeSurfer-like label maps that people are drawn from (default: the MNI152 template)',
+    )  # fmt: skip
     how = parser.add_argument_group('training')
     how.add_argument('--preset', choices=('paper', 'tiny'), help='default: paper')
     how.add_argument(
@@ -136,7 +149,6 @@ def _run(args: argparse.Namespace) -> ExitCode:
 
 
 def _train(args: argparse.Namespace) -> ExitCode:
-    from bidsharm.bids.training_input import find_training_files
     from bidsharm.cli.alone import alone_in
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.harmonizers import bundle
@@ -146,10 +158,7 @@ def _train(args: argparse.Namespace) -> ExitCode:
     if not 0 <= args.seed <= MAX_SEED:
         raise UsageError(f'The seed must lie between 0 and {MAX_SEED}.', where='--seed')
     method = _method(args)
-    files = find_training_files(
-        args.derivatives, contrasts=args.contrasts, site=args.site, participants=args.participants, person=args.person,
-        subjects=[label.removeprefix('sub-') for label in args.participant_label],
-    )  # fmt: skip
+    files = _simulated(args, method) if args.derivatives is None else _found(args)
     target = _target(args, method, files)
     running = _running(args, method)
     first = _is_first()
@@ -170,6 +179,46 @@ def _train(args: argparse.Namespace) -> ExitCode:
             print(f'bidsharm-train: left out: {problem}', file=sys.stderr)
         print(args.out / MODEL)
     return ExitCode.SCAN_FAILED if prepared.problems else ExitCode.OK
+
+
+def _place(text: str) -> Path | None:
+    """Return a folder; None for the word that stands for simulated scans (``./simulated`` is a folder)."""
+    return None if text == SIMULATED else Path(text)
+
+
+def _found(args: argparse.Namespace) -> Sequence[Source]:
+    """Return the scans of derivatives."""
+    from bidsharm.bids.training_input import find_training_files
+
+    _refuse(args, ('people', 'scanners', 'labels'), f'Give {SIMULATED} in place of DERIVATIVES, or leave it.')
+    return find_training_files(
+        args.derivatives, contrasts=args.contrasts, site=args.site, participants=args.participants, person=args.person,
+        subjects=[label.removeprefix('sub-') for label in args.participant_label],
+    )  # fmt: skip
+
+
+def _simulated(args: argparse.Namespace, method: TrainedHarmonizer) -> Sequence[Source]:
+    """Return scans that are made when they are read."""
+    from bidsharm.harmonizers.simulated_source import check_size, simulated
+
+    _refuse(
+        args,
+        ('participant_label', 'site', 'person', 'participants'),
+        'Simulated scans have no such thing; leave it.',
+    )
+    check_size(method.settings, method.card.name)
+    return simulated(
+        label_maps(args.labels or []), people=args.people or PEOPLE, scanners=args.scanners or SCANNERS, contrasts=args.contrasts, seed=args.seed,
+        folder=args.out / CACHE,
+    )  # fmt: skip
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], fix: str) -> None:
+    """Refuse options that concern another kind of scans."""
+    for name in names:
+        if getattr(args, name):
+            option = f'--{name.replace("_", "-")}'
+            raise UsageError(f'{option} does not concern these scans.', where=option, fix=fix)
 
 
 def _is_first() -> bool:
@@ -200,7 +249,7 @@ def _method(args: argparse.Namespace) -> TrainedHarmonizer:
     return method_from(args.start, kind, execution, dict(args.set))
 
 
-def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence[TrainingFile]) -> Target:
+def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence[Source]) -> Target:
     """Return the target, after checking that the scans offer what the method needs."""
     from bidsharm.harmonizers.contract import Canonical, Site
     from bidsharm.harmonizers.training_cache import sketch

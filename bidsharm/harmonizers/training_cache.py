@@ -143,16 +143,17 @@ def _prepared(
 
     stem = _stem(source, settings, folder)
     kept = _kept(stem, source)
+    known = getattr(source, 'world', None)  # of simulated scans, which need no alignment
     if kept is None:
         scan = source.read()
         first = anchors.get(source.person)
-        world = align(scan, first)
-        if first is None:
+        world = align(scan, first) if known is None else known
+        if first is None and known is None:
             anchors[source.person] = (scan, world)
         grid = common_frame(settings.voxel_mm)
         _write(stem, volume_of(laid_on(scan, grid, world), settings, grid.shape), world)
         return _read(stem, source)
-    if source.person not in anchors:
+    if source.person not in anchors and known is None:
         anchors[source.person] = (source.read(), _world(stem))
     return kept
 

@@ -81,7 +81,7 @@ class Brain:
 
 
 def draw_brains(
-    maps: Sequence[Path | None], count: int, *, seed: int, degrees: float = 12.0
+    maps: Sequence[Path | None], count: int, *, seed: int, degrees: float = 12.0, first: int = 0
 ) -> Iterator[Brain]:
     """Draw people, the same number from every anatomy.
 
@@ -95,12 +95,14 @@ def draw_brains(
         The same seed gives the same people.
     degrees
         How far heads are turned about each axis, at most.
+    first
+        So many people of each anatomy are passed over.
     """
     for turn, path in enumerate(maps):
         name = 'MNI152' if path is None else path.name.split('.')[0]
         head = load_template(head=False) if path is None else load_labels(path, head=False)
         walls = ventricle_walls(head)
-        for number in range(turn, count, len(maps)):
+        for number in range(turn + first * len(maps), count, len(maps)):
             rng = np.random.default_rng((seed, zlib.crc32(name.encode()), number))
             yield _draw(rng, head, walls, name, TEMPLATE_SIZE if path is None else 1.0, degrees)
 

@@ -225,7 +225,7 @@ class ScanSource:
         if number is None:
             number = int(self.rng.choice(self.thick if self._chance(0.3) else len(self.signals.snr)))
         jitter = self._people()
-        transmit = 1 + float(self.signals.transmit[number]) * _enlarge(self._field(self.transmit), flat)
+        transmit = 1 + float(self.signals.transmit[number]) * enlarge(self._field(self.transmit), flat)
         signal, white = self._signal(number, mixture, texture, transmit, jitter)
         canonical = self._canonical(mixture, texture, jitter)
         log_receive = self._receive(number, flat, white.log())
@@ -269,7 +269,7 @@ class ScanSource:
         values = (
             (levels @ mixture)
             * (1 + 0.02 * texture[0])
-            * _enlarge(self._uniform(0, 0.3) * self._noise(40.0), flat).exp()
+            * enlarge(self._uniform(0, 0.3) * self._noise(40.0), flat).exp()
         )
         values = values + self._uniform(0.005, 0.06) * self._normal(len(values))
         given, true = self._mask(flat, kinds)
@@ -384,7 +384,7 @@ class ScanSource:
         mixture[4] += myelin
         mixture[3] -= myelin
         # Myelin and iron differ over the brain.
-        texture[0] += self._uniform(0, 0.4) * _enlarge(self._noise(30.0), flat)
+        texture[0] += self._uniform(0, 0.4) * enlarge(self._noise(30.0), flat)
         return voxels, flat, mixture, kinds, texture
 
     def _people(self) -> Tensor:
@@ -432,8 +432,8 @@ class ScanSource:
         rough = self._noise(self._uniform(20, 50)) * self._uniform(0, 0.06)
         if self._chance(0.6):  # what a bias correction leaves of all that is smooth
             left = self._uniform(-0.1, 0.35)
-            return _enlarge(left * receive + rough, flat) - (1 - left) * log_white
-        return _enlarge(receive + rough, flat)
+            return enlarge(left * receive + rough, flat) - (1 - left) * log_white
+        return enlarge(receive + rough, flat)
 
     def _tone(self) -> float:
         """Return the power that intensities are taken to: 1, or what some pipelines make of it."""
@@ -485,10 +485,10 @@ class ScanSource:
             whole.view(-1)[flat] = true
             whole = _grow(whole) if draw < 0.35 else ~_grow(~whole)
             return whole.view(-1)[flat], true
-        return brain + self._uniform(0, 0.25) * _enlarge(self._noise(12.0), flat) >= 0.5, true
+        return brain + self._uniform(0, 0.25) * enlarge(self._noise(12.0), flat) >= 0.5, true
 
 
-def _enlarge(field: Tensor, flat: Tensor) -> Tensor:
+def enlarge(field: Tensor, flat: Tensor) -> Tensor:
     """Interpolate a coarse field to the field of view and return it at voxels."""
     whole = functional.interpolate(field[None, None], size=SHAPE, mode='trilinear', align_corners=False)
     return whole.view(-1)[flat]

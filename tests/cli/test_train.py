@@ -151,6 +151,60 @@ def test_a_training_starts_from_a_model(derivatives, tmp_path, capsys):
     assert not (tmp_path / 'third' / 'model').exists()
 
 
+@pytest.fixture(scope='module')
+def label_map(tmp_path_factory):
+    """A block of white matter in a shell of cortex in fluid."""
+    labels = np.zeros((60, 76, 60), np.int16)
+    for margin, label in ((8, 24), (10, 3), (14, 2)):
+        labels[margin:-margin, margin:-margin, margin:-margin] = label
+    labels[28:32, 34:42, 28:32] = 4
+    path = tmp_path_factory.mktemp('maps') / 'block.nii.gz'
+    nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])).to_filename(path)
+    return path
+
+
+def test_a_method_that_needs_pairs_is_trained_on_simulated_people(label_map, tmp_path, capsys):
+    command = [
+        'deepharmony', 'simulated', str(tmp_path / 'out'), '--people', '3', '--scanners', '2', '--labels', str(label_map),
+        '--target', 'simulated1', '--budget', '4', '--interval', '2', *TINY,
+    ]  # fmt: skip
+    assert main(command) == 0
+    method = bundle.load(tmp_path / 'out' / 'model')
+    assert method.sites == ('simulated1', 'simulated2')
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / 'out' / 'cache').iterdir()}
+    assert len([file for file in kept if file.name.endswith('.values.npy')]) == 6
+    # The same command on the same seed goes on with the same scans.
+    weights = {key: value.clone() for key, value in method.networks.state_dict().items()}
+    for name in ('card.json', 'model.safetensors'):
+        (tmp_path / 'out' / 'model' / name).unlink()
+    (tmp_path / 'out' / 'model').rmdir()
+    (tmp_path / 'out' / 'checkpoint.pt').unlink()
+    assert main(command) == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    again = bundle.load(tmp_path / 'out' / 'model').networks.state_dict()
+    assert all(bool((again[key] == value).all()) for key, value in weights.items())
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['simulated', '--target', 'scannerA'], 'There are: simulated1, simulated2, simulated3, simulated4'),
+        (['simulated', '--target', 'simulated1', '--site', 'session'], '--site does not concern these scans'),
+        (['simulated', '--target', 'simulated1', '--set', 'voxel_mm=1.0'], 'have voxels of 2 mm'),
+        (['simulated', '--target', 'simulated1', '--labels', 'nowhere'], 'no label map'),
+        (['simulated', '--target', 'simulated1', '--scanners', '1'], 'same people at several sites'),
+        (['D', '--target', 'scannerA', '--people', '3'], '--people does not concern these scans'),
+        (['./simulated', '--target', 'simulated1'], 'does not exist'),
+    ],
+)
+def test_what_cannot_be_simulated_is_said(arguments, said, derivatives, tmp_path, capsys):
+    first, *rest = [text.replace('D', str(derivatives)) if text == 'D' else text for text in arguments]
+    assert main(['deepharmony', first, str(tmp_path / 'out'), *TINY, *rest]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / 'out' / 'model').exists()
+
+
 @pytest.mark.parametrize('text', ['0', '-3', '3.5', 'm', '0m', '3d', ''])
 def test_a_budget_that_is_none(text):
     with pytest.raises(SystemExit):

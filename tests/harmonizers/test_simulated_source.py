@@ -1,0 +1,91 @@
+"""Simulated travelling heads as what a method is trained on."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bidsharm.errors import UsageError
+from bidsharm.harmonizers import training_data
+from bidsharm.harmonizers.simulated_source import check_size, simulated
+from bidsharm.harmonizers.training_cache import prepare, sketch
+from bidsharm.harmonizers.training_data import offers_of
+from bidsharm.harmonizers.unet import UNet3D
+
+
+@pytest.fixture(scope='module')
+def label_map(tmp_path_factory):
+    """A block of white matter in a shell of cortex in fluid."""
+    labels = np.zeros((60, 76, 60), np.int16)
+    for margin, label in ((8, 24), (10, 3), (14, 2)):
+        labels[margin:-margin, margin:-margin, margin:-margin] = label
+    labels[28:32, 34:42, 28:32] = 4
+    path = tmp_path_factory.mktemp('maps') / 'block.nii.gz'
+    nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])).to_filename(path)
+    return path
+
+
+def made(label_map, folder, people=3, scanners=2, contrasts=('T1w',), seed=4):
+    return simulated(
+        [label_map], people=people, scanners=scanners, contrasts=contrasts, seed=seed, folder=folder
+    )
+
+
+def test_they_offer_what_methods_need_before_anything_is_drawn(label_map, tmp_path):
+    data = sketch(made(label_map, tmp_path, contrasts=('T1w', 'T2w', 'T1w')))
+    assert len(data.volumes) == 3 * 2 * 2
+    assert data.sites == ('simulated1', 'simulated2')
+    needs = {'cohort', 'site', 'two_sites', 'paired', 'travellers', 'multi_contrast', 'tissue'}
+    assert needs <= offers_of(data, 'simulated2')
+    assert not list(tmp_path.iterdir())
+
+
+def test_volumes_of_a_person_lie_on_each_other_without_registration(label_map, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_data, 'align', None)
+    settings = UNet3D.preset('tiny', voxel_mm=4.0)
+    prepared = prepare(made(label_map, tmp_path), settings, tmp_path)
+    assert not prepared.problems
+    pairs = prepared.data.pairs('simulated1')
+    assert len(pairs) == 3
+    for source, wanted in pairs:
+        both = source.mask & wanted.mask
+        assert both.sum() > 0.8 * max(source.mask.sum(), wanted.mask.sum())
+        assert np.mean(source.tissue[both] == wanted.tissue[both]) > 0.95
+        # The head is in the middle of the field of view.
+        middle = np.mean(np.argwhere(wanted.mask), axis=0) - (np.array(wanted.mask.shape) - 1) / 2
+        assert np.abs(middle).max() < 1.5
+        assert 20 <= source.covariates['age'] == wanted.covariates['age'] <= 80
+    people = {source.person: source.tissue for source, _ in pairs}
+    assert not np.array_equal(*list(people.values())[:2])
+
+
+def test_what_is_kept_is_not_made_again_and_equals_what_would_be(label_map, tmp_path, monkeypatch):
+    from bidsharm.harmonizers.simulated_source import SimulatedSource
+
+    settings = UNet3D.preset('tiny', voxel_mm=4.0)
+    first = prepare(made(label_map, tmp_path / 'a'), settings, tmp_path / 'a').data
+    # More people change nothing for those who are there.
+    more = prepare(made(label_map, tmp_path / 'b', people=4), settings, tmp_path / 'b').data
+    for volume, other in zip(first.volumes, more.volumes, strict=False):
+        assert volume.name == other.name
+        assert volume.person.startswith('a001p000')
+        np.testing.assert_array_equal(volume.values, other.values)
+    monkeypatch.setattr(SimulatedSource, 'read', None)
+    again = prepare(made(label_map, tmp_path / 'a'), settings, tmp_path / 'a').data
+    np.testing.assert_array_equal(again.volumes[-1].values, first.volumes[-1].values)
+
+
+def test_other_requests_have_other_keys(label_map, tmp_path):
+    requests = [{}, {'seed': 5}, {'scanners': 3}, {'contrasts': ('T2w',)}]
+    keys = [made(label_map, tmp_path, **request)[0].key for request in requests]
+    assert len(set(keys)) == len(requests)
+    assert made(label_map, tmp_path)[0].key == keys[0]
+    assert len({source.key for source in made(label_map, tmp_path)}) == 6
+
+
+def test_finer_voxels_than_are_simulated_are_refused():
+    with pytest.raises(UsageError, match='voxels of 2 mm, and unet3d sees voxels of 1 mm') as caught:
+        check_size(UNet3D.preset('paper', voxel_mm=1.0), 'unet3d')
+    assert 'voxel_mm=2' in caught.value.fix
+    check_size(UNet3D.preset('paper', voxel_mm=2.0), 'unet3d')
