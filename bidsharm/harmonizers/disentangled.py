@@ -49,8 +49,8 @@ class DisentangledSettings(AdversarialSettings):
         as in HACA3+), or that of one contrast (``swap``).
     temperature, temperature_apply
         Divide the scores of the attention in the training and for a scan.
-    reconstruction, kl, contrastive, cycle, cycle_anatomy
-        Weights of the losses. The one of the anatomy in the cycle counts within the cycle's.
+    reconstruction, perceptual, kl, contrastive, cycle, cycle_anatomy
+        Weights of the losses; features are those of fixed random filters (:mod:`bidsharm.nn.perceptual`). The one of the anatomy in the cycle counts within the cycle's.
     confusion
         Weight of the critic of Dewey et al. 2020 and CALAMITI, which guesses the contrast that anatomy comes from; the critic is the
         discriminator of these methods.
@@ -79,6 +79,7 @@ class DisentangledSettings(AdversarialSettings):
     temperature: float = 10.0
     temperature_apply: float = 5.0
     reconstruction: float = 10.0
+    perceptual: float = 0.5
     kl: float = 1e-5
     contrastive: float = 0.5
     confusion: float = 0.0
@@ -216,7 +217,10 @@ class Disentangled(TrainedHarmonizer):
 
     def begin(self, stage: str) -> None:
         """For the fusion, put some scans through the networks of the slices."""
+        from bidsharm.nn.perceptual import FixedFeatures
+
         self._stage = stage
+        self._features = FixedFeatures().to(self._device)
         if stage != 'fusion':
             return
         from bidsharm.training.fusion import fusion_example
@@ -348,6 +352,7 @@ class Disentangled(TrainedHarmonizer):
         drawn = self._draw(task, logits, task.style)
         yield 'translator', {
             'reconstruction': s.reconstruction * inside(drawn.image, task.wanted, task.mask),
+            **self._perceptual_loss(drawn.image, task.wanted * task.mask),
             **self._code_losses(task, logits, drawn.codes),
         }  # fmt: skip
         if s.confusion:
@@ -364,6 +369,11 @@ class Disentangled(TrainedHarmonizer):
             parts = parts + l1(self.networks['artifact'](drawn.image), drawn.codes.eta[:, 0].detach())
         anatomy = l1(self._map(self._anatomy(drawn.image)[:, 0]), drawn.anatomy.detach())
         yield 'translator', {'cycle': s.cycle * (parts + s.cycle_anatomy * anatomy)}
+
+    def _perceptual_loss(self, found: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """What fixed filters see in an image should be what they see in the one that is wanted."""
+        weight = self.settings.perceptual
+        return {'perceptual': weight * self._features.distance(found, wanted)} if weight else {}
 
     def _map(self, logits: Tensor) -> Tensor:
         from bidsharm.nn.disentangled import label_map, one_label

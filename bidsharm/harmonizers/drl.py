@@ -51,7 +51,7 @@ def _card(name: str, title: str, paper: str, doi: str, needs_fit: tuple[str, ...
 
 
 _ALL = (
-    'No perceptual loss, for its network was trained on photographs; the contrast code fills the brain, not the whole slice; the rate of learning is '
+    'The features of the perceptual loss come from fixed random filters, not from a network trained on photographs; the contrast code fills the brain, not the whole slice; the rate of learning is '
     'constant; a voxel has its likeliest label, not a drawn one, when a scan is harmonized. '
 )
 _NO_CODE = 'There is no public code: networks and weights of the losses are those of HACA3. '
@@ -76,7 +76,7 @@ class Calamiti(Disentangled):
         'calamiti', 'Anatomy and contrast apart, by swapping contrasts of a visit',
         'Zuo L, et al. Unsupervised MR harmonization by learning disentangled representations using information bottleneck theory. '
         'NeuroImage 2021;243:118569.', '10.1016/j.neuroimage.2021.118569', ('multi_contrast',),
-        _NO_CODE + _ALL + 'The critic guesses the contrast; networks are not tuned to a new site.',
+        _NO_CODE + _ALL + 'The critic guesses the contrast; networks are tuned to a new site only where `bidsharm-train --from` does it.',
     )  # fmt: skip
 
 

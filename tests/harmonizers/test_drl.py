@@ -207,7 +207,7 @@ def test_the_cycle_and_the_critic_have_turns_of_their_own():
     }  # fmt: skip
     turns = [(player, set(losses)) for player, losses in method.losses(batch, 'across')]
     assert turns == [
-        ('translator', {'reconstruction', 'kl', 'confusion'}), ('critic', {'contrast'}), ('translator', {'cycle'}),
+        ('translator', {'reconstruction', 'perceptual', 'kl', 'confusion'}), ('critic', {'contrast'}), ('translator', {'cycle'}),
     ]  # fmt: skip
     assert len(list(method.losses(batch, 'within'))) == 2
 
