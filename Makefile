@@ -104,7 +104,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(HELD) --scanners $(HELD_SCANNERS) clinicL --resolution 1 --lesions 6 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work
 	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-site-work --target southB --name travelling_site
-	$(BIN)/python benchmarks/noise_free.py build/noise-free.json $(HELD_SCANNERS)
+	$(BIN)/python benchmarks/scanner_file.py build/noise-free.json $(HELD_SCANNERS) --noise-free
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
 	$(BIN)/python benchmarks/tables.py

@@ -39,6 +39,7 @@ METHODS = (
     'lsq',
     'nyul',
     'histogram',
+    'ravel',
     'isotone',
 )
 VISITS, CONTROL = ('sub-ms01', 'sub-ms03'), ('sub-ms12',)
@@ -82,6 +83,7 @@ def harmonize_all(name: str, scans: Sequence[Any]) -> tuple[dict[str, Any], dict
     """Harmonize every scan with a method fitted on the other subjects; median seconds of a scan."""
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.contract import Canonical, Cohort
+    from bidsharm.harmonizers.native import harmonize_scan
 
     images, quantiles, seconds = {}, {}, []
     kind = registry.get(name)
@@ -94,7 +96,7 @@ def harmonize_all(name: str, scans: Sequence[Any]) -> tuple[dict[str, Any], dict
             if (scan.contrast, subject(scan)) != (contrast, person):
                 continue
             started = time.perf_counter()
-            images[scan.name] = method.harmonize(scan, Canonical()).image
+            images[scan.name] = harmonize_scan(method, scan, Canonical()).image
             seconds.append(time.perf_counter() - started)
             quantiles[scan.name] = method.target_quantiles(contrast)
     return images, quantiles, statistics.median(seconds)
