@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bidsharm.errors import UsageError
-from bidsharm.harmonizers.trained import NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.network_settings import NetworkSettings
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bidsharm.harmonizers.adversarial import judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.cyclegan import CycleGAN, CycleSettings
-from bidsharm.harmonizers.trained import NetworkSettings
+from bidsharm.harmonizers.network_settings import NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

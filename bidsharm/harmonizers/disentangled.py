@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

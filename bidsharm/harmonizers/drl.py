@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.disentangled import Disentangled, DisentangledSettings
-from bidsharm.harmonizers.trained import NetworkSettings
+from bidsharm.harmonizers.network_settings import NetworkSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.trained import Given, NetworkSettings
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
-from bidsharm.harmonizers.trained import Given, NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

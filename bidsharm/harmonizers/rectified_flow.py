@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.effort import repeated
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

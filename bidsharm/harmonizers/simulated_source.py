@@ -17,7 +17,7 @@ from bidsharm.harmonizers.contract import Scan
 from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 
 if TYPE_CHECKING:
-    from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.harmonizers.network_settings import NetworkSettings
     from bidsharm.training.travelling import People, TravellingSource
 
 #: How scanners are called: the label in a bundle says that nobody was scanned there.

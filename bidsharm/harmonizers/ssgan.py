@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

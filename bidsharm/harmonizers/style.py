@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.harmonizers.trained import Given, NetworkSettings, TrainedHarmonizer
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.harmonizers.trained import TrainedHarmonizer
 
 if TYPE_CHECKING:
     from torch import Tensor

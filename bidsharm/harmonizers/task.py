@@ -23,9 +23,9 @@ from bidsharm.harmonizers.contract import (
     Progress,
 )
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
+from bidsharm.harmonizers.network_settings import NetworkSettings
 from bidsharm.harmonizers.presets import changed_preset, stored
 from bidsharm.harmonizers.restoring import restored_networks
-from bidsharm.harmonizers.trained import NetworkSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ and exactly back, padding, fusion, devices, memory, saving and training are the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
-    NEED_PHRASES,
     Canonical,
     Cohort,
     Execution,
@@ -29,8 +28,8 @@ from bidsharm.harmonizers.contract import (
 )
 from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
+from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.presets import changed_preset, stored
-from bidsharm.harmonizers.registry import could_train
 from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 
@@ -38,90 +37,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bidsharm.harmonizers.fine_tuning import Start
-    from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.options import Player, Running, Stage
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
-    """Settings that all trained methods have; a method's own class adds its networks and the weights of its losses.
-
-    Parameters
-    ----------
-    voxel_mm
-        Voxel size that the networks see.
-    scaling
-        Which intensity of a brain becomes 1: ``median``, ``p95`` or ``p99``.
-    offset
-        Added to intensities that have been divided by their unit.
-    background
-        Value outside the brain.
-    batch, steps
-        Of the training.
-    rate
-        Learning rate.
-    average
-        Decay of the average of the weights; 0 for none.
-    flip
-        Mirror every other example.
-    hold_out
-        Part of the people that is kept for validation.
-    """
-
-    voxel_mm: float = 1.0
-    scaling: str = 'p99'
-    offset: float = 0.0
-    background: float = 0.0
-    batch: int = 8
-    steps: int = 20_000
-    rate: float = 1e-4
-    average: float = 0.0
-    flip: bool = True
-    hold_out: float = 0.1
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """How examples are changed at random; None by default."""
-        return None
-
-    @property
-    def halvings(self) -> int:
-        """How often the sizes of images are halved at the start of a training; 0 by default."""
-        return 0
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a method knows of a scan when it translates a batch of it.
-
-    Parameters
-    ----------
-    site
-        Number of the scan's site; -1 where the training has not seen it.
-    contrast
-        Number of its contrast.
-    axis
-        Axis of the slices; -1 for patches and volumes.
-    style
-        What the method has learnt of the target: named tensors, such as codes.
-    tuned
-        What the method has learnt of the scan itself (:meth:`TrainedHarmonizer.prepare`): named tensors, such as weights.
-    effort
-        Takes note of work at test time (:mod:`bidsharm.harmonizers.effort`).
-    companions
-        Other contrasts of the visit by their numbers, in units of the network, shape (X, Y, Z).
-    """
-
-    site: int = -1
-    contrast: int = 0
-    axis: int = -1
-    style: Mapping[str, Any] | None = None
-    tuned: Mapping[str, Any] | None = None
-    effort: Effort | None = None
-    companions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class TrainedHarmonizer(Harmonizer):
@@ -392,35 +311,10 @@ class TrainedHarmonizer(Harmonizer):
         return bool(data.volumes) and all(need in offered for need in self.card.needs_fit)
 
     def check_offers(self, data: TrainingSet, target: Target) -> None:
-        """Refuse volumes that do not offer what the method needs.
+        """Refuse volumes that do not offer what the method needs; see :func:`~bidsharm.harmonizers.training_data.check_offers`."""
+        from bidsharm.harmonizers.training_data import check_offers
 
-        Raises
-        ------
-        MissingNeed
-            With one sentence that names what is missing, and the methods that could run instead.
-        UsageError
-            If the method cannot be trained for such a target.
-        """
-        from bidsharm.harmonizers.training_data import offers_of
-
-        if target_kind(target) not in self.card.targets:
-            raise UsageError(
-                f'{self.card.name} cannot be trained for a {target_kind(target)} target.', where='--target',
-                fix=f'It can: {", ".join(self.card.targets)}.',
-            )  # fmt: skip
-        if isinstance(target, Site) and target.name not in data.sites:
-            raise MissingNeed(
-                f'No scan comes from the site "{target.name}".',
-                fix=f'There are: {", ".join(data.sites) or "none"}.',
-            )
-        site = target.name if isinstance(target, Site) else ''
-        offered = offers_of(data, site)
-        for need in self.card.needs_fit:
-            if need not in offered:
-                raise MissingNeed(
-                    f'{self.card.name} needs {NEED_PHRASES[need]}, which is not there; '
-                    f'methods that could be trained instead: {", ".join(could_train(offered)) or "none"}.'
-                )
+        check_offers(self.card, data, target)
 
     def _learn_units(self, data: TrainingSet) -> None:
         for contrast in data.contrasts:

@@ -18,7 +18,7 @@ from bidsharm.harmonizers.contract import Scan
 from bidsharm.temporary import atomic_path
 
 if TYPE_CHECKING:
-    from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.harmonizers.network_settings import NetworkSettings
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
 #: How long a process waits for another that prepares the same scans (seconds); the lock of one that is gone does not count.

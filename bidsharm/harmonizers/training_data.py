@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import MissingNeed, ScanError
-from bidsharm.harmonizers.contract import Cohort, Scan
+from bidsharm.errors import MissingNeed, ScanError, UsageError
+from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Cohort, Scan, Site, Target
+from bidsharm.harmonizers.registry import could_train
+from bidsharm.harmonizers.standard import target_kind
 
 if TYPE_CHECKING:
-    from bidsharm.harmonizers.trained import NetworkSettings
+    from bidsharm.harmonizers.network_settings import NetworkSettings
     from bidsharm.imaging.alignment import Grid
     from bidsharm.training.scaling import Scaling
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
@@ -131,6 +133,44 @@ def offers_of(data: TrainingSet, target: str = '') -> frozenset[str]:
         'reference': bool(data.volumes),
     }
     return frozenset(name for name, there in found.items() if there)
+
+
+def check_offers(card: Card, data: TrainingSet, target: Target) -> None:
+    """Refuse volumes that do not offer what a method needs.
+
+    Parameters
+    ----------
+    card
+        Of the method.
+    data
+        Volumes to train on.
+    target
+        What it is to aim at.
+
+    Raises
+    ------
+    MissingNeed
+        With one sentence that names what is missing, and the methods that could run instead.
+    UsageError
+        If the method cannot be trained for such a target.
+    """
+    if target_kind(target) not in card.targets:
+        raise UsageError(
+            f'{card.name} cannot be trained for a {target_kind(target)} target.', where='--target',
+            fix=f'It can: {", ".join(card.targets)}.',
+        )  # fmt: skip
+    if isinstance(target, Site) and target.name not in data.sites:
+        raise MissingNeed(
+            f'No scan comes from the site "{target.name}".',
+            fix=f'There are: {", ".join(data.sites) or "none"}.',
+        )
+    offered = offers_of(data, target.name if isinstance(target, Site) else '')
+    for need in card.needs_fit:
+        if need not in offered:
+            raise MissingNeed(
+                f'{card.name} needs {NEED_PHRASES[need]}, which is not there; '
+                f'methods that could be trained instead: {", ".join(could_train(offered)) or "none"}.'
+            )
 
 
 def common_frame(voxel_mm: float) -> Grid:

@@ -11,7 +11,7 @@ import torch
 
 from bidsharm.harmonizers.blindharmony import BlindHarmony, fitted
 from bidsharm.harmonizers.contract import Cohort, Scan, Site
-from bidsharm.harmonizers.trained import Given
+from bidsharm.harmonizers.network_settings import Given
 from bidsharm.nn.correlation import more_alike, unlikeness
 
 

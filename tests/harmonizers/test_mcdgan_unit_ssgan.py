@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bidsharm.harmonizers.mcdgan import DiscrepancyGAN
+from bidsharm.harmonizers.network_settings import Given
 from bidsharm.harmonizers.ssgan import SemiSupervised
-from bidsharm.harmonizers.trained import Given
 from bidsharm.harmonizers.unit import SharedCode
 from bidsharm.nn.kspace import density, image_of, magnitude, measured, spectrum, with_phase
 
