@@ -39,7 +39,9 @@ def main() -> None:
     arguments.add_argument('--voxel-mm', type=float)
     args = arguments.parse_args()
     known = {scanner.label: scanner for scanner in PRESETS}
-    found = [changed(known[label], noise_free=args.noise_free, voxel_mm=args.voxel_mm) for label in args.labels]
+    found = [
+        changed(known[label], noise_free=args.noise_free, voxel_mm=args.voxel_mm) for label in args.labels
+    ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({'scanners': found}, indent=2))
 
