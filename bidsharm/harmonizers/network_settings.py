@@ -1,0 +1,93 @@
+"""What all methods with networks are set to, and what they know of a scan that they translate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bidsharm.harmonizers.effort import Effort
+    from bidsharm.training.augmentation import Augmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Settings that all trained methods have; a method's own class adds its networks and the weights of its losses.
+
+    Parameters
+    ----------
+    voxel_mm
+        Voxel size that the networks see.
+    scaling
+        Which intensity of a brain becomes 1: ``median``, ``p95`` or ``p99``.
+    offset
+        Added to intensities that have been divided by their unit.
+    background
+        Value outside the brain.
+    batch, steps
+        Of the training.
+    rate
+        Learning rate.
+    average
+        Decay of the average of the weights; 0 for none.
+    flip
+        Mirror every other example.
+    hold_out
+        Part of the people that is kept for validation.
+    """
+
+    voxel_mm: float = 1.0
+    scaling: str = 'p99'
+    offset: float = 0.0
+    background: float = 0.0
+    batch: int = 8
+    steps: int = 20_000
+    rate: float = 1e-4
+    average: float = 0.0
+    flip: bool = True
+    hold_out: float = 0.1
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How examples are changed at random; None by default."""
+        return None
+
+    @property
+    def halvings(self) -> int:
+        """How often the sizes of images are halved at the start of a training; 0 by default."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method knows of a scan when it translates a batch of it.
+
+    Parameters
+    ----------
+    site
+        Number of the scan's site; -1 where the training has not seen it.
+    contrast
+        Number of its contrast.
+    axis
+        Axis of the slices; -1 for patches and volumes.
+    style
+        What the method has learnt of the target: named tensors, such as codes.
+    tuned
+        What the method has learnt of the scan itself (:meth:`TrainedHarmonizer.prepare`): named tensors, such as weights.
+    effort
+        Takes note of work at test time (:mod:`bidsharm.harmonizers.effort`).
+    companions
+        Other contrasts of the visit by their numbers, in units of the network, shape (X, Y, Z).
+    """
+
+    site: int = -1
+    contrast: int = 0
+    axis: int = -1
+    style: Mapping[str, Any] | None = None
+    tuned: Mapping[str, Any] | None = None
+    effort: Effort | None = None
+    companions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
