@@ -24,7 +24,7 @@ class Method:
     name
         Registry name.
     target
-        ``canonical``, ``site:NAME`` or ``reference:FILE``.
+        ``canonical``, ``site:NAME``, ``reference:FILE`` or ``acquisition:NAME``.
     card
         The method's card as plain types.
     model_dir, model_digest
@@ -55,6 +55,8 @@ class Method:
             if kind == 'site'
             else f'reference {value.rsplit("/", 1)[-1]}'
             if kind == 'reference'
+            else f'acquisition {value}'
+            if kind == 'acquisition'
             else kind
         )
 

@@ -13,6 +13,7 @@ from bidsharm.workflows.clusters import devices
 from bidsharm.workflows.engine import load_plugin
 from bidsharm.workflows.harmonize import Method
 
+from bidsharm.bids.acquisition import read_acquisition
 from bidsharm.bids.derivatives import Precomputed, check_folders, find_precomputed
 from bidsharm.bids.handoff import handed_off, handoff_files
 from bidsharm.bids.names import OutputNames, ScanFile
@@ -22,10 +23,21 @@ from bidsharm.bids.sidecars import space_specs
 from bidsharm.errors import ConfigurationError, NotServed, ScanError, UsageError
 from bidsharm.evaluation.verdict import parse_thresholds
 from bidsharm.harmonizers import registry
-from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Execution, Reference
+from bidsharm.harmonizers.contract import (
+    NEED_PHRASES,
+    Acquisition,
+    Card,
+    Cohort,
+    Execution,
+    Harmonizer,
+    Reference,
+)
 from bidsharm.imaging.grids import load_checked, open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
 from bidsharm.settings import Settings
+
+#: Before the path of a sidecar, in ``--target``.
+ACQUISITION = 'acquisition:'
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Plan:
         Scans that the target is learnt from; empty when none are needed.
     everyone
         Scans of the whole data set, among which ``fit_scans`` find their anchors.
+    acquisition
+        Acquisition parameters that a trained method still has to aim at.
     """
 
     selection: Selection
@@ -54,6 +68,7 @@ class Plan:
     spaces: tuple[Space, ...]
     fit_scans: tuple[ScanFile, ...] = ()
     everyone: Selection | None = None
+    acquisition: Acquisition | None = None
 
     def fit_anchor(self, scan: ScanFile) -> ScanFile:
         """Return the scan that one of ``fit_scans`` follows, the same whatever subset is run."""
@@ -103,7 +118,11 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         weights_digest=registry.get(settings.harmonizer).weights_digest(),
     )
     fit_scans: tuple[ScanFile, ...] = ()
-    if settings.model:
+    acquisition = None
+    if settings.model and settings.target.startswith(ACQUISITION):
+        method, acquisition = _at_acquisition(method, settings, card)
+        served = {acquisition.contrast}
+    elif settings.model:
         method, served, fit_scans = _with_model(method, settings, card, everyone or selection)
     else:
         target, fit_scans = resolve_target(settings, card, everyone or selection)
@@ -117,23 +136,18 @@ def make_plan(settings: Settings, selection: Selection, *, everyone: Selection |
         t1w_space=any(space.name == 'T1w' for space in spaces),
         thresholds=settings.qc_thresholds, gpu_plugin_args=plugin[2] if plugin else None,
     )  # fmt: skip
-    return Plan(selection, method, options, spaces, fit_scans, everyone or selection)
+    return Plan(selection, method, options, spaces, fit_scans, everyone or selection, acquisition)
 
 
 def _with_model(
     method: Method, settings: Settings, card: Card, everyone: Selection
 ) -> tuple[Method, set[str], tuple[ScanFile, ...]]:
     """Return the method with the bundle of ``--model``, the contrasts that it serves, and the scans that another target is learnt from."""
-    from bidsharm.harmonizers import bundle
-
-    folder = find_model(settings)
-    # A broken bundle ends the run here, not hours later.
-    loaded = bundle.load(folder, Execution(**method.execution), name=method.name)
+    method, loaded = _loaded(method, settings)
     _, learnt = loaded.state()
     kind, label = str(learnt.get('target_kind') or 'canonical'), str(learnt.get('target') or 'canonical')
     # A bundle knows the reference image that it was learnt from by its file name.
     asked = Reference(settings.target).label if kind == 'reference' else settings.target
-    method = replace(method, model_dir=str(folder), model_digest=bundle.digest(folder))
     served = {str(contrast) for contrast in learnt.get('contrasts', ())}
     if settings.target != 'canonical' and label not in (settings.target, asked):
         if loaded.aims_anew():
@@ -145,7 +159,34 @@ def _with_model(
             fix='Leave --target away, or give another --model.',
         )  # fmt: skip
     target = f'site:{label}' if kind == 'site' else label
+    if 'units' in learnt:  # a trained method may have seen fewer contrasts at the target than it knows
+        served &= set(learnt['units'])
     return replace(method, target=target), served, ()
+
+
+def _loaded(method: Method, settings: Settings) -> tuple[Method, Harmonizer]:
+    """Return the method with the bundle of ``--model``, and what is in that; a broken one ends the run here, not hours later."""
+    from bidsharm.harmonizers import bundle
+
+    folder = find_model(settings)
+    loaded = bundle.load(folder, Execution(**method.execution), name=method.name)
+    return replace(method, model_dir=str(folder), model_digest=bundle.digest(folder)), loaded
+
+
+def _at_acquisition(method: Method, settings: Settings, card: Card) -> tuple[Method, Acquisition]:
+    """Return the method with the bundle of ``--model``, and the acquisition parameters that it is going to aim at.
+
+    Raises
+    ------
+    UsageError
+        If it cannot.
+    """
+    if 'acquisition' not in card.targets:
+        raise _cannot_aim(card, 'acquisition')
+    target = read_acquisition(Path(settings.target.removeprefix(ACQUISITION)))
+    method, loaded = _loaded(method, settings)
+    loaded.fit(Cohort(()), target=target)  # refuses what it cannot aim at
+    return replace(method, target=target.label), target
 
 
 def find_model(settings: Settings) -> Path:
@@ -171,7 +212,7 @@ def resolve_target(
 ) -> tuple[str, tuple[ScanFile, ...]]:
     """Return the target as the nodes know it, and the scans that it must be learnt from.
 
-    ``--target`` is ``canonical``, the label of a site of the data set, or a file. The scans are chosen by
+    ``--target`` is ``canonical``, the label of a site of the data set, or a file; acquisition parameters are a target of trained models only. The scans are chosen by
     name, the same for every job: at most ``--target-scans`` per contrast, spread over the sites in turn.
 
     Raises
@@ -182,6 +223,8 @@ def resolve_target(
     if 'weights' in card.needs_apply and not with_model and settings.target == 'canonical':
         raise _untrained(card)
     text, found = settings.target, 0
+    if text.startswith(ACQUISITION):
+        raise _untrained(card) if 'acquisition' in card.targets else _cannot_aim(card, 'acquisition')
     if text == 'canonical':
         kind, target = 'canonical', 'canonical'
         scans = _spread(everyone.scans, settings.target_scans) if 'cohort' in card.needs_fit else ()
@@ -204,11 +247,7 @@ def resolve_target(
             fix=f'Sites: {", ".join(sites)}. Or "canonical", or the path of a reference image.',
         )
     if kind not in card.targets:
-        raise UsageError(
-            f'{card.name} cannot aim at a {kind} target.',
-            where='--target',
-            fix=f'It can: {", ".join(card.targets)}.',
-        )
+        raise _cannot_aim(card, kind)
     if kind == 'canonical' and 'cohort' in card.needs_fit and not scans:
         instead = (
             'Give --target a site or a reference image, or choose' if 'site' in card.targets else 'Choose'
@@ -221,6 +260,13 @@ def resolve_target(
     if 'weights' in card.needs_apply and not with_model:
         raise _untrained(card)
     return target, tuple(scans)
+
+
+def _cannot_aim(card: Card, kind: str) -> UsageError:
+    return UsageError(
+        f'{card.name} cannot aim at {"an" if kind == "acquisition" else "a"} {kind} target.', where='--target',
+        fix=f'It can: {", ".join(card.targets)}.',
+    )  # fmt: skip
 
 
 def _untrained(card: Card) -> ConfigurationError:

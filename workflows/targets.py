@@ -19,6 +19,7 @@ from bidsharm.bids.names import ScanFile
 from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import ScanError
 from bidsharm.harmonizers import bundle
+from bidsharm.harmonizers.contract import Cohort, Execution
 from bidsharm.settings import Settings
 
 #: How long a job waits for another that learns the same target (seconds).
@@ -38,6 +39,7 @@ def target_folder(plan: Plan, settings: Settings) -> Path:
             settings.registration,
             settings.sloppy,
         ],
+        **({'acquisition': dict(plan.acquisition.parameters)} if plan.acquisition else {}),
         'scans': [
             [item.scan.name, item.write, [fingerprint(file)['sha256'] for file in _files(item)]]
             for item in _plans(plan, plan.fit_scans, settings)
@@ -51,7 +53,7 @@ def target_folder(plan: Plan, settings: Settings) -> Path:
 def known_target(plan: Plan, settings: Settings) -> Plan:
     """Return the plan with the bundle of its target where one has been learnt; nothing is learnt or written."""
     try:
-        folder = target_folder(plan, settings) if plan.fit_scans else None
+        folder = target_folder(plan, settings) if plan.fit_scans or plan.acquisition else None
     except OSError:
         return plan
     return _with_bundle(plan, folder) if folder is not None and folder.exists() else plan
@@ -69,7 +71,7 @@ def ensure_target(
     ScanError
         If it cannot be learnt.
     """
-    if not plan.fit_scans:
+    if not plan.fit_scans and plan.acquisition is None:
         return plan
     try:
         folder = target_folder(plan, settings)
@@ -81,7 +83,9 @@ def ensure_target(
     if not folder.exists():
         try:
             with FileLock(folder.parent / f'.{folder.name}.lock', timeout=WAIT_S):
-                if not folder.exists():
+                if not folder.exists() and plan.acquisition is not None:
+                    _aim(plan, folder)
+                elif not folder.exists():
                     _learn(plan, settings, folder, work_dir, log_dir, progress)
         except Timeout:
             raise ScanError(
@@ -94,6 +98,13 @@ def ensure_target(
 def _with_bundle(plan: Plan, folder: Path) -> Plan:
     method = replace(plan.method, model_dir=str(folder), model_digest=bundle.digest(folder))
     return replace(plan, method=method)
+
+
+def _aim(plan: Plan, folder: Path) -> None:
+    """Let a trained method aim at acquisition parameters; that needs no scans."""
+    method = bundle.load(Path(plan.method.model_dir), Execution(**plan.method.execution))
+    method.fit(Cohort(()), target=plan.acquisition)
+    bundle.save(method, folder)
 
 
 def _learn(

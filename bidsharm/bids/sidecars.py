@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bidsharm.bids.acquisition import acquisition_of
 from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.imaging.templates import BUNDLED, Space, Template
@@ -34,12 +35,16 @@ def image_spec(
 
 
 def preproc_spec(scan: ScanFile, reused: Precomputed, anchor: ScanFile | None) -> dict[str, Any]:
-    """Return the specification of the bias-corrected image, from what it was really made of."""
+    """Return the specification of the bias-corrected image, from what it was really made of.
+
+    Acquisition parameters of the raw scan come along, for trainings.
+    """
+    acquisition = acquisition_of(scan.metadata)
     if reused.preproc and anchor is None:
         text = f'Taken from the derivatives "{reused.source}", in their grid and intensity scale'
-        return image_spec(scan, 'preproc', text, [reused.uri(reused.preproc)])
+        return image_spec(scan, 'preproc', text, [reused.uri(reused.preproc)], **acquisition)
     text = 'Bias field removed (N4); own grid and intensity scale of the scanner'
-    return image_spec(scan, 'preproc', text, [raw_uri(scan)])
+    return image_spec(scan, 'preproc', text, [raw_uri(scan)], **acquisition)
 
 
 def mask_spec(scan: ScanFile, reused: Precomputed, anchor: ScanFile | None) -> dict[str, Any]:

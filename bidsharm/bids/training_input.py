@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bidsharm.bids.acquisition import acquisition_of
 from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
@@ -39,6 +40,8 @@ class TrainingFile:
         All cells of participants.tsv.
     entities
         BIDS entities of the scan.
+    acquisition
+        Acquisition parameters in the sidecar of the image.
     """
 
     image: Path
@@ -52,6 +55,7 @@ class TrainingFile:
     covariates: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     entities: Mapping[str, str] = field(default_factory=dict)
+    acquisition: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -84,7 +88,7 @@ class TrainingFile:
         return Scan(
             data=np.asarray(image.dataobj, np.float32), mask=np.asarray(mask.dataobj) > 0.5,
             affine=np.asarray(image.affine, float), contrast=self.contrast, name=self.name, site=self.site, tissue=tissue,
-            person=self.person, session=self.session, covariates=self.covariates,
+            person=self.person, session=self.session, covariates=self.covariates, acquisition=self.acquisition,
         )  # fmt: skip
 
 
@@ -171,12 +175,22 @@ def _training_file(
         name=file_name(entities, contrast), person=row.get(person, '') or scan.subject, session=scan.session or '',
         site=(site_by_rule(scan, table, rule) if rule else _recorded_site(path, entities, contrast)) or UNKNOWN_SITE,
         contrast=contrast, covariates=dict(_numbers(row)), columns=row, entities=entities,
+        acquisition=_acquisition(path),
     )  # fmt: skip
 
 
 def _beside(path: Path, entities: Mapping[str, str], suffix: str) -> Path | None:
     places = (path.parent / file_name(dict(entities), suffix, ending) for ending in _ENDINGS)
     return next((place for place in places if place.is_file()), None)
+
+
+def _acquisition(path: Path) -> dict[str, float]:
+    """Return the acquisition parameters beside an image; none where there is no sidecar that can be read."""
+    try:
+        content = read_json(path.with_name(path.name.split('.', 1)[0] + '.json'))
+    except (OSError, ValueError):
+        return {}
+    return acquisition_of(content) if isinstance(content, Mapping) else {}
 
 
 def _recorded_site(path: Path, entities: Mapping[str, str], contrast: str) -> str:

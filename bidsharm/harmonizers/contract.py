@@ -63,7 +63,7 @@ class Card:
     needs_fit, needs_apply
         Keys of :data:`NEED_PHRASES` needed to learn a target and to harmonize one scan.
     targets
-        Which targets it can aim at, of ``canonical``, ``site``, ``reference``.
+        Which targets it can aim at, of ``canonical``, ``site``, ``reference``, ``acquisition``.
     companions
         Whether it looks at the other contrasts of a visit, where there are some, to harmonize a scan.
     changes_anatomy
@@ -92,7 +92,11 @@ class Card:
     contrasts: tuple[str, ...] = ()
     needs_fit: tuple[str, ...] = ()
     needs_apply: tuple[str, ...] = ()
-    targets: tuple[Literal['canonical', 'site', 'reference'], ...] = ('canonical', 'site', 'reference')
+    targets: tuple[Literal['canonical', 'site', 'reference', 'acquisition'], ...] = (
+        'canonical',
+        'site',
+        'reference',
+    )
     companions: bool = False
     changes_anatomy: bool = False
     fidelity: Literal['faithful', 'adapted', 'minimal'] = 'faithful'
@@ -139,6 +143,8 @@ class Scan:
         Scans of other contrasts of the visit, on the same grid; they need no companions of their own.
     labels
         What a network shall learn to segment, where that is not the tissues: 0 outside the brain, 1, 2, ... inside; shape (X, Y, Z), uint8.
+    acquisition
+        Acquisition parameters by their BIDS names (:data:`bidsharm.harmonizers.acquisition.PARAMETERS`), as far as they are known.
     """
 
     data: Volume
@@ -153,6 +159,7 @@ class Scan:
     covariates: Mapping[str, float] = field(default_factory=dict)
     companions: tuple[Scan, ...] = ()
     labels: NDArray[np.uint8] | None = None
+    acquisition: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,31 @@ class Reference:
         return f'reference:{Path(self.path).name}'
 
 
-Target = Canonical | Site | Reference
+@dataclass(frozen=True)
+class Acquisition:
+    """The look that scans of a protocol would have.
+
+    Parameters
+    ----------
+    name
+        Of the sidecar with the acquisition parameters.
+    contrast
+        BIDS suffix that they are for.
+    parameters
+        By their BIDS names; not needed to harmonize with a model that aims at this target already.
+    """
+
+    name: str
+    contrast: str = ''
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The label written to sidecars."""
+        return f'acquisition:{self.name}'
+
+
+Target = Canonical | Site | Reference | Acquisition
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ class Disentangled(TrainedHarmonizer):
 
     settings: DisentangledSettings
     Preset: ClassVar[type[NetworkSettings]] = DisentangledSettings
+    look: ClassVar[tuple[str, ...]] = ('theta',)  # no acquisition parameter tells the artifacts
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 8.0, 'base': 8, 'decoder': 16, 'levels': 1, 'stride': 3, 'width': 8, 'patch': 8, 'features': 16, 'batch': 8,
         'steps': 100, 'rate': 1e-3, 'fusion_scans': 2, 'fusion_rate': 1e-4, 'artifacts': 0.5, 'within': 4.0, 'across': 2.0, 'fusion': 1.0,

@@ -44,7 +44,7 @@ class SingleModalitySettings(CalamitiSettings):
 
 def _card(name: str, title: str, paper: str, doi: str, needs_fit: tuple[str, ...], deviations: str) -> Card:
     return Card(
-        name=name, title=title, paper=paper, doi=doi, family='disentangled', supervision='unpaired', geometry='grid', targets=('site', 'reference'),
+        name=name, title=title, paper=paper, doi=doi, family='disentangled', supervision='unpaired', geometry='grid', targets=('site', 'reference', 'acquisition'),
         needs_fit=needs_fit, needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations=deviations,
     )  # fmt: skip

@@ -54,13 +54,14 @@ class Hail(TrainedHarmonizer):
 
     settings: HailSettings
     Preset: ClassVar[type[NetworkSettings]] = HailSettings
+    look: ClassVar[tuple[str, ...]] = ('mean', 'deviation')
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 8.0, 'widths': (4, 8), 'code': 16, 'steps': 50, 'rate': 4e-3, 'style': 1.0, 'extractor': 0.7,
     }  # fmt: skip
     card = Card(
         name='hail', title='Moments of features, taken from one image', family='vae', supervision='unpaired',
         paper='Parida A, et al. Harmonization across imaging locations (HAIL): one-shot learning for brain MRI. arXiv:2308.11047, 2023.',
-        doi='10.48550/arXiv.2308.11047', geometry='grid', targets=('site', 'reference'), needs_fit=('cohort',),
+        doi='10.48550/arXiv.2308.11047', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('cohort',),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=12.0, fidelity='minimal',
         deviations='Only the abstract could be read. Networks, weights and steps are our choices; losses are those of Huang and Belongie 2017, '
         'on features of the own extractor. The moments of a site are the means over its scans.',

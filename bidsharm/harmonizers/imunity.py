@@ -71,7 +71,7 @@ class ImUnity(StyleMethod):
         name='imunity', title='Anatomy of one slice, contrast of another', family='vae', supervision='unpaired',
         paper='Cackowski S, et al. ImUnity: a generalizable VAE-GAN solution for multicenter MR image harmonization. '
         'Med Image Anal 2023;88:102799.',
-        doi='10.1016/j.media.2023.102799', geometry='grid', targets=('site', 'reference'), needs_fit=('cohort',),
+        doi='10.1016/j.media.2023.102799', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('cohort',),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='minimal',
         deviations='Only the idea of the paper could be read: networks and weights are our choices. The module that preserves biology (a '
         'classifier of a diagnosis on the bottleneck) is left out. The contrast of a target is the mean code of its slices instead of one slice.',

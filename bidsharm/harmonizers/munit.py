@@ -70,6 +70,7 @@ class Munit(StyleMethod):
 
     settings: MunitSettings
     Preset: ClassVar[type[NetworkSettings]] = MunitSettings
+    look: ClassVar[tuple[str, ...]] = ()  # codes of different sites have different decoders
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 8.0, 'width': 8, 'downs': 1, 'blocks': 1, 'style': 4, 'style_downs': 2, 'hidden': 16, 'discriminator': (8, 16),
         'scales': 1, 'samples': 4, 'batch': 2, 'steps': 80, 'rate': 4e-3, 'adversarial': 0.1, 'content': 0.1, 'style_weight': 0.1,

@@ -86,7 +86,7 @@ class Murd(StyleMethod):
         supervision='unpaired',
         paper='Liu S, Yap P-T. Learning multi-site harmonization of magnetic resonance images without traveling human phantoms. '
         'Commun Eng 2024;3:6.',
-        doi='10.1038/s44172-023-00140-w', geometry='grid', targets=('site', 'reference'), needs_fit=('site', 'two_sites'), needs_apply=('weights',),
+        doi='10.1038/s44172-023-00140-w', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('site', 'two_sites'), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='Weights of the losses and sizes of content encoder and decoder are those that a public port ascribes to the paper; '
         'style encoder, discriminator, optimizer and number of steps are not known from the paper. One network serves all three axes. The '

@@ -116,6 +116,11 @@ class SimulatedSource:
         return {} if age is None else {'age': age}
 
     @property
+    def acquisition(self) -> Mapping[str, float]:
+        """Acquisition parameters of the scanner."""
+        return self.travels.machines(self.contrast).parameters(self.scanner)
+
+    @property
     def key(self) -> str:
         """What tells this scan from any other."""
         travels = self.travels
@@ -141,7 +146,7 @@ class SimulatedSource:
         affine[:3, 3] = _middle() - SIZE_MM * visit.centre
         return Scan(
             data=data, mask=mask, affine=affine, contrast=self.contrast, name=self.name, site=self.site, tissue=tissue,
-            person=self.person, session=self.session, covariates=self.covariates,
+            person=self.person, session=self.session, covariates=self.covariates, acquisition=self.acquisition,
         )  # fmt: skip
 
 

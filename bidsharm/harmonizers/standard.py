@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bidsharm.errors import ConfigurationError, MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
+    Acquisition,
     Canonical,
     Card,
     Cohort,
@@ -139,7 +140,8 @@ def _inside(scan: Scan) -> NDArray[np.bool_]:
 
 def target_kind(target: Target) -> str:
     """Return ``canonical``, ``site`` or ``reference``, the words of ``Card.targets``."""
-    return {Canonical: 'canonical', Site: 'site', Reference: 'reference'}[type(target)]
+    kinds = {Canonical: 'canonical', Site: 'site', Reference: 'reference', Acquisition: 'acquisition'}
+    return kinds[type(target)]
 
 
 def alternatives(offers: Iterable[str]) -> str:

@@ -92,7 +92,7 @@ class StarGAN2(StyleMethod):
         name='stargan2', title='One generator for all sites, with a style code for each', family='gan', supervision='unpaired',
         paper='Bashyam VM, et al. Deep generative medical image harmonization for improving cross-site generalization in deep learning '
         'predictors. J Magn Reson Imaging 2022;55:908-916.',
-        doi='10.1002/jmri.27908', geometry='grid', targets=('site', 'reference'), needs_fit=('site', 'two_sites'),
+        doi='10.1002/jmri.27908', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('site', 'two_sites'),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='Networks and weights of the losses are those of StarGAN v2, for the paper names no others. Outputs are masked by '
         "the brain. The target's style is the mean over the slices of its scans; a reference from an unknown site gets the mean of what "
@@ -218,7 +218,7 @@ class StyleTransfer(StarGAN2):
         supervision='unpaired',
         paper='Liu M, et al. Style transfer generative adversarial networks to harmonize multisite MRI to a single reference image to '
         'avoid overcorrection. Hum Brain Mapp 2023;44:4875-4892.',
-        doi='10.1002/hbm.26422', geometry='grid', targets=('site', 'reference'), needs_fit=('cohort',),
+        doi='10.1002/hbm.26422', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('cohort',),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='References in the training come from the same height of the head. Outputs are masked by the brain. The style of a '
         'target is the mean over all its slices instead of that of one.',

@@ -50,6 +50,7 @@ class StyleMethod(TrainedHarmonizer):
 
     settings: StyleSettings
     Preset: ClassVar[type[NetworkSettings]] = StyleSettings
+    look: ClassVar[tuple[str, ...]] = ('mean',)
 
     def encode_style(self, x: Tensor, site: Tensor | None) -> Tensor:
         """Return the codes of slices, shape (B, code), that come from sites, shape (B,); None for an unknown site."""

@@ -60,6 +60,7 @@ class StyTr(StyleMethod):
 
     settings: StyTrSettings
     Preset: ClassVar[type[NetworkSettings]] = StyTrSettings
+    look: ClassVar[tuple[str, ...]] = ()  # its codes are those of single slices
     tiny: ClassVar[Mapping[str, Any]] = {
         'voxel_mm': 8.0, 'channels': 32, 'patch': 2, 'depth': 1, 'heads': 2, 'features': (8, 16), 'code': 8, 'batch': 2, 'steps': 120,
         'rate': 4e-3, 'extractor': 0.5, 'references': 2,

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, ScanError, UsageError
+from bidsharm.harmonizers.acquisition import AcquisitionModels
 from bidsharm.harmonizers.contract import (
+    Acquisition,
     Canonical,
     Cohort,
     Execution,
@@ -54,6 +56,8 @@ class TrainedHarmonizer(Harmonizer):
     Preset: ClassVar[type[NetworkSettings]] = NetworkSettings
     #: What the ``tiny`` preset changes: networks that train in seconds on a processor.
     tiny: ClassVar[Mapping[str, Any]] = {}
+    #: Parts of what :meth:`style_of` returns that acquisition parameters can tell; none for methods that cannot aim at those.
+    look: ClassVar[tuple[str, ...]] = ()
     #: Set by the training loop: another batch of the same kind.
     more: Callable[[], Batch]
     #: Set while the networks are trained: the volumes they are trained on.
@@ -73,6 +77,9 @@ class TrainedHarmonizer(Harmonizer):
         self._units: dict[str, float] = {}
         self._quantiles: dict[str, NDArray[np.float64]] = {}
         self._styles: dict[str, NDArray[np.float32]] = {}
+        #: What was learnt of acquisition parameters, and those that the target was given by.
+        self._acquisitions = AcquisitionModels()
+        self._wished: dict[str, float] = {}
         #: Number of the site that :meth:`style_of` is told scans of; -1 where it is unknown or they are of several sites.
         self.described_site = -1
         #: Weights that the training starts from, and the digest of their bundle once it has.
@@ -277,6 +284,8 @@ class TrainedHarmonizer(Harmonizer):
         del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))
+        if self.look:
+            self._acquisitions = AcquisitionModels.learn(data.volumes, self._styles_at, self.look)
         return FitReport(tuple(volume.name for volume in data.volumes), {'validation': sorted(others)})
 
     def aim(self, cohort: Cohort, *, target: Target | None = None) -> FitReport:
@@ -290,6 +299,8 @@ class TrainedHarmonizer(Harmonizer):
         from bidsharm.harmonizers.training_data import training_set
 
         target = target or Canonical()
+        if isinstance(target, Acquisition) and self.look:
+            return self._aim_at_protocol(target)
         if (target_kind(target), target.label) == self._target:
             return FitReport(tuple(scan.name for scan in cohort.scans))
         if not self.aims_anew():
@@ -299,10 +310,19 @@ class TrainedHarmonizer(Harmonizer):
             )  # fmt: skip
         data = training_set(cohort, self.settings)
         self._target = (target_kind(target), target.label)
-        self._units, self._quantiles = {}, {}
+        self._units, self._quantiles, self._wished = {}, {}, {}
         self._learn_units(data)
         self._describe(list(data.volumes))
         return FitReport(tuple(volume.name for volume in data.volumes))
+
+    def _aim_at_protocol(self, target: Acquisition) -> FitReport:
+        """Take the style that acquisition parameters tell, and the median unit of the training."""
+        model = self._acquisitions.model(target, self.card.name)
+        found = model.style(target.parameters)
+        self._styles = {f'{target.contrast}/{name}': value for name, value in found.items()}
+        self._units, self._quantiles = {target.contrast: model.unit}, {}
+        self._target, self._wished = (target_kind(target), target.label), dict(target.parameters)
+        return FitReport((), {'r2': model.r2})
 
     def _serves(self, data: TrainingSet) -> bool:
         from bidsharm.harmonizers.training_data import offers_of
@@ -339,20 +359,23 @@ class TrainedHarmonizer(Harmonizer):
                 self._quantiles[contrast] = np.mean(rows, axis=0)
 
     def _describe_styles(self, volumes: Sequence[TrainingVolume]) -> None:
+        self._styles = {}
+        for contrast in sorted({volume.contrast for volume in volumes}):
+            found = self._styles_at([volume for volume in volumes if volume.contrast == contrast])
+            self._styles |= {f'{contrast}/{name}': value for name, value in found.items()}
+
+    def _styles_at(self, volumes: Sequence[TrainingVolume]) -> dict[str, NDArray[np.float32]]:
+        """Return the style of volumes of one contrast."""
         import torch
 
         sites = {volume.site for volume in volumes}
         site = sites.pop() if len(sites) == 1 else ''
         self.described_site = self.sites.index(site) if site in self.sites else -1
-        self._styles = {}
-        for contrast in sorted({volume.contrast for volume in volumes}):
-            some = [volume for volume in volumes if volume.contrast == contrast]
-            with torch.no_grad():
-                found = self.style_of(
-                    [np.asarray(volume.values) for volume in some], [volume.mask for volume in some]
-                )
-            for name, value in found.items():
-                self._styles[f'{contrast}/{name}'] = value.detach().float().cpu().numpy()
+        with torch.no_grad():
+            found = self.style_of(
+                [np.asarray(volume.values) for volume in volumes], [volume.mask for volume in volumes]
+            )
+        return {name: value.detach().float().cpu().numpy() for name, value in found.items()}
 
     # --- One scan ---
 
@@ -385,7 +408,12 @@ class TrainedHarmonizer(Harmonizer):
             None if deviation is None else paint(scan, (deviation[mask] * back.unit).astype(np.float64))
         )
         details = {'unit': scaling.unit, 'target_unit': back.unit, **effort.details()}
-        return Harmonized(image, uncertainty, details)
+        doubts: tuple[str, ...] = ()
+        if self._wished:
+            model = self._acquisitions.models[scan.contrast]
+            details['acquisition'] = {**self._wished, 'protocols': model.protocols, 'r2': round(model.r2, 4)}
+            doubts = model.doubts(self._wished)
+        return Harmonized(image, uncertainty, details, doubts)
 
     def _put_through(
         self, volume: NDArray[np.float32], scan: Scan, effort: Effort
@@ -496,8 +524,11 @@ class TrainedHarmonizer(Harmonizer):
         }
         arrays |= {f'style/{name}': value for name, value in self._styles.items()}
         arrays |= {f'quantiles/{name}': value for name, value in self._quantiles.items()}
+        arrays |= {f'acquisition/{name}': value for name, value in self._acquisitions.arrays().items()}
         kind, label = self._target
-        origin = {'started_from': self.started_from} if self.started_from else {}
+        origin: dict[str, Any] = {'started_from': self.started_from} if self.started_from else {}
+        if self.look:
+            origin |= {'acquisition': self._acquisitions.settings(), 'acquisition_target': dict(self._wished)}
         return arrays, {
             **origin, 'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
             'target_kind': kind, 'target': label, 'target_site': self.target_site, 'units': dict(self._units),
@@ -525,6 +556,12 @@ class TrainedHarmonizer(Harmonizer):
         self.started_from = str(settings.get('started_from', ''))
         self.networks = restored_networks(self.build, _under('net/', arrays))
         self._styles, self._quantiles = _under('style/', arrays), _under('quantiles/', arrays)
+        self._acquisitions = AcquisitionModels.restored(
+            _under('acquisition/', arrays), settings.get('acquisition', {})
+        )
+        self._wished = {
+            str(name): float(value) for name, value in settings.get('acquisition_target', {}).items()
+        }
         self._trained = True
 
 

@@ -55,6 +55,10 @@ class Source(Protocol):
         """Numbers known about the person."""
 
     @property
+    def acquisition(self) -> Mapping[str, float]:
+        """Acquisition parameters by their BIDS names, as far as they are known."""
+
+    @property
     def key(self) -> str:
         """What tells this state of the files from any other."""
 
@@ -203,7 +207,7 @@ def _read(stem: Path, source: Source) -> TrainingVolume:
     return TrainingVolume(
         values=parts['values'], mask=parts['mask'], name=source.name, person=source.person, session=source.session,
         site=source.site, contrast=source.contrast, tissue=parts.get('tissue'), covariates=source.covariates,
-        unit=float(about['unit']),
+        unit=float(about['unit']), acquisition=source.acquisition,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, ScanError, UsageError
-from bidsharm.harmonizers.contract import NEED_PHRASES, Card, Cohort, Scan, Site, Target
+from bidsharm.harmonizers.contract import NEED_PHRASES, Acquisition, Card, Cohort, Scan, Site, Target
 from bidsharm.harmonizers.registry import could_train
 from bidsharm.harmonizers.standard import target_kind
 
@@ -64,7 +64,7 @@ def volume_of(scan: Scan, settings: NetworkSettings, shape: tuple[int, int, int]
         values=centred(volume, shape, settings.background), mask=centred(mask, shape, False), name=scan.name,
         person=scan.person or scan.name, session=scan.session, site=scan.site, contrast=scan.contrast,
         tissue=None if scan.tissue is None and scan.labels is None else centred(labels_of(scan), shape, 0), covariates=scan.covariates,
-        unit=scaling.unit,
+        unit=scaling.unit, acquisition=scan.acquisition,
     )  # fmt: skip
 
 
@@ -154,6 +154,11 @@ def check_offers(card: Card, data: TrainingSet, target: Target) -> None:
     UsageError
         If the method cannot be trained for such a target.
     """
+    if isinstance(target, Acquisition):
+        raise UsageError(
+            'A training cannot aim at acquisition parameters.', where='--target',
+            fix='Train for a site, or for all scans; the model may aim at them afterwards.',
+        )  # fmt: skip
     if target_kind(target) not in card.targets:
         raise UsageError(
             f'{card.name} cannot be trained for a {target_kind(target)} target.', where='--target',

@@ -17,6 +17,7 @@ from bidsharm.errors import ScanError
 from bidsharm.harmonizers import bundle, registry
 from bidsharm.harmonizers.beyond import whole_head, with_brain
 from bidsharm.harmonizers.contract import (
+    Acquisition,
     Canonical,
     Cohort,
     Execution,
@@ -43,13 +44,13 @@ from bidsharm.interfaces.isolated import run_isolated
 
 
 def parse_target(text: str) -> Target:
-    """Turn ``canonical``, ``site:NAME`` or ``reference:FILE`` into a target."""
+    """Turn ``canonical``, ``site:NAME``, ``reference:FILE`` or ``acquisition:NAME`` into a target."""
     if text == 'canonical':
         return Canonical()
     kind, _, value = text.partition(':')
     if kind == 'site':
         return Site(value)
-    return Reference(value)
+    return Acquisition(value) if kind == 'acquisition' else Reference(value)
 
 
 def read_scan(record: Mapping[str, Any]) -> Scan:
@@ -158,7 +159,9 @@ class _HarmonizeIn(BaseInterfaceInputSpec):
     name = traits.Str('', usedefault=True, desc='name of the scan')
     site = traits.Str('', usedefault=True, desc='site label')
     harmonizer = traits.Str(mandatory=True, desc='registry name')
-    target = traits.Str('canonical', usedefault=True, desc='canonical, site:NAME or reference:FILE')
+    target = traits.Str(
+        'canonical', usedefault=True, desc='canonical, site:NAME, reference:FILE or acquisition:NAME'
+    )
     model_dir = traits.Str('', usedefault=True, nohash=True, desc='bundle; its digest counts, not its place')
     model_digest = traits.Str('', usedefault=True, desc='digest of the bundle')
     weights_digest = traits.Str('', usedefault=True, desc='digest of weights that ship with the method')

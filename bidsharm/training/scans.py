@@ -60,6 +60,8 @@ class Signals:
         Of white matter in a voxel of the scan, shape (P,).
     voxel
         Voxel size in mm, shape (P, 3).
+    parameters
+        Repetition, echo and inversion time (s; 0 without inversion), flip angle (degrees) and field (T), shape (P, 5).
     """
 
     signal: Tensor
@@ -68,6 +70,7 @@ class Signals:
     receive: Tensor
     snr: Tensor
     voxel: Tensor
+    parameters: Tensor
 
 
 def draw_signals(contrast: str, count: int, *, seed: int) -> Signals:
@@ -87,7 +90,8 @@ def draw_signals(contrast: str, count: int, *, seed: int) -> Signals:
     for _ in range(count):
         scanner = draw_scanner(rng, 'x', contrasts=(contrast,))
         protocol, hardware = scanner.protocols[0], scanner.hardware
-        signal, slope = _tissue_signals(protocol.sequence, hardware.field_strength)
+        sequence, tesla = protocol.sequence, hardware.field_strength
+        signal, slope = _tissue_signals(sequence, tesla)
         rows.append(
             (
                 signal,
@@ -96,6 +100,13 @@ def draw_signals(contrast: str, count: int, *, seed: int) -> Signals:
                 hardware.receive_strength,
                 protocol.snr,
                 protocol.voxel_size,
+                (
+                    sequence.repetition_time,
+                    sequence.echo_time,
+                    sequence.inversion_time,
+                    sequence.flip_angle,
+                    tesla,
+                ),
             )
         )
     columns = [torch.as_tensor(np.array(column), dtype=torch.float32) for column in zip(*rows, strict=True)]

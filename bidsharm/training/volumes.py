@@ -28,6 +28,8 @@ class TrainingVolume:
         Numbers known about the person (age), by name.
     unit
         Intensity of the scan that the network sees as 1 (:mod:`bidsharm.training.scaling`).
+    acquisition
+        Acquisition parameters by their BIDS names, as far as they are known.
     """
 
     values: NDArray[np.float32]
@@ -40,6 +42,7 @@ class TrainingVolume:
     tissue: NDArray[np.uint8] | None = None
     covariates: Mapping[str, float] = field(default_factory=dict)
     unit: float = 1.0
+    acquisition: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Kept:
     site: str = 'A'
     contrast: str = 'T1w'
     covariates: dict[str, float] = field(default_factory=dict)
+    acquisition: dict[str, float] = field(default_factory=dict)
     reads: int = 0
 
     def read(self) -> Scan:
