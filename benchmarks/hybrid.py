@@ -10,6 +10,7 @@ are the harmonized table as it is, from a fit on all rows, and so flatter.
 - ICC: ICC(2,1) of agreement, of each tissue.
 - site: balanced accuracy of logistic regression that tells the scanner of people it has not seen from the three volumes, and the 95 % quantile of this accuracy with permuted scanners.
 - error: difference to the true volumes, in percent of them, mean over the tissues. A bias that is the same everywhere is in it: ComBat brings scanners to their mean, and not to the truth.
+- bias: mean signed difference to the true volumes of grey matter, white matter and fluid, in percent of them.
 - age r, age kept: correlation of the share of grey matter with age, and its slope over the slope of the true share, in a study in which everybody was in one scanner, drawn at random; means over 1,000 such
   studies. The line `truth` is of the true volumes.
 """
@@ -141,6 +142,7 @@ def measures(volumes: Volumes, truth: Volumes, ages: Floats) -> dict[str, Any]:
     error = np.abs(values / truth.values - 1).mean(axis=(1, 2))
     r, slope = of_age(values, truth.values, ages)
     return {
+        'bias': (100 * (values / truth.values - 1).mean(axis=(0, 1))).tolist(),
         'CoV': (100 * np.nanmean(cov(values), axis=1)).tolist(), 'error': (100 * error).tolist(),
         'ICC': {tissue: icc(values[:, :, i]).agreement for i, tissue in enumerate(TISSUES)},
         'site': probe.accuracy, 'site interval': probe.interval, 'site chance': probe.chance, 'site chance high': probe.chance_high, 'site p': probe.p,
@@ -197,7 +199,7 @@ def line(way: str, found: Mapping[str, Any], tests: Mapping[str, Mapping[Any, An
         **{name: '' if value is None else f'{value:.3f}' if value >= 0.001 else '<0.001' for name, value in p.items()},
         **{f'ICC {tissue}': '' if value is None else f'{value:.2f}' for tissue, value in found['ICC'].items()},
         'site': '' if found['site'] is None else f'{found["site"]:.2f} (chance to {found["site chance high"]:.2f})',
-        'error, %': f'{np.mean(found["error"]):.1f}', 'age r': f'{found["age r"]:.2f}', 'age kept': f'{found["age kept"]:.2f}',
+        'error, %': f'{np.mean(found["error"]):.1f}', 'bias, %': ' / '.join(f'{value:+.0f}' for value in found['bias']), 'age r': f'{found["age r"]:.2f}', 'age kept': f'{found["age kept"]:.2f}',
     }  # fmt: skip
 
 
