@@ -57,7 +57,8 @@ def train(name: str, args: Any) -> float:
         aim = ['--target', args.target] if 'site' in registry.card(name).targets else []
         command = [
             sys.executable, '-m', 'bidsharm.cli.train', name, args.train, folder, '--preset', args.preset, '--budget', args.budget, '--site', 'session',
-            '--contrasts', *contrasts, '--threads', '2', '--interval', '100', *aim,
+            '--contrasts', *contrasts, '--threads', args.threads, '--interval', '100', *aim,
+            *(['--set', *args.set] if args.set else []),
         ]  # fmt: skip
         started = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True)
@@ -105,6 +106,11 @@ def main() -> None:
     )
     arguments.add_argument('--preset', default='paper')
     arguments.add_argument('--budget', default='30m', help='of each method')
+    arguments.add_argument(
+        '--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings of all methods'
+    )
+    arguments.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='of a training')
+    arguments.add_argument('--only-train', action='store_true', help='train and apply, judge later')
     arguments.add_argument('--target', default=travelling.TARGET)
     arguments.add_argument('--name', default='zoo', help='of the result')
     args = arguments.parse_args()
@@ -124,6 +130,8 @@ def main() -> None:
             'weights': apply(name, scans, args),
             'minutes': round(minutes, 1),
         }
+    if args.only_train:
+        return
     link = args.work / 'held'
     link.unlink(missing_ok=True)
     link.symlink_to(args.held.resolve())
@@ -136,7 +144,7 @@ def main() -> None:
     if code:
         raise SystemExit(code)
     rows = [{**row, **about[row['method']]} for row in travelling.rows_of(out)]
-    text = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}", budget {args.budget} each.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
+    text = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}"{"".join(f", {part}" for part in args.set)}, budget {args.budget} each.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     common.save(
         args.name,
         title='Trained methods on travelling heads',
