@@ -104,7 +104,8 @@ def _add_method(parser: Parser) -> None:
     group.add_argument(
         '--target',
         metavar='TARGET',
-        help='canonical (default), the label of a site, or the path of a reference image',
+        help='canonical (default), the label of a site, the path of a reference image, or acquisition:FILE.json with a --model '
+        'that can aim at acquisition parameters',
     )
     group.add_argument(
         '--target-scans',

@@ -118,7 +118,7 @@ class SimulatedSource:
     @property
     def acquisition(self) -> Mapping[str, float]:
         """Acquisition parameters of the scanner."""
-        return self.travels.machines(self.contrast).parameters(self.scanner)
+        return self.travels.machines(self.contrast).acquisition(self.scanner)
 
     @property
     def key(self) -> str:

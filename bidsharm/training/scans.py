@@ -72,6 +72,12 @@ class Signals:
     voxel: Tensor
     parameters: Tensor
 
+    def acquisition(self, number: int) -> dict[str, float]:
+        """Return the acquisition parameters of a scanner by their BIDS names; without inversion there is no InversionTime."""
+        names = ('RepetitionTime', 'EchoTime', 'InversionTime', 'FlipAngle', 'MagneticFieldStrength')
+        values = self.parameters[number].tolist()
+        return {name: float(value) for name, value in zip(names, values, strict=True) if value > 0}
+
 
 def draw_signals(contrast: str, count: int, *, seed: int) -> Signals:
     """Draw scanners and compute what tissues look like in them.

@@ -188,11 +188,9 @@ class TravellingSource(ScanSource):
         middle = (voxels.amin(dim=0) + voxels.amax(dim=0)).double() / 2
         return Visit(scan, middle.cpu().numpy())
 
-    def parameters(self, scanner: int) -> dict[str, float]:
-        """Return the acquisition parameters of a scanner by their BIDS names; without inversion there is no InversionTime."""
-        names = ('RepetitionTime', 'EchoTime', 'InversionTime', 'FlipAngle', 'MagneticFieldStrength')
-        values = self.signals.parameters[self.chosen[scanner]].tolist()
-        return {name: float(value) for name, value in zip(names, values, strict=True) if value > 0}
+    def acquisition(self, scanner: int) -> dict[str, float]:
+        """Return the acquisition parameters of a scanner by their BIDS names."""
+        return self.signals.acquisition(self.chosen[scanner])
 
     def _begin(self, *what: object) -> None:
         """Start random numbers that depend on what is named, and on the seed."""

@@ -58,6 +58,22 @@ def test_scans_are_found_with_what_is_known_of_them(derivatives):
     assert {file.person for file in find_training_files(derivatives, subjects=['02'])} == {'02'}
 
 
+def test_acquisition_parameters_come_from_the_sidecar_of_the_image(derivatives, tmp_path):
+    import shutil
+
+    copy = tmp_path / 'copy'
+    shutil.copytree(derivatives, copy)
+    anat = copy / 'sub-01' / 'ses-A' / 'anat'
+    known = {'RepetitionTime': 2.3, 'EchoTime': 0.003, 'FlipAngle': 9, 'MagneticFieldStrength': 3}
+    about = {**known, 'InversionTime': 0, 'Manufacturer': 'x'}
+    (anat / 'sub-01_ses-A_desc-preproc_T1w.json').write_text(json.dumps(about))
+    (copy / 'sub-02' / 'ses-A' / 'anat' / 'sub-02_ses-A_desc-preproc_T1w.json').write_text('{')
+    found = {(file.person, file.session): file for file in find_training_files(copy)}
+    assert found['01', 'A'].acquisition == known
+    assert found['01', 'A'].read().acquisition == known
+    assert found['01', 'B'].acquisition == found['02', 'A'].acquisition == {}
+
+
 def test_a_model_is_trained_and_the_same_command_does_nothing_more(derivatives, tmp_path, capsys):
     command = [
         'deepharmony',

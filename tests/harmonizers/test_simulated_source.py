@@ -74,6 +74,11 @@ def test_what_is_kept_is_not_made_again_and_equals_what_would_be(label_map, tmp_
     monkeypatch.setattr(SimulatedSource, 'read', None)
     again = prepare(made(label_map, tmp_path / 'a'), settings, tmp_path / 'a').data
     np.testing.assert_array_equal(again.volumes[-1].values, first.volumes[-1].values)
+    # What is known of the scanners comes along.
+    known = {volume.site: volume.acquisition for volume in first.volumes}
+    assert known['simulated1'] != known['simulated2']
+    assert all({'EchoTime', 'MagneticFieldStrength'} <= parameters.keys() for parameters in known.values())
+    assert all(volume.acquisition == known[volume.site] for volume in again.volumes)
 
 
 def test_other_requests_have_other_keys(label_map, tmp_path):

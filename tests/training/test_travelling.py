@@ -49,6 +49,26 @@ def volume(values, voxels):
     return found
 
 
+def test_acquisition_parameters_are_those_of_the_scanners_that_were_drawn(source):
+    from bidsharm.simulation.protocols import draw_scanner
+
+    drawn, inverted = draw_signals('T1w', 60, seed=3), 0
+    rng = np.random.default_rng((3, 7))
+    for number in range(60):
+        scanner = draw_scanner(rng, 'x', contrasts=('T1w',))
+        sequence = scanner.protocols[0].sequence
+        expected = {
+            'RepetitionTime': sequence.repetition_time, 'EchoTime': sequence.echo_time, 'FlipAngle': sequence.flip_angle,
+            'MagneticFieldStrength': scanner.hardware.field_strength,
+        }  # fmt: skip
+        if sequence.inversion_time:
+            expected['InversionTime'] = sequence.inversion_time
+        assert drawn.acquisition(number) == pytest.approx(expected, rel=1e-6)
+        inverted += 'InversionTime' in expected
+    assert 0 < inverted < 60
+    assert source.acquisition(1) == source.signals.acquisition(source.chosen[1])
+
+
 # --- People ---
 
 
