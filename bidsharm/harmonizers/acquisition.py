@@ -51,16 +51,18 @@ def protocol_of(parameters: Mapping[str, float]) -> tuple[float, ...] | None:
 
 
 def features(protocols: Sequence[tuple[float, ...]]) -> Values:
-    """Return what looks are predicted from, shape (protocols, 6); NaN for the logarithm of an inversion time that is not there.
+    """Return what looks are predicted from, shape (protocols, 9); NaN for the logarithm of an inversion time that is not there.
 
     Logarithms of repetition time, echo time and field, for signals depend on ratios to relaxation times; the flip angle; whether there is an inversion,
-    and the logarithm of its time.
+    and the logarithm of its time. With an inversion the repetition time counts from one inversion to the next, so repetition time, flip angle and field stand
+    there once more for protocols that have one, 0 for others.
     """
     repetition, echo, inversion, flip, tesla = np.array(protocols, float).T
     there = inversion > 0
     time = np.where(there, np.log(np.where(there, inversion, 1.0)), np.nan)
+    again = (there * column for column in (np.log(repetition), flip, np.log(tesla)))
     return np.stack(
-        [np.log(repetition), np.log(echo), flip, np.log(tesla), there.astype(float), time], axis=1
+        [np.log(repetition), np.log(echo), flip, np.log(tesla), there.astype(float), time, *again], axis=1
     )
 
 
@@ -71,9 +73,9 @@ class Ridge:
     Parameters
     ----------
     mean, scale
-        Of the features, shape (6,).
+        Of the features, shape (9,).
     coefficients, intercept
-        Shape (numbers, 6) and (numbers,).
+        Shape (numbers, 9) and (numbers,).
     """
 
     mean: Values
@@ -83,7 +85,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, x: Values, y: Values) -> Ridge:
-        """Fit features, shape (n, 6), NaN where one is unknown, to numbers, shape (n, numbers)."""
+        """Fit features, shape (n, 9), NaN where one is unknown, to numbers, shape (n, numbers)."""
         from sklearn.linear_model import RidgeCV
 
         known = np.isfinite(x)
@@ -111,7 +113,7 @@ def left_out_r2(x: Values, y: Values) -> float:
     Parameters
     ----------
     x, y
-        Features and numbers of the protocols, shapes (n, 6) and (n, numbers).
+        Features and numbers of the protocols, shapes (n, 9) and (n, numbers).
 
     Returns
     -------

@@ -27,7 +27,9 @@ from .conftest import build
 MPRAGE = {
     'RepetitionTime': 2.3, 'EchoTime': 0.003, 'InversionTime': 0.9, 'FlipAngle': 9.0, 'MagneticFieldStrength': 3.0,
 }  # fmt: skip
-WEIGHTS = np.array([[0.5, -0.3, 0.05, 0.8, 0.4, 0.2], [-0.2, 0.6, 0.02, -0.5, 0.1, -0.7]])
+WEIGHTS = np.array(
+    [[0.5, -0.3, 0.05, 0.8, 0.4, 0.2, -0.4, -0.03, 0.1], [-0.2, 0.6, 0.02, -0.5, 0.1, -0.7, 0.3, 0.0, -0.2]]
+)
 
 
 def drawn(count: int, seed: int = 0) -> list[tuple[float, ...]]:
@@ -109,6 +111,22 @@ def test_r2_is_that_of_protocols_that_were_left_out():
         spread += ((y[rest].mean(axis=0) - y[left]) ** 2).sum()
     assert left_out_r2(x, y) == pytest.approx(1 - error / spread, abs=1e-6)
     assert left_out_r2(x, y) < 0.99
+
+
+def test_contrasts_of_signal_equations_can_be_told():
+    """How bright grey matter and fluid are, relative to white matter, in scanners of all kinds from 64 mT to 7 T."""
+    from bidsharm.training.scans import draw_signals
+
+    found = {}
+    for contrast, count in (('T2w', 12), ('T2w', 60), ('T1w', 8), ('T1w', 60)):
+        drawn = draw_signals(contrast, count, seed=3)
+        tissues = drawn.signal[:, :, drawn.signal.shape[2] // 2].abs().numpy().astype(float)[:, [0, 2]]
+        protocols = [protocol_of(drawn.acquisition(number)) for number in range(count)]
+        found[contrast, count] = left_out_r2(features(protocols), tissues / tissues.std(axis=0))
+    assert min(found['T2w', 12], found['T2w', 60], found['T1w', 60]) > 0.4
+    assert max(found.values()) < 0.95
+    # Sequences with and without inversion, at any field: eight of them are too few, and the number says so.
+    assert found['T1w', 8] < 0.3
 
 
 def test_r2_of_parameters_that_tell_nothing_is_0():
