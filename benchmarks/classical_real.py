@@ -229,19 +229,19 @@ def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('derivatives', type=Path)
+    arguments.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+    arguments.add_argument('--name', default='classical_real', help='of the result')
     args = arguments.parse_args()
     root = args.derivatives.absolute()
     scans = [load_scan(file) for file in sorted(root.rglob('*_qc.json'))]
     priors = warped_priors(root, [scan for scan in scans if scan.contrast == 'T1w'])
-    rows = [evaluate(name, scans, priors) for name in METHODS]
+    rows = [evaluate(name, scans, priors) for name in args.methods]
     about = (__doc__ or '').split('Measures, per method:')[1]
     text = (
         f'{len(scans)} scans of {len({subject(scan) for scan in scans})} people; a method that learns was fitted on the '
         f'other subjects.\n{about}\n' + common.table(rows)
     )
-    common.save(
-        'classical_real', title='Classical methods on real scans', text=text, data={'rows': rows}, seed=0
-    )
+    common.save(args.name, title='Classical methods on real scans', text=text, data={'rows': rows}, seed=0)
 
 
 if __name__ == '__main__':
