@@ -382,6 +382,7 @@ def main() -> None:
     arguments.add_argument('--steps', type=int, default=800, help='of each training')
     arguments.add_argument('--seeds', type=int, default=3, help='trainings of each method')
     arguments.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    arguments.add_argument('--without', nargs='*', default=[], help='methods that are left out')
     args = arguments.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     train, test = cohort(SEED, args.work)
@@ -392,7 +393,7 @@ def main() -> None:
         if task != 'dseg':
             for name, harmonized in (('nothing', False), ('combat', True)):
                 found[name] = judged(task, [without_network(harmonized, task, train, test)], test, SEED)
-        for name in TASKS[task]:
+        for name in (name for name in TASKS[task] if name not in args.without):
             runs = [
                 kept(
                     args.work / f'{task}_{name}_{args.steps}_{seed}.npz',
