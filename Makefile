@@ -112,6 +112,9 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \
 	  --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
 	$(BIN)/python benchmarks/hybrid.py $(HYBRID) $(HYBRID)-work
+	$(BIN)/python benchmarks/tasks.py build/tasks
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/surfaces.py
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/bidsharm-simulate $(ZOO) --subjects 12 --scanners northA --draw 4 --contrasts T1w T2w --resolution 1 --brain-only --seed 7 --force \

@@ -1,22 +1,31 @@
 """Surface methods on simulated people with known thickness: does the site go, and does age stay? Next to ComBat and to doing nothing.
 
-``python benchmarks/surfaces.py`` writes ``results/surfaces.md``. Everybody of the training was seen at one site, everybody of the test at both. ComBat gets
-every vertex as a feature, with age kept; the others have the preset ``tiny``.
+Everybody of the training was seen at one of two sites, everybody of the test at both; one hemisphere of 642 vertices. ComBat gets every vertex as a feature, with age
+kept; the others have the preset `tiny`.
+
+- site, mean / regions: balanced accuracy of a linear classifier of the site on people that it has not seen, by the mean of the hemisphere and by 42 regional means, with its
+  interval over people; guessing is 0.5.
+- age: slope of the mean thickness, in micrometres a year, and the true one.
+- error: mean absolute difference to the true thickness of each vertex, with its interval over people. Between sites: the same difference between the two sites of a person.
+- p: paired Wilcoxon tests of each person's error, and of the difference between sites, against doing nothing and against ComBat; corrected by Holm over methods, measures and both
+  comparisons of a table.
+- r: correlation with the true thickness over vertices. s: seconds of one core, training and test.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import common
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from bidsharm.evaluation.intervals import bootstrap
+from bidsharm.evaluation.probe import Probe, site_probe
+from bidsharm.evaluation.statistics import compare_paired, holm
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Site
 from bidsharm.harmonizers.surface import SurfaceMap, TrainedSurface
@@ -25,7 +34,7 @@ from bidsharm.reports.surfaces import Pair, regional_means
 from bidsharm.simulation.surfaces import Cortex, SurfaceSite, draw_cortex, measure
 
 LEVEL, SEED, TRAINED, TESTED = 3, 0, 80, 40
-OUT = Path(__file__).parent / 'results' / 'surfaces.md'
+MEASURES = ('error', 'between sites')
 #: Sites that differ by gain and offset only, and such with a pattern over the cortex as well.
 KINDS = {
     'gain and offset': (SurfaceSite('A'), SurfaceSite('B', gain=1.06, offset=0.1)),
@@ -88,22 +97,32 @@ def combat(maps: Sequence[SurfaceMap], ages: NDArray[np.float64]) -> Harmonize:
     return apply
 
 
-def told(features: NDArray[np.float64], maps: Sequence[SurfaceMap]) -> float:
-    """Return the accuracy of a linear classifier of the site on people that it has not seen."""
-    sites, people = [one.site for one in maps], [one.person for one in maps]
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    guess = cross_val_predict(model, features, sites, groups=people, cv=GroupKFold(5))
-    return float(np.mean(guess == np.array(sites)))
+@dataclass(frozen=True)
+class Judged:
+    """What a method did to people of the test: numbers of each person in mm, and what a table shows besides."""
+
+    error: NDArray[np.float64]
+    between: NDArray[np.float64]
+    shown: Mapping[str, str]
+
+    def of(self, measure: str) -> NDArray[np.float64]:
+        """Return the numbers of a measure."""
+        return self.error if measure == 'error' else self.between
 
 
-def row(
-    name: str,
-    maps: Sequence[SurfaceMap],
-    values: NDArray[np.float64],
-    people: Sequence[Cortex],
-    seconds: float,
-) -> str:
-    """Return a line of the table."""
+def told(features: NDArray[np.float64], maps: Sequence[SurfaceMap]) -> str:
+    """Return how often a linear classifier tells the site of people that it has not seen, with its interval."""
+    found: Probe = site_probe(
+        features, [one.site for one in maps], [one.person for one in maps], seed=SEED, permutations=20, resamples=2000
+    )  # fmt: skip
+    interval = found.interval
+    return f'{found.accuracy or 0:.2f}' + (f' ({interval.low:.2f}, {interval.high:.2f})' if interval else '')
+
+
+def judged(
+    maps: Sequence[SurfaceMap], values: NDArray[np.float64], people: Sequence[Cortex], seconds: float
+) -> Judged:
+    """Judge harmonized maps, two of each person in turn."""
     cortex = maps[0].cortex
     true = np.array([person.thickness['L'] for person in people for _ in range(2)])[:, cortex]
     ages = np.array([person.age for person in people for _ in range(2)])
@@ -114,37 +133,78 @@ def row(
     ]
     slope, wanted = (np.polyfit(ages, one.mean(axis=1), 1)[0] for one in (found, true))
     alike = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found, true, strict=True)])
-    return (
-        f'| {name} | {told(found.mean(axis=1)[:, None], maps):.2f} | {told(regional_means(pairs, "after"), maps):.2f} | '
-        f'{1000 * slope:.1f} (true: {1000 * wanted:.1f}) | {np.abs(found - true).mean():.3f} | {alike:.3f} | {seconds:.0f} |'
-    )  # fmt: skip
+    shown = {
+        'site, mean': told(found.mean(axis=1)[:, None], maps), 'site, regions': told(regional_means(pairs, 'after'), maps),
+        'age': f'{1000 * slope:.1f} (true: {1000 * wanted:.1f})', 'r': f'{alike:.3f}', 's': f'{seconds:.0f}',
+    }  # fmt: skip
+    error = np.abs(found - true).mean(axis=1).reshape(-1, 2).mean(axis=1)
+    return Judged(error, np.abs(found[::2] - found[1::2]).mean(axis=1), shown)
+
+
+def tested(found: Mapping[str, Judged]) -> dict[tuple[str, str, str], float]:
+    """Return p by method, measure and what it is compared with."""
+    keys = [
+        (name, measure, base)
+        for base in ('nothing', 'combat')
+        for name in found
+        if name not in (base, 'nothing')
+        for measure in MEASURES
+    ]
+    tests = [
+        compare_paired(found[name].of(measure), found[base].of(measure), seed=SEED, resamples=2000).p_wilcoxon
+        for name, measure, base in keys
+    ]
+    return {key: float('nan') if p is None else p for key, p in zip(keys, holm(tests), strict=True)}
+
+
+def rows_of(found: Mapping[str, Judged], sites: str) -> list[dict[str, Any]]:
+    """Return the lines of a table."""
+    tests, rows = tested(found), []
+    for name, one in found.items():
+        row: dict[str, Any] = {
+            'sites differ by': sites,
+            'method': name,
+            **{k: one.shown[k] for k in ('site, mean', 'site, regions', 'age')},
+        }
+        for what in MEASURES:
+            numbers = one.of(what)
+            interval, _ = bootstrap((numbers,), np.mean, SEED, 2000, 0.95, batch=1000)
+            row[f'{what}, mm'] = f'{numbers.mean():.3f}' + (
+                f' ({interval.low:.3f}, {interval.high:.3f})' if interval else ''
+            )
+            for base in ('nothing', 'combat'):
+                p = tests.get((name, what, base))
+                row[f'p of {what} ({base})'] = '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
+        rows.append(row | {k: one.shown[k] for k in ('r', 's')})
+    return rows
 
 
 def main() -> None:
     """Measure, and write the table."""
     import torch
 
+    common.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     methods = {'nothing': nothing, 'combat': combat, 'cdae': trained('cdae'), 's2sgan': trained('s2sgan')}
-    lines = [
-        '# Surface methods on simulated thickness', '',
-        (f'Written by `benchmarks/surfaces.py`: {TRAINED} people seen at one of two sites each for the training, {TESTED} others seen at both for the test, 642 vertices of one hemisphere. '
-        'Site told: accuracy of a linear classifier by the mean of the hemisphere, and by 42 regional means (guessing: 0.50). Seconds are of one core, training and test.'), '',
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
     for kind, sites in KINDS.items():
         learnt = [draw_cortex(SEED, number, f'{number}', LEVEL) for number in range(TRAINED)]
         maps = [seen(person, sites[number % 2]) for number, person in enumerate(learnt)]
         people = [draw_cortex(SEED, number, f'{number}', LEVEL) for number in range(1000, 1000 + TESTED)]
         new = [seen(person, site) for person in people for site in sites]
-        lines += [f'## Sites that differ by {kind}', '']
-        lines += ['| method | site told by the mean | by regions | age, µm a year | error, mm | correlation with the truth | s |', '|---|---|---|---|---|---|---|']  # fmt: skip
+        found: dict[str, Judged] = {}
         for name, fit in methods.items():
             start = time.process_time()
             values = fit(maps, np.array([person.age for person in learnt]))(new)
-            lines.append(row(name, new, values, people, time.process_time() - start))
-            print(lines[-1], flush=True)
-        lines.append('')
-    OUT.write_text('\n'.join(lines[:-1]) + '\n', encoding='utf-8')
+            found[name] = judged(new, values, people, time.process_time() - start)
+            print(kind, name, found[name].shown, flush=True)
+        rows += rows_of(found, kind)
+    about = f'{TRAINED} people for the training, {TESTED} others for the test.'
+    body = (__doc__ or '').split('\n', 1)[1].strip()
+    common.save(
+        'surfaces', title='Surface methods on simulated thickness', text='\n\n'.join([about, body, common.table(rows)]),
+        data={'rows': rows}, seed=SEED,
+    )  # fmt: skip
 
 
 if __name__ == '__main__':

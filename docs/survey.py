@@ -92,22 +92,19 @@ def sources() -> Sources:
 
 
 def rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the chosen rows of a result by method: of its JSON, or of the chosen section of its page where there is none.
+    """Return the chosen rows of a result by method.
 
     Raises
     ------
     ValueError
         If there is such a result and nothing says which of its columns to show, or a method has several rows.
     """
-    data, page = RESULTS / f'{result["name"]}.json', RESULTS / f'{result["name"]}.md'
-    if not data.exists() and not page.exists():
+    data = RESULTS / f'{result["name"]}.json'
+    if not data.exists():
         return {}
     if not result['columns']:
-        raise ValueError(f'{page.name} is there: say in docs/survey.toml which of its columns are shown.')
-    if data.exists():
-        lines = json.loads(data.read_text(encoding='utf-8'))['rows']
-    else:
-        lines = _of_page(page, result['section'])
+        raise ValueError(f'{data.name} is there: say in docs/survey.toml which of its columns are shown.')
+    lines = json.loads(data.read_text(encoding='utf-8'))['rows']
     chosen = [line for line in lines if all(line[key] == value for key, value in result['where'].items())]
     table = {line['method'].removesuffix(f' ({result["preset"]})'): line for line in chosen}
     if len(table) != len(chosen):
@@ -115,16 +112,6 @@ def rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
             f'{result["name"]} has several rows of a method: choose by "where" in docs/survey.toml.'
         )
     return table
-
-
-def _of_page(page: Path, section: str) -> list[dict[str, Any]]:
-    """Return the rows of the table in a section of a page, or of its only table."""
-    text = page.read_text(encoding='utf-8')
-    if section:
-        text = text.partition(f'\n## {section}\n')[2].partition('\n## ')[0]
-    lines = [line for line in text.splitlines() if line.startswith('|')]
-    header, _, *cells = ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)
-    return [dict(zip(header, line, strict=True)) for line in cells]
 
 
 def measured(names: Sequence[str], found: Sources) -> str:
@@ -174,12 +161,10 @@ def results() -> str:
         if ours.isdisjoint(table):
             continue
         file = RESULTS / f'{result["name"]}.json'
-        about = json.loads(file.read_text(encoding='utf-8'))['about'] if file.exists() else {}
-        said = [about[key] for key in ('date', 'processor') if key in about] or [
-            'its page names neither day nor machine'
-        ]
-        chosen = [f'"{text}"' for text in (result['section'], *result['where'].values()) if text]
-        command = about.get('command', f'python benchmarks/{result["name"]}.py')
+        about = json.loads(file.read_text(encoding='utf-8'))['about']
+        said = [about[key] for key in ('date', 'processor')]
+        chosen = [f'"{text}"' for text in result['where'].values()]
+        command = about['command']
         link = f'[{result["name"]}](../benchmarks/results/{result["name"]}.md)'
         lines.append(f'- {", ".join([link, *chosen, f"`{command}`", *said])}')
     return '\n'.join(lines) or 'There are none yet.'

@@ -160,7 +160,6 @@ def _written(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.Monke
 
 ZOO = {
     'name': 'zoo',
-    'section': '',
     'where': {},
     'preset': '',
     'columns': {'PSNR': 'PSNR in dB'},
@@ -208,10 +207,3 @@ def test_rows_of_a_method_are_chosen_and_never_mixed(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match='several rows'):
         survey['rows'](ZOO)
     assert survey['rows']({**ZOO, 'where': {'at': 2}})['iguane']['PSNR'] == 2
-
-
-def test_a_page_without_json_is_read_by_its_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tables = ''.join(f'\n## {n}\n\n| method | PSNR |\n|---|---|\n| iguane | {n} |\n' for n in ('10', '20'))
-    (tmp_path / 'zoo.md').write_text(f'# Title\n{tables}')
-    monkeypatch.setitem(survey['rows'].__globals__, 'RESULTS', tmp_path)
-    assert survey['rows']({**ZOO, 'section': '20'}) == {'iguane': {'method': 'iguane', 'PSNR': '20'}}
