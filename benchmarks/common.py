@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -110,6 +113,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
     lines += ['| ' + ' | '.join(_cell(row.get(column)) for column in columns) + ' |' for row in rows]
     return '\n'.join(lines) + '\n'
+
+
+def p_text(p: float | None) -> str:
+    """Return a p for a table; nothing where there is none."""
+    return '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def with_interval(numbers: ArrayLike, digits: int, *, seed: int, resamples: int = 2000) -> str:
+    """Return a mean over people with its bootstrap interval, for a table."""
+    import numpy as np
+
+    from bidsharm.evaluation.intervals import bootstrap
+
+    values = np.asarray(numbers)
+    interval, _ = bootstrap((values,), np.mean, seed, resamples, 0.95, batch=1000)
+    ends = '' if interval is None else f' ({interval.low:.{digits}f}, {interval.high:.{digits}f})'
+    return f'{values.mean():.{digits}f}{ends}'
+
+
+def body(description: str | None, about: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the text of a page: how it was measured, what a script says of itself after its title, and the table."""
+    return '\n\n'.join([about, (description or '').split('\n', 1)[1].strip(), table(rows)])
 
 
 def _cell(value: Any) -> str:

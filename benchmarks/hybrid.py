@@ -195,20 +195,12 @@ def line(way: str, found: Mapping[str, Any], tests: Mapping[str, Mapping[Any, An
         for name, base in bases.items()
     }
     return {
-        'way': way, 'CoV, %': with_interval(found['CoV']), 'p (nothing)': '', 'p (features only)': '', 'p (images only)': '',
-        **{name: '' if value is None else f'{value:.3f}' if value >= 0.001 else '<0.001' for name, value in p.items()},
+        'way': way, 'CoV, %': common.with_interval(found['CoV'], 2, seed=SEED, resamples=RESAMPLES), 'p (nothing)': '', 'p (features only)': '', 'p (images only)': '',
+        **{name: common.p_text(value) for name, value in p.items()},
         **{f'ICC {tissue}': '' if value is None else f'{value:.2f}' for tissue, value in found['ICC'].items()},
         'site': '' if found['site'] is None else f'{found["site"]:.2f} (chance to {found["site chance high"]:.2f})',
         'error, %': f'{np.mean(found["error"]):.1f}', 'bias, %': ' / '.join(f'{value:+.0f}' for value in found['bias']), 'age r': f'{found["age r"]:.2f}', 'age kept': f'{found["age kept"]:.2f}',
     }  # fmt: skip
-
-
-def with_interval(numbers: Sequence[float]) -> str:
-    """Return a mean over people with its interval, as text."""
-    from bidsharm.evaluation.intervals import bootstrap
-
-    interval, _ = bootstrap((np.asarray(numbers),), np.mean, SEED, RESAMPLES, 0.95, batch=1000)
-    return f'{np.mean(numbers):.2f}' + (f' ({interval.low:.2f}, {interval.high:.2f})' if interval else '')
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.evaluation.intervals import bootstrap
 from bidsharm.evaluation.probe import Probe, site_probe
 from bidsharm.evaluation.statistics import compare_paired, holm
 from bidsharm.harmonizers import registry
@@ -167,14 +166,9 @@ def rows_of(found: Mapping[str, Judged], sites: str) -> list[dict[str, Any]]:
             **{k: one.shown[k] for k in ('site, mean', 'site, regions', 'age')},
         }
         for what in MEASURES:
-            numbers = one.of(what)
-            interval, _ = bootstrap((numbers,), np.mean, SEED, 2000, 0.95, batch=1000)
-            row[f'{what}, mm'] = f'{numbers.mean():.3f}' + (
-                f' ({interval.low:.3f}, {interval.high:.3f})' if interval else ''
-            )
+            row[f'{what}, mm'] = common.with_interval(one.of(what), 3, seed=SEED)
             for base in ('nothing', 'combat'):
-                p = tests.get((name, what, base))
-                row[f'p of {what} ({base})'] = '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
+                row[f'p of {what} ({base})'] = common.p_text(tests.get((name, what, base)))
         rows.append(row | {k: one.shown[k] for k in ('r', 's')})
     return rows
 
@@ -200,9 +194,8 @@ def main() -> None:
             print(kind, name, found[name].shown, flush=True)
         rows += rows_of(found, kind)
     about = f'{TRAINED} people for the training, {TESTED} others for the test.'
-    body = (__doc__ or '').split('\n', 1)[1].strip()
     common.save(
-        'surfaces', title='Surface methods on simulated thickness', text='\n\n'.join([about, body, common.table(rows)]),
+        'surfaces', title='Surface methods on simulated thickness', text=common.body(__doc__, about, rows),
         data={'rows': rows}, seed=SEED,
     )  # fmt: skip
 

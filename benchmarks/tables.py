@@ -306,7 +306,7 @@ def rows_of(kind: Kind, methods: Mapping[str, Measures]) -> tuple[list[dict[str,
         p = {base: test.get((name, 'error'), {}).get('p_t_holm') for base, test in tests.items()}
         lines.append({
             'cohort': kind.name, 'method': name, **{which: f'{mean:.2f} ({a:.2f}, {b:.2f})' for which, (mean, a, b) in sites.items()},
-            'error': f'{error:.2f}', 'p (nothing)': p_text(p['nothing']), 'p (combat)': p_text(p['combat']), 'age kept': f'{found["age kept"]:.2f}',
+            'error': f'{error:.2f}', 'p (nothing)': common.p_text(p['nothing']), 'p (combat)': common.p_text(p['combat']), 'age kept': f'{found["age kept"]:.2f}',
             'age error': f'{age:.1f}', 'sex AUC': f'{found["sex AUC"]:.2f}', 'disease d': f'{d[0]:.2f} ({d[1]:.2f}, {d[2]:.2f})',
             's': f'{found["s"]:.1f}' if 's' in found else '',
         })  # fmt: skip
@@ -316,11 +316,6 @@ def rows_of(kind: Kind, methods: Mapping[str, Measures]) -> tuple[list[dict[str,
             **{f'against {base}': {measure: one for (who, measure), one in test.items() if who == name} for base, test in tests.items()},
         })  # fmt: skip
     return lines, numbers
-
-
-def p_text(p: float | None) -> str:
-    """Return a p for the table."""
-    return '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
 
 
 def main() -> None:

@@ -360,16 +360,12 @@ def rows_of(task: str, found: Mapping[str, Mapping[str, Any]], seed: int) -> lis
             'old': f'AUC {one.get("AUC", 0):.3f}',
             'dseg': f'Dice {1 - one["error"]:.3f}',
         }[task]
-        p = {measure: _p(tests[name, measure][0]) if name != 'erm' else '' for measure in ('error', 'between scanners')}  # fmt: skip
+        p = {measure: common.p_text(tests[name, measure][0]) if name != 'erm' else '' for measure in ('error', 'between scanners')}  # fmt: skip
         rows.append({
             'task': task, 'method': name, 'site told': f'{one["site told"]:.2f}', 'score': score, 'p of score': p['error'],
             'between scanners': f'{one["between scanners"]:.3f}', 'p of between': p['between scanners'], 's': one['s'],
         })  # fmt: skip
     return rows
-
-
-def _p(p: float) -> str:
-    return '<0.001' if p < 0.001 else f'{p:.3f}'
 
 
 def main() -> None:
@@ -405,9 +401,8 @@ def main() -> None:
             print(task, name, {k: v for k, v in found[name].items() if k != 'persons'}, flush=True)
         rows += rows_of(task, found, SEED)
     about = f'{BRAINS * TIMES} people for the training, {TESTED} who travelled, {args.steps} steps, {args.seeds} trainings each.'
-    body = (__doc__ or '').split('\n', 1)[1].strip()
     common.save(
-        'tasks', title='Methods that predict, on simulated brains', text='\n\n'.join([about, body, common.table(rows)]),
+        'tasks', title='Methods that predict, on simulated brains', text=common.body(__doc__, about, rows),
         data={'rows': rows}, seed=SEED,
     )  # fmt: skip
 

@@ -121,8 +121,13 @@ def main() -> None:
         people = [source.read() for source in drawn]
     rows = [compared(name, people, args.steps, args.rounds) for name in METHODS]
     about = f'{args.rounds} turns of {args.steps} steps with {args.threads} threads; medians, and the range of the ratio.'
-    text = '\n\n'.join([(__doc__ or '').split('\n', 1)[1].strip(), about, common.table(rows)])
-    common.save('throughput', title='Training steps a second', text=text, data={'rows': rows}, seed=SEED)
+    common.save(
+        'throughput',
+        title='Training steps a second',
+        text=common.body(__doc__, about, rows),
+        data={'rows': rows},
+        seed=SEED,
+    )
 
 
 if __name__ == '__main__':

@@ -376,8 +376,7 @@ def subject_plans(
         handoff = settings.fmriprep_derivatives if scan.name in for_fmriprep else None
         others = companions_of(scan, selection) if companions else ()
         plans[scan.name] = replace(
-            measured(plan_scan(scan, anchor, settings, options)), handoff=handoff,
-            companions=tuple(other for other in others if other.name not in failed),
+            measured(plan_scan(scan, anchor, settings, options, [other for other in others if other.name not in failed])), handoff=handoff,
             failed_companions=tuple(other.name for other in others if other.name in failed),
         )  # fmt: skip
     for plan in list(plans.values()):
@@ -402,7 +401,13 @@ def companions_of(scan: ScanFile, selection: Selection) -> tuple[ScanFile, ...]:
     return tuple(found[contrast] for contrast in sorted(found))
 
 
-def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Options) -> ScanPlan:
+def plan_scan(
+    scan: ScanFile,
+    anchor: ScanFile,
+    settings: Settings,
+    options: Options,
+    companions: Sequence[ScanFile] = (),
+) -> ScanPlan:
     """Return the plan of one scan, with what other pipelines have computed."""
     given = Precomputed()
     ways: dict[str, Path] = {}
@@ -417,7 +422,7 @@ def plan_scan(scan: ScanFile, anchor: ScanFile, settings: Settings, options: Opt
             for label in sorted(labels)
         }
         ways = {label: file for label, file in found.items() if file}
-    plan = ScanPlan(scan, anchor, space_transforms=ways)
+    plan = ScanPlan(scan, anchor, space_transforms=ways, companions=tuple(companions))
     return replace(plan, anchor_precomputed=given) if plan.follows else replace(plan, precomputed=given)
 
 
@@ -459,8 +464,7 @@ def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest
     names = set()
     for scan in scans:
         others = companions_of(scan, plan.selection) if plan.method.uses_companions else ()
-        made_from = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options)
-        sources = replace(made_from, companions=others).sources
+        sources = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options, others).sources
         more = expected_handoff(scan, plan.options) if scan.name in for_fmriprep else []
         qc = root / OutputNames(scan).qc
         if not is_complete(qc, root, sources, digest, handoff=folder if more else None, handed_off=more):

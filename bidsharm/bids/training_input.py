@@ -58,6 +58,11 @@ class TrainingFile:
     acquisition: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def world(self) -> None:
+        """Where the scan lies in the common frame is not known."""
+        return
+
+    @property
     def key(self) -> str:
         """What tells this state of the files from any other: names, sizes and times."""
         stats = [

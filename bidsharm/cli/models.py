@@ -90,6 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
             return export_file(arguments)
         if arguments.command == 'import':
             import_file(arguments)
+            return _check(arguments.folder)
         if arguments.command == 'import-iguane':
             return _import_iguane(arguments.file, arguments.folder)
         if arguments.command == 'import-cdae':

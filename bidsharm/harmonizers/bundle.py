@@ -185,9 +185,7 @@ def digest(folder: Path) -> str:
     ConfigurationError
         If the bundle is not whole.
     """
-    folder = Path(folder)
-    _, tensors = _read(folder)
-    return digest_of(_content(folder, CARD, MAX_TEXT), tensors)
+    return digest_of(*read_parts(folder))
 
 
 def digest_of(card: bytes, tensors: bytes) -> str:

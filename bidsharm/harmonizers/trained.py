@@ -526,11 +526,11 @@ class TrainedHarmonizer(Harmonizer):
         arrays |= {f'quantiles/{name}': value for name, value in self._quantiles.items()}
         arrays |= {f'acquisition/{name}': value for name, value in self._acquisitions.arrays().items()}
         kind, label = self._target
-        origin: dict[str, Any] = {'started_from': self.started_from} if self.started_from else {}
+        more: dict[str, Any] = {'started_from': self.started_from} if self.started_from else {}
         if self.look:
-            origin |= {'acquisition': self._acquisitions.settings(), 'acquisition_target': dict(self._wished)}
+            more |= {'acquisition': self._acquisitions.settings(), 'acquisition_target': dict(self._wished)}
         return arrays, {
-            **origin, 'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
+            **more, 'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
             'target_kind': kind, 'target': label, 'target_site': self.target_site, 'units': dict(self._units),
         }  # fmt: skip
 

@@ -59,6 +59,10 @@ class Source(Protocol):
         """Acquisition parameters by their BIDS names, as far as they are known."""
 
     @property
+    def world(self) -> NDArray[np.float64] | None:
+        """From the world of the scan to that of the common frame, where that is known; None where the scan has to be aligned."""
+
+    @property
     def key(self) -> str:
         """What tells this state of the files from any other."""
 
@@ -147,17 +151,16 @@ def _prepared(
 
     stem = _stem(source, settings, folder)
     kept = _kept(stem, source)
-    known = getattr(source, 'world', None)  # of simulated scans, which need no alignment
     if kept is None:
         scan = source.read()
         first = anchors.get(source.person)
-        world = align(scan, first) if known is None else known
-        if first is None and known is None:
+        world = align(scan, first) if source.world is None else source.world
+        if first is None and source.world is None:
             anchors[source.person] = (scan, world)
         grid = common_frame(settings.voxel_mm)
         _write(stem, volume_of(laid_on(scan, grid, world), settings, grid.shape), world)
         return _read(stem, source)
-    if source.person not in anchors and known is None:
+    if source.person not in anchors and source.world is None:
         anchors[source.person] = (source.read(), _world(stem))
     return kept
 

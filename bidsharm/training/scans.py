@@ -249,18 +249,25 @@ class ScanSource:
         power = self._tone()
         clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
         log_gain = power * (log_receive + white.log())
+        return self._acquired(number, clean, canonical, log_gain, voxels, flat, kinds)
+
+    def _acquired(
+        self,
+        number: int,
+        clean: Tensor,
+        canonical: Tensor,
+        log_gain: Tensor,
+        voxels: Tensor,
+        flat: Tensor,
+        kinds: Tensor,
+    ) -> TrainingScan:
+        """Return what a scanner makes of an image without noise: measured, in a mask that was found."""
         values = self._measure(clean, flat, number)
         given, true = self._mask(flat, kinds)
         tissue = torch.stack([kinds[0] + kinds[1], kinds[2] + kinds[3], kinds[4] + kinds[5]])
         return TrainingScan(
-            values[given],
-            clean[given],
-            canonical[given],
-            log_gain[given],
-            tissue[:, given],
-            voxels[given],
-            true[given],
-        )
+            values[given], clean[given], canonical[given], log_gain[given], tissue[:, given], voxels[given], true[given]
+        )  # fmt: skip
 
     def draw_strange(self) -> TrainingScan:
         """Return something that is no scan of this contrast, for a network to learn what it does not know.

@@ -16,7 +16,6 @@ from typing import overload
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bidsharm.temporary import atomic_path
@@ -178,13 +177,8 @@ class TravellingSource(ScanSource):
         self._begin('measurement', who, scanner)
         log_receive = self._receive(number, flat, white.log())
         clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
-        values = self._measure(clean, flat, number)
-        given, true = self._mask(flat, kinds)
-        tissue = torch.stack([kinds[0] + kinds[1], kinds[2] + kinds[3], kinds[4] + kinds[5]])
         canonical, log_gain = self._canonical(mixture, texture, jitter), power * (log_receive + white.log())
-        scan = TrainingScan(
-            values[given], clean[given], canonical[given], log_gain[given], tissue[:, given], voxels[given], true[given]
-        )  # fmt: skip
+        scan = self._acquired(number, clean, canonical, log_gain, voxels, flat, kinds)
         middle = (voxels.amin(dim=0) + voxels.amax(dim=0)).double() / 2
         return Visit(scan, middle.cpu().numpy())
 

@@ -167,21 +167,9 @@ def test_a_training_starts_from_a_model(derivatives, tmp_path, capsys):
     assert not (tmp_path / 'third' / 'model').exists()
 
 
-@pytest.fixture(scope='module')
-def label_map(tmp_path_factory):
-    """A block of white matter in a shell of cortex in fluid."""
-    labels = np.zeros((60, 76, 60), np.int16)
-    for margin, label in ((8, 24), (10, 3), (14, 2)):
-        labels[margin:-margin, margin:-margin, margin:-margin] = label
-    labels[28:32, 34:42, 28:32] = 4
-    path = tmp_path_factory.mktemp('maps') / 'block.nii.gz'
-    nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])).to_filename(path)
-    return path
-
-
-def test_a_method_that_needs_pairs_is_trained_on_simulated_people(label_map, tmp_path, capsys):
+def test_a_method_that_needs_pairs_is_trained_on_simulated_people(block_map, tmp_path, capsys):
     command = [
-        'deepharmony', 'simulated', str(tmp_path / 'out'), '--people', '3', '--scanners', '2', '--labels', str(label_map),
+        'deepharmony', 'simulated', str(tmp_path / 'out'), '--people', '3', '--scanners', '2', '--labels', str(block_map),
         '--target', 'simulated1', '--budget', '4', '--interval', '2', *TINY,
     ]  # fmt: skip
     assert main(command) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -14,26 +13,14 @@ from bidsharm.harmonizers.training_data import offers_of
 from bidsharm.harmonizers.unet import UNet3D
 
 
-@pytest.fixture(scope='module')
-def label_map(tmp_path_factory):
-    """A block of white matter in a shell of cortex in fluid."""
-    labels = np.zeros((60, 76, 60), np.int16)
-    for margin, label in ((8, 24), (10, 3), (14, 2)):
-        labels[margin:-margin, margin:-margin, margin:-margin] = label
-    labels[28:32, 34:42, 28:32] = 4
-    path = tmp_path_factory.mktemp('maps') / 'block.nii.gz'
-    nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])).to_filename(path)
-    return path
-
-
-def made(label_map, folder, people=3, scanners=2, contrasts=('T1w',), seed=4):
+def made(block_map, folder, people=3, scanners=2, contrasts=('T1w',), seed=4):
     return simulated(
-        [label_map], people=people, scanners=scanners, contrasts=contrasts, seed=seed, folder=folder
+        [block_map], people=people, scanners=scanners, contrasts=contrasts, seed=seed, folder=folder
     )
 
 
-def test_they_offer_what_methods_need_before_anything_is_drawn(label_map, tmp_path):
-    data = sketch(made(label_map, tmp_path, contrasts=('T1w', 'T2w', 'T1w')))
+def test_they_offer_what_methods_need_before_anything_is_drawn(block_map, tmp_path):
+    data = sketch(made(block_map, tmp_path, contrasts=('T1w', 'T2w', 'T1w')))
     assert len(data.volumes) == 3 * 2 * 2
     assert data.sites == ('simulated1', 'simulated2')
     needs = {'cohort', 'site', 'two_sites', 'paired', 'travellers', 'multi_contrast', 'tissue'}
@@ -41,10 +28,10 @@ def test_they_offer_what_methods_need_before_anything_is_drawn(label_map, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_volumes_of_a_person_lie_on_each_other_without_registration(label_map, tmp_path, monkeypatch):
+def test_volumes_of_a_person_lie_on_each_other_without_registration(block_map, tmp_path, monkeypatch):
     monkeypatch.setattr(training_data, 'align', None)
     settings = UNet3D.preset('tiny', voxel_mm=4.0)
-    prepared = prepare(made(label_map, tmp_path), settings, tmp_path)
+    prepared = prepare(made(block_map, tmp_path), settings, tmp_path)
     assert not prepared.problems
     pairs = prepared.data.pairs('simulated1')
     assert len(pairs) == 3
@@ -60,19 +47,19 @@ def test_volumes_of_a_person_lie_on_each_other_without_registration(label_map, t
     assert not np.array_equal(*list(people.values())[:2])
 
 
-def test_what_is_kept_is_not_made_again_and_equals_what_would_be(label_map, tmp_path, monkeypatch):
+def test_what_is_kept_is_not_made_again_and_equals_what_would_be(block_map, tmp_path, monkeypatch):
     from bidsharm.harmonizers.simulated_source import SimulatedSource
 
     settings = UNet3D.preset('tiny', voxel_mm=4.0)
-    first = prepare(made(label_map, tmp_path / 'a'), settings, tmp_path / 'a').data
+    first = prepare(made(block_map, tmp_path / 'a'), settings, tmp_path / 'a').data
     # More people change nothing for those who are there.
-    more = prepare(made(label_map, tmp_path / 'b', people=4), settings, tmp_path / 'b').data
+    more = prepare(made(block_map, tmp_path / 'b', people=4), settings, tmp_path / 'b').data
     for volume, other in zip(first.volumes, more.volumes, strict=False):
         assert volume.name == other.name
         assert volume.person.startswith('a001p000')
         np.testing.assert_array_equal(volume.values, other.values)
     monkeypatch.setattr(SimulatedSource, 'read', None)
-    again = prepare(made(label_map, tmp_path / 'a'), settings, tmp_path / 'a').data
+    again = prepare(made(block_map, tmp_path / 'a'), settings, tmp_path / 'a').data
     np.testing.assert_array_equal(again.volumes[-1].values, first.volumes[-1].values)
     # What is known of the scanners comes along.
     known = {volume.site: volume.acquisition for volume in first.volumes}
@@ -81,12 +68,12 @@ def test_what_is_kept_is_not_made_again_and_equals_what_would_be(label_map, tmp_
     assert all(volume.acquisition == known[volume.site] for volume in again.volumes)
 
 
-def test_other_requests_have_other_keys(label_map, tmp_path):
+def test_other_requests_have_other_keys(block_map, tmp_path):
     requests = [{}, {'seed': 5}, {'scanners': 3}, {'contrasts': ('T2w',)}]
-    keys = [made(label_map, tmp_path, **request)[0].key for request in requests]
+    keys = [made(block_map, tmp_path, **request)[0].key for request in requests]
     assert len(set(keys)) == len(requests)
-    assert made(label_map, tmp_path)[0].key == keys[0]
-    assert len({source.key for source in made(label_map, tmp_path)}) == 6
+    assert made(block_map, tmp_path)[0].key == keys[0]
+    assert len({source.key for source in made(block_map, tmp_path)}) == 6
 
 
 def test_finer_voxels_than_are_simulated_are_refused():

@@ -29,6 +29,7 @@ class Kept:
     contrast: str = 'T1w'
     covariates: dict[str, float] = field(default_factory=dict)
     acquisition: dict[str, float] = field(default_factory=dict)
+    world: None = None
     reads: int = 0
 
     def read(self) -> Scan:

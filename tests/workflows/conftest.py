@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +19,9 @@ from nipype import logging as nipype_logging
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.harmonizers import registry
 from bidsharm.settings import Settings, from_dict
+
+#: Packages of somebody else, with methods.
+PLUGINS = Path(__file__).parents[1] / 'harmonizers' / 'plugin'
 
 
 def scan_at(root: Path, name: str, *, site: str = 'A', content: bytes | None = b'') -> ScanFile:
@@ -51,6 +55,24 @@ def method_of(name: str = 'robust', device: str = 'cpu', **more: Any) -> Method:
     card = registry.get(name).card
     execution = {'device': device, 'seed': 0, 'oom_fallback': 'fail'}
     return Method(name=name, card=card.to_dict(), execution=execution, memory_gb=card.memory_gb, **more)
+
+
+@pytest.fixture
+def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Make a package with a method visible here and in the processes that the steps run in, as an installed one would be."""
+
+    def install(name: str, kind: str) -> None:
+        site = tmp_path / 'site-packages'
+        info = site / f'{name}-1.0.dist-info'
+        info.mkdir(parents=True)
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+        (info / 'entry_points.txt').write_text(f'[{registry.GROUP}]\n{name} = {name}:{kind}\n')
+        for folder in (site, PLUGINS):
+            monkeypatch.syspath_prepend(str(folder))
+        path = [str(site), str(PLUGINS), *filter(None, [os.environ.get('PYTHONPATH')])]
+        monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path))
+
+    return install
 
 
 @pytest.fixture(scope='session')

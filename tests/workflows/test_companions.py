@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +15,9 @@ from bidsharm.workflows.planning import companions_of, subject_plans
 from nipype.interfaces import utility as niu
 
 from bidsharm.bids.query import Selection
-from bidsharm.harmonizers import registry
 from bidsharm.imaging.grids import resample
 from bidsharm.simulation.dataset import simulate
 
-PLUGIN = Path(__file__).parents[1] / 'harmonizers' / 'plugin'
 VISIT = ('sub-01_ses-1_T1w', 'sub-01_ses-1_T2w', 'sub-01_ses-1_FLAIR')
 
 
@@ -103,18 +100,6 @@ def test_ways_from_companion_to_scan(visits, make_settings, make_method, tmp_pat
     }
 
 
-@pytest.fixture
-def looking(tmp_path, monkeypatch) -> None:
-    """Install a method that shows the companion in the place of the scan."""
-    site = tmp_path / 'site-packages'
-    info = site / 'looking-1.0.dist-info'
-    info.mkdir(parents=True)
-    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: looking\nVersion: 1.0\n')
-    (info / 'entry_points.txt').write_text(f'[{registry.GROUP}]\nlooking = looking:Looking\n')
-    path = [str(site), str(PLUGIN), *filter(None, [os.environ.get('PYTHONPATH')])]
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path))
-
-
 def run(*arguments: object, check: int) -> str:
     command = [sys.executable, '-m', 'bidsharm', *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
@@ -124,9 +109,9 @@ def run(*arguments: object, check: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('participant')
-@pytest.mark.usefixtures('looking')
-def test_a_visit_seen_by_a_method_that_looks_around(tmp_path):
+def test_a_visit_seen_by_a_method_that_looks_around(install_plugin, tmp_path):
     """The companion lies on the scan; a bad one costs itself only, and is used when it has been mended."""
+    install_plugin('looking', 'Looking')
     bids, out = tmp_path / 'bids', tmp_path / 'out'
     simulate(bids, subjects=1, resolution=2.0, seed=5, contrasts=('T1w', 'T2w'))
     files = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,22 +22,13 @@ from bidsharm.bids.query import Selection
 from bidsharm.errors import NotServed, UsageError
 from bidsharm.harmonizers import registry
 
-PLUGIN = Path(__file__).parents[1] / 'harmonizers' / 'plugin'
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch) -> Iterator[None]:
+def installed(install_plugin) -> Iterator[None]:
     """Make the package visible here and in the processes that the steps run in, as an installed one would be."""
-    site = tmp_path / 'site-packages'
-    info = site / 'doubling-1.0.dist-info'
-    info.mkdir(parents=True)
-    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: doubling\nVersion: 1.0\n')
-    (info / 'entry_points.txt').write_text(f'[{registry.GROUP}]\ndoubling = doubling:Doubling\n')
-    for folder in (site, PLUGIN):
-        monkeypatch.syspath_prepend(str(folder))
-    path = [str(site), str(PLUGIN), *filter(None, [os.environ.get('PYTHONPATH')])]
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path))
+    install_plugin('doubling', 'Doubling')
     yield
     sys.modules.pop('doubling', None)
 
