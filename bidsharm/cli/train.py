@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bidsharm.cli.arguments import budget, count, label_maps, setting
 from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
-from bidsharm.errors import ExitCode, UsageError
+from bidsharm.errors import BidsharmError, ExitCode, UsageError
 from bidsharm.settings import CONTRASTS, MAX_SEED
 
 if TYPE_CHECKING:
@@ -234,7 +234,11 @@ def _method(args: argparse.Namespace) -> TrainedHarmonizer:
     from bidsharm.harmonizers.execution import resolve_device
     from bidsharm.harmonizers.trained import TrainedHarmonizer
 
-    kind = registry.get(args.harmonizer)
+    try:
+        kind = registry.get(args.harmonizer)
+    except BidsharmError as error:
+        error.where = 'NAME'  # `bidsharm` has an option for it
+        raise
     if not issubclass(kind, TrainedHarmonizer):
         raise UsageError(
             f'{args.harmonizer} is not trained.', where='NAME', fix='Use it as it is: bidsharm --harmonizer.'

@@ -237,3 +237,9 @@ def test_two_processes_train_one_model(derivatives, tmp_path):
     assert bundle.load(tmp_path / 'out' / 'model').sites == ('scannerA', 'scannerB')
     rows = (tmp_path / 'out' / 'log.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows] == ['step', '2', '4']
+
+
+@pytest.mark.parametrize('name', ['nonsense', 'combat'])
+def test_a_name_that_cannot_be_trained_is_called_as_this_command_calls_it(name, tmp_path, capsys):
+    assert main([name, str(tmp_path), str(tmp_path / 'out')]) == 2
+    assert capsys.readouterr().err.startswith('bidsharm-train: NAME: ')
