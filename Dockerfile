@@ -11,10 +11,13 @@
 #   ANTS_SHA256  its digest; a file with another one ends the build.
 #   TEMPLATES    names of TemplateFlow templates (res-1 and res-2) to put inside; one that cannot be reached ends the build.
 #   VERSION, REVISION  for the labels.
+#
+# Every stage has the label org.bids-app.name: what old builds leave is found by it (docs/containers.md).
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 
 FROM ${BASE} AS ants
+LABEL org.bids-app.name="bidsharm"
 ARG ANTS_URL=""
 ARG ANTS_SHA256=""
 COPY container/fetch_ants.py /src/
@@ -23,11 +26,13 @@ RUN python3 /src/fetch_ants.py "$ANTS_URL" "$ANTS_SHA256" /opt/ants/bin
 
 # What has to be installed, in a stage of its own: other changes of pyproject.toml leave the libraries alone.
 FROM ${BASE} AS requirements
+LABEL org.bids-app.name="bidsharm"
 COPY pyproject.toml /src/
 RUN python3 -c "import tomllib; p = tomllib.load(open('/src/pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['validate'], sep='\n')" > /src/requirements.txt
 
 
 FROM ${BASE} AS libraries
+LABEL org.bids-app.name="bidsharm"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_USE_PEP517=1
 # The pip of the base installs into the environment; so none has to be inside.
 RUN python3 -m venv --without-pip /opt/bidsharm

@@ -45,6 +45,13 @@ def test_the_version_is_that_of_the_package():
     assert set(re.findall(r'^ARG VERSION=(\S+)', text, flags=re.MULTILINE)) == {bidsharm.__version__}
 
 
+def test_every_stage_has_the_label_that_finds_what_builds_leave():
+    stages = re.split(r'^FROM ', (ROOT / 'Dockerfile').read_text(), flags=re.MULTILINE)[1:]
+    own = [stage for stage in stages if stage.startswith('${BASE}')]  # the others come from one of these
+    assert len(own) >= 2
+    assert all(re.search(r'^(LABEL| +)\s*.*org\.bids-app\.name="bidsharm"', stage, flags=re.MULTILINE) for stage in own)
+
+
 def test_each_library_is_pinned_once():
     asked, along = pins(ROOT / 'constraints.txt'), pins(ROOT / 'container' / 'lock.txt')
     assert not set(asked) & set(along)

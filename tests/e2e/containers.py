@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -16,6 +17,8 @@ from bidsharm import __version__
 
 IMAGE = f'bidsharm:{__version__}'
 BASE = 'docker.io/library/python:3.11-slim-bookworm'
+#: Bytes that have to be free for a build. Measured: 8.2 GB at its height, of which 4.5 stay.
+ROOM = 10e9
 #: Arguments of the build that a machine may set, with BIDSHARM_ before their names.
 ARGUMENTS = ('BASE', 'DEVICE', 'TORCH_INDEX', 'ANTS_URL', 'ANTS_SHA256', 'TEMPLATES')
 #: The user inside: one that no machine has.
@@ -31,10 +34,34 @@ class Containers:
     build_options: list[str] = field(default_factory=list)
     stand_in: bool = False
 
+    def ask(self, *words: str) -> str | None:
+        """Return what the program answers, or None where it ends with an error."""
+        done = subprocess.run(
+            [self.program, *words], capture_output=True, text=True, env={**os.environ, **self.env}
+        )
+        return None if done.returncode else done.stdout.strip()
+
     def has(self, image: str) -> bool:
         """Return whether there is an image of this name."""
-        command = [self.program, 'image', 'inspect', image]
-        return subprocess.run(command, capture_output=True, env={**os.environ, **self.env}).returncode == 0
+        return self.ask('image', 'inspect', image) is not None
+
+    def forget_older(self, base: str) -> None:
+        """Remove what builds on another base have left: no build can take its layers from there, and each has gigabytes.
+
+        Only images without a name go, and only those that have the label of bidsharm.
+        """
+        made = self.ask('image', 'inspect', '--format', '{{json .Created}}', base)
+        if made is not None:
+            label = 'label=org.bids-app.name=bidsharm'
+            self.ask('image', 'prune', '--force', '--filter', label, '--filter', f'until={json.loads(made)}')
+
+    def room(self) -> tuple[str, int]:
+        """Return the folder in which images are kept, and the free bytes there."""
+        part = '{{.Store.GraphRoot}}' if self.program == 'podman' else '{{.DockerRootDir}}'
+        folder = self.ask('info', '--format', part) or '/'
+        while not Path(folder).exists():  # that of a virtual machine, or not made yet
+            folder = str(Path(folder).parent)
+        return folder, shutil.disk_usage(folder).free
 
 
 def containers(stage: Stage) -> Containers:
@@ -105,7 +132,18 @@ def read_lines(text: str) -> Containers:
 
 
 def build(stage: Stage, use: Containers) -> None:
-    """Build the image; what this machine alone needs stays out of the transcript."""
+    """Build the image; what this machine alone needs stays out of the transcript.
+
+    Raises
+    ------
+    Skip
+        If there is too little room on the disk.
+    """
+    base = os.environ.get('BIDSHARM_BASE', BASE)
+    use.forget_older(base)
+    folder, free = use.room()
+    if free < ROOM:
+        raise Skip(f'a build takes up to {ROOM / 1e9:.0f} GB in {folder}, where {free / 1e9:.1f} GB are free')
     command = [use.program, 'build', *use.build_options]
     stage.hidden[shlex.join(use.build_options) + ' '] = ''
     for name in ARGUMENTS:
@@ -121,6 +159,7 @@ def build(stage: Stage, use: Containers) -> None:
     told = stage.run(
         command, timeout=3000, env=use.env, quiet=True
     )  # hundreds of lines, and addresses of this machine
+    use.forget_older(base)  # what had the name until now
     ends = [line for line in told.splitlines() if line.startswith(('trimmed from', 'Successfully tagged'))]
     stage.lines.append('\n'.join(['```', f'$ {shlex.join(command)}', *ends, '(exit code 0)', '```']))
 
