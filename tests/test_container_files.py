@@ -49,7 +49,10 @@ def test_every_stage_has_the_label_that_finds_what_builds_leave():
     stages = re.split(r'^FROM ', (ROOT / 'Dockerfile').read_text(), flags=re.MULTILINE)[1:]
     own = [stage for stage in stages if stage.startswith('${BASE}')]  # the others come from one of these
     assert len(own) >= 2
-    assert all(re.search(r'^(LABEL| +)\s*.*org\.bids-app\.name="bidsharm"', stage, flags=re.MULTILINE) for stage in own)
+    assert all(
+        re.search(r'^(LABEL| +)\s*.*org\.bids-app\.name="bidsharm"', stage, flags=re.MULTILINE)
+        for stage in own
+    )
 
 
 def test_each_library_is_pinned_once():
