@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 
-
-@pytest.fixture(scope='module')
-def load() -> Any:
-    """Import scripts of the benchmarks, which import one another by their names."""
-    before = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    import importlib
-
-    known = set(sys.modules)
-
-    def loaded(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield loaded
-    sys.path[:] = before
-    for name in set(sys.modules) - known:
-        if (BENCHMARKS / f'{name}.py').exists():
-            del sys.modules[name]
+@pytest.fixture
+def cohorts(benchmark_script: Any) -> Any:
+    return benchmark_script('table_cohorts')
 
 
 @pytest.fixture
-def cohorts(load: Any) -> Any:
-    return load('table_cohorts')
-
-
-@pytest.fixture
-def tables(load: Any) -> Any:
-    return load('tables')
+def tables(benchmark_script: Any) -> Any:
+    return benchmark_script('tables')
 
 
 def kind(cohorts: Any, name: str) -> Any:
@@ -144,8 +121,8 @@ def test_draws_are_pooled_by_person_and_compared_in_pairs(tables: Any) -> None:
 
 
 @pytest.fixture
-def hybrid(load: Any) -> Any:
-    return load('hybrid')
+def hybrid(benchmark_script: Any) -> Any:
+    return benchmark_script('hybrid')
 
 
 def written(folder: Path) -> tuple[Path, Path]:
