@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,16 @@ class Travelled:
     person: str
     scanner: str
     scan: Any
-    corrected: Any
     canonical: Any
     box: tuple[slice, slice, slice]
     image: Any
+
+    @cached_property
+    def corrected(self) -> Any:
+        """The scan after N4."""
+        from bidsharm.imaging.bias import correct_bias
+
+        return replace(self.scan, data=correct_bias(self.scan.data, self.scan.mask, self.scan.affine))
 
 
 def load(held: Path, person: str, session: str) -> Travelled:
@@ -57,7 +64,6 @@ def load(held: Path, person: str, session: str) -> Travelled:
     import nibabel as nib
 
     from bidsharm.harmonizers.contract import Scan
-    from bidsharm.imaging.bias import correct_bias
     from bidsharm.imaging.grids import bounding_box, crop_affine
 
     stem = f'{person}_{session}'
@@ -72,8 +78,7 @@ def load(held: Path, person: str, session: str) -> Travelled:
     affine = crop_affine(image.affine, box)
     scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, 'T1w', f'{stem}_T1w')
     canonical = read(truth / f'{stem}_desc-canonical_T1w.nii.gz').astype(np.float32)[box]
-    corrected = replace(scan, data=correct_bias(scan.data, scan.mask, scan.affine))
-    return Travelled(person, session.removeprefix('ses-'), scan, corrected, canonical, box, image)
+    return Travelled(person, session.removeprefix('ses-'), scan, canonical, box, image)
 
 
 def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim: str) -> None:
