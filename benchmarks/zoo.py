@@ -52,6 +52,7 @@ def trained() -> list[str]:
 
 def train(name: str, args: Any) -> dict[str, float]:
     """Train a method unless it is; return the minutes and the memory that it took."""
+    from bidsharm.errors import BidsharmError
     from bidsharm.harmonizers import registry
 
     folder = args.work / 'models' / name
@@ -71,7 +72,9 @@ def train(name: str, args: Any) -> dict[str, float]:
         ]  # fmt: skip
         used = common.measure(command)
         if used.code:
-            raise SystemExit(used.code)
+            raise BidsharmError(
+                f'The training ended with exit code {used.code}.', where=name, fix='See above for the reason.'
+            )
         cost = {'minutes': round(used.wall_s / 60, 1), 'GB to train': round(used.peak_gb, 2)}
         (folder / 'cost.json').write_text(json.dumps(cost))
     return dict(json.loads((folder / 'cost.json').read_text()))
@@ -206,6 +209,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     from bidsharm.cli import evaluate
+    from bidsharm.errors import BidsharmError
     from bidsharm.harmonizers import registry
 
     arguments = common.parser(__doc__)
@@ -234,10 +238,16 @@ def main() -> None:
         travelling.load(args.held, person, session) for person, session in itertools.product(people, sessions)
     ]
     about: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
     for name in (*CLASSICAL, *methods):
         print(name, flush=True)
-        cost = {} if name in CLASSICAL else train(name, args)
-        about[name] = {'family': registry.card(name).family, **apply(name, scans, args), **cost}
+        try:
+            cost = {} if name in CLASSICAL else train(name, args)
+            about[name] = {'family': registry.card(name).family, **apply(name, scans, args), **cost}
+        except BidsharmError as error:  # the others go on
+            problems.append(f'{name}: {error}')
+    if problems:
+        raise SystemExit('\n'.join(problems))
     if args.only_train:
         return
     details = {name: detail(name, scans, args) for name in about}
