@@ -71,6 +71,10 @@ class TrainingFile:
         ]
         return hashlib.sha256(repr([self.name, stats]).encode()).hexdigest()
 
+    def again(self, take: int) -> None:
+        """There is no other visit under the same name."""
+        return
+
     def read(self) -> Scan:
         """Read the scan.
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsharm.cli.arguments import budget, count, label_maps, setting
+from bidsharm.cli.arguments import budget, count, label_maps, natural, setting
 from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import BidsharmError, ExitCode, UsageError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 #: Names inside the output folder.
 MODEL, CACHE = 'model', 'cache'
-#: In place of a folder: scans that are simulated, and how many by default.
-SIMULATED, PEOPLE, SCANNERS = 'simulated', 20, 4
+#: In place of a folder: scans that are simulated; how many by default, and after how many steps everybody is scanned again.
+SIMULATED, PEOPLE, SCANNERS, RENEW = 'simulated', 20, 4, 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,6 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     drawn.add_argument(
         '--labels', nargs='+', type=Path, metavar='FILE|FOLDER',
         help='FreeSurfer-like label maps that people are drawn from (default: the MNI152 template)',
+    )  # fmt: skip
+    drawn.add_argument(
+        '--renew', type=natural, metavar='N',
+        help='steps after which everybody is scanned again in every scanner (default: 1000; 0: never)',
     )  # fmt: skip
     how = parser.add_argument_group('training')
     how.add_argument('--preset', choices=('paper', 'tiny'), help='default: paper')
@@ -190,7 +194,11 @@ def _found(args: argparse.Namespace) -> Sequence[Source]:
     """Return the scans of derivatives."""
     from bidsharm.bids.training_input import find_training_files
 
-    _refuse(args, ('people', 'scanners', 'labels'), f'Give {SIMULATED} in place of DERIVATIVES, or leave it.')
+    _refuse(
+        args,
+        ('people', 'scanners', 'labels', 'renew'),
+        f'Give {SIMULATED} in place of DERIVATIVES, or leave it.',
+    )
     return find_training_files(
         args.derivatives, contrasts=args.contrasts, site=args.site, participants=args.participants, person=args.person,
         subjects=[label.removeprefix('sub-') for label in args.participant_label],
@@ -216,7 +224,7 @@ def _simulated(args: argparse.Namespace, method: TrainedHarmonizer) -> Sequence[
 def _refuse(args: argparse.Namespace, names: Sequence[str], fix: str) -> None:
     """Refuse options that concern another kind of scans."""
     for name in names:
-        if getattr(args, name):
+        if getattr(args, name) not in (None, '', []):
             option = f'--{name.replace("_", "-")}'
             raise UsageError(f'{option} does not concern these scans.', where=option, fix=fix)
 
@@ -277,9 +285,11 @@ def _running(args: argparse.Namespace, method: TrainedHarmonizer) -> Running:
     if args.threads:
         torch.set_num_threads(args.threads)
     budget: Budget = args.budget or Budget(steps=method.settings.steps)
+    renew = 0 if args.derivatives is not None else RENEW if args.renew is None else args.renew
     return Running(
         folder=args.out, device=method.execution.device, devices=args.devices, nodes=args.nodes, precision=args.precision,
-        accumulate=args.accumulate, interval=args.interval, patience=args.patience, seed=args.seed, budget=budget,
+        accumulate=args.accumulate, interval=args.interval, patience=args.patience, seed=args.seed, renew=renew,
+        budget=budget,
     )  # fmt: skip
 
 

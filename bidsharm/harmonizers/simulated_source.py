@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,12 +80,15 @@ class SimulatedSource:
         Of the person and of the scanner.
     contrast
         BIDS suffix.
+    take
+        Which visit of this person to this scanner: noise, mask and what a bias correction leaves differ between visits.
     """
 
     travels: Travels
     number: int
     scanner: int
     contrast: str
+    take: int = 0
     #: Every scan has a segmentation.
     tissue: tuple[str, ...] = ('CSF', 'GM', 'WM')
 
@@ -125,7 +128,8 @@ class SimulatedSource:
         """What tells this scan from any other."""
         travels = self.travels
         parts = [
-            VERSION, travels.people.key(self.number), travels.scanners, travels.seed, self.scanner, self.contrast
+            VERSION, travels.people.key(self.number), travels.scanners, travels.seed, self.scanner, self.contrast,
+            *([self.take] if self.take else []),
         ]  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -134,9 +138,13 @@ class SimulatedSource:
         """From the world of the scan to that of the common frame: it lies there already."""
         return np.eye(4)
 
+    def again(self, take: int) -> SimulatedSource:
+        """Return another visit of the same person to the same scanner."""
+        return replace(self, take=take)
+
     def read(self) -> Scan:
         """Make the scan: brain voxels of 2 mm, around the middle of the common frame."""
-        visit = self.travels.machines(self.contrast).visit(self.number, self.scanner)
+        visit = self.travels.machines(self.contrast).visit(self.number, self.scanner, self.take)
         place = tuple(visit.scan.voxels.numpy().T)
         data, mask = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, bool)
         tissue = np.zeros((3, *SHAPE), np.float32)

@@ -66,6 +66,9 @@ class Source(Protocol):
     def key(self) -> str:
         """What tells this state of the files from any other."""
 
+    def again(self, take: int) -> Source | None:
+        """Return another visit of the same person to the same scanner, by its number; None where nobody can measure again."""
+
     def read(self) -> Scan:
         """Read the scan."""
 
@@ -105,8 +108,10 @@ def prepare(
     progress
         Told how many scans are ready.
     """
+    from bidsharm.harmonizers.rescans import Rescans
     from bidsharm.training.volumes import TrainingSet
 
+    rescans = Rescans(settings)
     folder.mkdir(parents=True, exist_ok=True)
     volumes: list[TrainingVolume] = []
     problems: list[ScanError] = []
@@ -114,7 +119,8 @@ def prepare(
         anchors: dict[str, tuple[Scan, NDArray[np.float64]]] = {}
         for number, source in enumerate(sorted(sources, key=lambda item: (item.person, item.name)), start=1):
             try:
-                volumes.append(_prepared(source, settings, folder, anchors))
+                volume = _prepared(source, settings, folder, anchors)
+                volumes.append(replace(volume, again=rescans.of(source)))
             except ScanError as error:
                 problems.append(ScanError(error.what, where=error.where or source.name, fix=error.fix))
             if progress is not None:

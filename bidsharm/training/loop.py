@@ -160,8 +160,11 @@ class Loop:
     def _batches(self, step: int) -> list[Batch]:
         """Draw the batches of a step."""
         seeds = (self.running.seed, self.fabric.global_rank, step)
-        rng = np.random.default_rng(seeds)
-        return [self.sampler.draw(rng) for _ in range(self.running.accumulate)]
+        rng, sampler = np.random.default_rng(seeds), self._sampler_of(step)
+        return [sampler.draw(rng) for _ in range(self.running.accumulate)]
+
+    def _sampler_of(self, step: int) -> Sampler:
+        return self.sampler.seeing(step // self.running.renew) if self.running.renew else self.sampler
 
     # --- One step ---
 
@@ -169,7 +172,8 @@ class Loop:
         torch.manual_seed(hash((self.running.seed, self.fabric.global_rank, self.step)) % 2**62)
         extra = np.random.default_rng((self.running.seed, self.fabric.global_rank, self.step, 1))
         self.learner.done = done
-        self.learner.more = lambda: self._moved(self.sampler.draw(extra))
+        sampler = self._sampler_of(self.step)
+        self.learner.more = lambda: self._moved(sampler.draw(extra))
         for number, batch in enumerate(batches, start=1):
             with self.fabric.autocast():
                 turns = self.learner.losses(self._moved(batch), self.stage)

@@ -117,6 +117,8 @@ class Running:
         Intervals without a better validation after which the training ends; 0 never ends it early.
     seed
         Of weights, batches and noise.
+    renew
+        Steps after which scans that can be measured again are replaced by those of another visit; 0 for never.
     """
 
     folder: Path | None = None
@@ -128,4 +130,5 @@ class Running:
     interval: int = 200
     patience: int = 0
     seed: int = 0
+    renew: int = 0
     budget: Budget = field(default_factory=Budget)

@@ -48,6 +48,8 @@ class Sampler(ABC):
     augmentation: Augmentation | None = None
     #: The change of the example that is being drawn.
     change: Change | None = None
+    #: Which visit is seen of those who can be measured again.
+    take: int = 0
 
     def __init__(
         self, data: TrainingSet, view: View, *, batch: int, target: str = '', flip: bool = True
@@ -63,6 +65,12 @@ class Sampler(ABC):
         one = self.narrowed(rng)
         examples = [one.changed(rng).example(rng) for _ in range(self.batch)]
         return {name: torch.from_numpy(np.stack([one[name] for one in examples])) for name in examples[0]}
+
+    def seeing(self, take: int) -> Self:
+        """Return this sampler for another visit of everybody who can be measured again."""
+        one = copy.copy(self)
+        one.take = take
+        return one
 
     # --- For samplers ---
 
@@ -96,6 +104,7 @@ class Sampler(ABC):
         self, volume: TrainingVolume, place: Place, mirrored: bool = False, *, reference: bool = False
     ) -> NDArray:
         """Return intensities at a place, shape (C, ...); a ``reference`` keeps its contrast, for the look of its site is learnt from it."""
+        volume = volume.take(self.take)
         if self.change is None:
             return self._cut(volume.values, place, mirrored).astype(np.float32)
         values, begin, shape = self._around(volume.values, place, mirrored)
@@ -106,14 +115,15 @@ class Sampler(ABC):
 
     def mask(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
         """Return the brain at a place, shape (1, ...), 0 or 1."""
-        cut = self._marks(volume.mask, place, mirrored).astype(np.float32)
+        cut = self._marks(volume.take(self.take).mask, place, mirrored).astype(np.float32)
         return cut[cut.shape[0] // 2][None]
 
     def labels(self, volume: TrainingVolume, place: Place, mirrored: bool = False) -> NDArray:
         """Return tissue labels at a place, without channels; 0 everywhere where nobody segmented it."""
-        if volume.tissue is None:
+        tissue = volume.take(self.take).tissue
+        if tissue is None:
             return np.zeros(self.mask(volume, place).shape[1:], np.int64)
-        cut = self._marks(volume.tissue, place, mirrored).astype(np.int64)
+        cut = self._marks(tissue, place, mirrored).astype(np.int64)
         return cut[cut.shape[0] // 2]
 
     def mirrored(self, rng: np.random.Generator) -> bool:

@@ -2,7 +2,7 @@
 
 :mod:`bidsharm.training.scans` shows a network as many scanners as there are steps; here it is a few that stay what they are, as the sites of a
 study: contrast, tone and what the protocol makes of tissues belong to the scanner, noise, masks and what a bias correction leaves to the visit.
-A scan depends on the seed, the person and the scanner alone, so it is the same whenever it is made.
+A scan depends on the seed, the person, the scanner and the number of the visit alone, so it is the same whenever it is made.
 """
 
 from __future__ import annotations
@@ -155,26 +155,29 @@ class TravellingSource(ScanSource):
         self.people, self.seed = people, seed
         self.chosen = usual(self.signals, scanners)
 
-    def visit(self, person: int, scanner: int) -> Visit:
+    def visit(self, person: int, scanner: int, take: int = 0) -> Visit:
         """Return a scan of a person in a scanner.
 
         Parameters
         ----------
         person, scanner
             Their numbers.
+        take
+            Which visit of this person to this scanner.
         """
         self.brains = [self.people[person]]
         who = self.people.key(person)
         self._begin('person', who)
         voxels, flat, mixture, kinds, texture = self._place(0)
         jitter = self._people()
-        self._begin('visit', who, scanner)
+        again = (take,) if take else ()
+        self._begin('visit', who, scanner, *again)
         number = self.chosen[scanner]
         transmit = 1 + float(self.signals.transmit[number]) * enlarge(self._field(self.transmit), flat)
         self._begin('scanner', scanner)
         signal, white = self._signal(number, mixture, texture, transmit, jitter)
         power = self._tone()
-        self._begin('measurement', who, scanner)
+        self._begin('measurement', who, scanner, *again)
         log_receive = self._receive(number, flat, white.log())
         clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
         canonical, log_gain = self._canonical(mixture, texture, jitter), power * (log_receive + white.log())

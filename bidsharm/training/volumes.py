@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -30,6 +30,8 @@ class TrainingVolume:
         Intensity of the scan that the network sees as 1 (:mod:`bidsharm.training.scaling`).
     acquisition
         Acquisition parameters by their BIDS names, as far as they are known.
+    again
+        Returns another visit of the same person to the same scanner, by its number; None where nobody can measure again.
     """
 
     values: NDArray[np.float32]
@@ -43,6 +45,11 @@ class TrainingVolume:
     covariates: Mapping[str, float] = field(default_factory=dict)
     unit: float = 1.0
     acquisition: Mapping[str, float] = field(default_factory=dict)
+    again: Callable[[int], TrainingVolume] | None = field(default=None, compare=False, repr=False)
+
+    def take(self, number: int) -> TrainingVolume:
+        """Return this volume as it was measured in another visit, where that can be had; 0 is this one."""
+        return self if self.again is None or number == 0 else self.again(number)
 
 
 @dataclass(frozen=True)

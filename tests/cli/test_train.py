@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -190,6 +191,27 @@ def test_a_method_that_needs_pairs_is_trained_on_simulated_people(block_map, tmp
     capsys.readouterr()
 
 
+def test_simulated_people_are_scanned_again_and_a_stopped_training_sees_the_same(block_map, tmp_path, capsys):
+    def trained(name, renew, *budgets):
+        for budget in budgets:
+            assert main([
+                'deepharmony', 'simulated', str(tmp_path / name), '--people', '3', '--scanners', '2', '--labels', str(block_map),
+                '--target', 'simulated1', '--interval', '2', *TINY, '--renew', renew, '--budget', budget,
+            ]) == 0  # fmt: skip
+            if budget != budgets[-1]:
+                shutil.rmtree(tmp_path / name / 'model')
+        return bundle.load(tmp_path / name / 'model').networks.state_dict()
+
+    whole, stopped, never = (
+        trained('whole', '2', '6'),
+        trained('stopped', '2', '4', '6'),
+        trained('never', '0', '6'),
+    )
+    assert all(bool((stopped[key] == value).all()) for key, value in whole.items())
+    assert not all(bool((never[key] == value).all()) for key, value in whole.items())
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
@@ -199,6 +221,7 @@ def test_a_method_that_needs_pairs_is_trained_on_simulated_people(block_map, tmp
         (['simulated', '--target', 'simulated1', '--labels', 'nowhere'], 'no label map'),
         (['simulated', '--target', 'simulated1', '--scanners', '1'], 'same people at several sites'),
         (['D', '--target', 'scannerA', '--people', '3'], '--people does not concern these scans'),
+        (['D', '--target', 'scannerA', '--renew', '0'], '--renew does not concern these scans'),
         (['./simulated', '--target', 'simulated1'], 'does not exist'),
     ],
 )

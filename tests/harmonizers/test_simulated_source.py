@@ -81,3 +81,34 @@ def test_finer_voxels_than_are_simulated_are_refused():
         check_size(UNet3D.preset('paper', voxel_mm=1.0), 'unet3d')
     assert 'voxel_mm=2' in caught.value.fix
     check_size(UNet3D.preset('paper', voxel_mm=2.0), 'unet3d')
+
+
+def test_another_visit_is_the_same_anatomy_with_other_noise_whenever_it_is_made(block_map, tmp_path):
+    settings = UNet3D.preset('tiny', voxel_mm=4.0)
+    volumes = [prepare(made(block_map, tmp_path), settings, tmp_path).data.volumes[0] for _ in range(2)]
+    first, again = volumes[0], volumes[0].take(1)
+    assert first.take(0) is first
+    assert (again.name, again.person, again.site) == (first.name, first.person, first.site)
+    both = first.mask & again.mask
+    assert both.sum() > 0.8 * max(first.mask.sum(), again.mask.sum())
+    assert np.mean(first.tissue[both] == again.tissue[both]) > 0.98
+    assert 0.9 < np.corrcoef(first.values[both], again.values[both])[0, 1] < 1
+    other = volumes[0].take(2)
+    assert not np.array_equal(other.values, again.values)
+    # In another process, in another order.
+    np.testing.assert_array_equal(volumes[1].take(2).values, other.values)
+    np.testing.assert_array_equal(volumes[1].take(1).values, again.values)
+
+
+def test_visits_that_were_not_wanted_for_long_are_made_anew(block_map, tmp_path, monkeypatch):
+    from bidsharm.harmonizers.rescans import Rescans
+
+    settings = UNet3D.preset('tiny', voxel_mm=4.0)
+    sources = made(block_map, tmp_path)
+    rescans = Rescans(settings, memory=1)  # one volume
+    first, second = (rescans.of(source) for source in sources[:2])
+    kept = first(1)
+    assert first(1) is kept
+    second(1)
+    assert first(1) is not kept
+    np.testing.assert_array_equal(first(1).values, kept.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bidsharm.training.loop import Loop, TrainingFailed
 from bidsharm.training.options import Budget, Player, Running, Stage, linear_after_half, polynomial
 from bidsharm.training.regimes import Sampler
 from bidsharm.training.views import Whole
-from bidsharm.training.volumes import TrainingSet, hold_out
+from bidsharm.training.volumes import TrainingSet, TrainingVolume, hold_out
 
 
 class Numbers(Sampler):
@@ -93,6 +94,43 @@ def test_the_schedule_is_followed():
     assert values[5:] == [values[4]] * 5
     assert [linear_after_half(part) for part in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
     assert polynomial(0.5) == pytest.approx(0.55)
+
+
+class Measured(Sampler):
+    """Batches that hold the number of the visit, and of the one that is drawn besides."""
+
+    def __init__(self):
+        self.volume = TrainingVolume(
+            np.zeros((2, 2, 2), np.float32),
+            np.ones((2, 2, 2), bool),
+            'x',
+            'x',
+            '',
+            'A',
+            'T1w',
+            again=self.again,
+        )
+        super().__init__(TrainingSet([self.volume]), Whole(), batch=1)
+
+    def again(self, take):
+        return replace(self.volume, values=np.full((2, 2, 2), take, np.float32))
+
+    def example(self, rng):
+        return {'x': self.image(self.volume, self.view.choose(self.volume.mask, rng))}
+
+
+@pytest.mark.parametrize(('renew', 'seen'), [(0, [0] * 7), (2, [0, 0, 1, 1, 2, 2, 3]), (7, [0] * 7)])
+def test_scans_that_can_be_measured_again_are_those_of_the_next_visit(renew, seen):
+    learner, found = Two(), []
+    losses = learner.losses
+
+    def watched(batch, stage):
+        found.append((float(batch['x'].mean()), float(learner.more()['x'].mean())))
+        return losses(batch, stage)
+
+    learner.losses = watched
+    Loop(learner, Measured(), Running(budget=Budget(7), renew=renew)).run()
+    assert found == [(take, take) for take in seen]
 
 
 def test_gradients_of_several_batches_make_one_step():
