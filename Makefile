@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 JOBS ?= 2
 
-.PHONY: demo test e2e reliability lint sbom audit benchmark clean help
+.PHONY: demo test e2e reliability lint sbom audit benchmark benchmark-gpu clean help
 
 help:
 	@echo "make demo   install, make travelling heads, harmonize them, print where the reports are"
@@ -16,6 +16,7 @@ help:
 	@echo "make audit  ask pip-audit for known weaknesses of the locked libraries; needs the network"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make benchmark   all figures anew (benchmarks/README.md)"
+	@echo "make benchmark-gpu   trained methods with the settings of their papers; wants a GPU"
 
 # torch first and by exact version (constraints.txt says why); then everything else.
 $(VENV)/.base: constraints.txt pyproject.toml
@@ -89,6 +90,8 @@ ZOO ?= build/zoo
 HELD_SCANNERS = northA southB meadowJ deltaQ ultraX
 HELD_PEOPLE = --subjects 8 --brain-only --seed 2026 --force \
   --labels $(foreach name,head-07 head-08 brain-04 brain-05,$(BIDSHARM_LABELS)/$(name).nii.gz)
+ZOO_PEOPLE = --contrasts T1w T2w --subjects 12 --brain-only --seed 7 --force \
+  --labels $(foreach name,head-01 head-02 head-03 head-04 head-05 head-06,$(BIDSHARM_LABELS)/$(name).nii.gz)
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
@@ -117,13 +120,22 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/surfaces.py
 	$(BIN)/python benchmarks/simulator_speed.py
 	$(BIN)/python benchmarks/cost.py
-	$(BIN)/bidsharm-simulate $(ZOO) --subjects 12 --scanners northA --draw 4 --contrasts T1w T2w --resolution 1 --brain-only --seed 7 --force \
-	  --labels $(foreach name,head-01 head-02 head-03 head-04 head-05 head-06,$(BIDSHARM_LABELS)/$(name).nii.gz)
+	$(BIN)/python benchmarks/scanner_file.py $(ZOO).json northA westD glacierP lowfieldW riverO --voxel-mm 2
+	$(BIN)/bidsharm-simulate $(ZOO) --scanners $(ZOO).json --resolution 1.5 $(ZOO_PEOPLE)
 	$(BIN)/bidsharm $(ZOO) $(ZOO)-prep participant --harmonizer identity --site session --skip-bids-validation
-	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(HELD) $(ZOO)-work
+	$(BIN)/python benchmarks/scanner_file.py $(ZOO)-held.json northA southB meadowJ ultraX --voxel-mm 2
+	$(BIN)/bidsharm-simulate $(ZOO)-held --scanners $(ZOO)-held.json --resolution 1.5 --lesions 6 $(HELD_PEOPLE:2026=2028)
+	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(ZOO)-held $(ZOO)-work --preset tiny --set voxel_mm=2 --budget 2m --threads 1
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/card.py
 	$(BIN)/python docs/survey.py
+
+# The settings of the papers at 1 mm, half an hour a method: about a day on one GPU.
+benchmark-gpu: $(VENV)/.test
+	$(BIN)/bidsharm-simulate $(ZOO)-1mm --scanners northA westD glacierP lowfieldW riverO --resolution 1 $(ZOO_PEOPLE)
+	$(BIN)/bidsharm $(ZOO)-1mm $(ZOO)-1mm-prep participant --harmonizer identity --site session --skip-bids-validation
+	$(BIN)/bidsharm-simulate $(HELD) --scanners $(HELD_SCANNERS) clinicL --resolution 1 --lesions 6 $(HELD_PEOPLE)
+	$(BIN)/python benchmarks/zoo.py $(ZOO)-1mm-prep $(HELD) $(ZOO)-1mm-work --budget 30m --name zoo_paper
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(DEMO)
