@@ -243,10 +243,10 @@ def checks_of(qc: Mapping[str, Any]) -> list[dict[str, Any]]:
 def margin(check: Mapping[str, Any]) -> float:
     """Return how far a value is on the good side of its warning limit, in steps from warning to failure.
 
-    Negative beyond the limit; infinite where there is no value.
+    Negative beyond the limit; infinite where there is no value, and where none of what must not be there was found: that cannot be better.
     """
     value, warn, fail = (plots.finite(check.get(key)) for key in ('value', 'warn', 'fail'))
-    if value is None or warn is None:
+    if value is None or warn is None or (value == warn == 0 and check.get('direction') == 'max'):
         return float('inf')
     step = abs(warn - fail) if fail is not None and fail != warn else abs(warn) or 1.0
     return (value - warn if check.get('direction') != 'max' else warn - value) / step

@@ -425,6 +425,16 @@ def test_scans_are_sorted_by_concern(tmp_path: Path) -> None:
     assert re.findall(r'sub-(\d\d)_ses', table) == wanted
 
 
+def test_none_of_what_must_not_be_there_is_near_no_limit(tmp_path: Path) -> None:
+    none = check('voxels', 0, warn=0, fail=0, direction='max')
+    scans = [qc('01', checks=[check(value=0.99), none]), qc('02', checks=[none])]
+    text = Page(group.write_group_report(tmp_path / 'g.html', scans=scans)).words
+    assert text.count('Nearest to a limit') == 1
+    assert 'Nearest to a limit: Label of dice' in text
+    one = check('voxels', 3, verdict='fail', warn=0, fail=0, direction='max')
+    assert subject.margin(one) < 0
+
+
 def test_the_dictionary_covers_each_column_and_is_json() -> None:
     scans = [qc('02'), qc('01', session=None, checks=[check('odd name!', 0.5), check('dice', None)])]
     rows, dictionary = group.group_table(copy.deepcopy(scans))
