@@ -16,6 +16,7 @@ WORK keeps models and images; the same command goes on where it was stopped.
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -51,7 +52,7 @@ def trained() -> list[str]:
 
 
 def train(name: str, args: Any) -> dict[str, float]:
-    """Train a method unless it is; return the minutes and the memory that it took."""
+    """Train a method unless it is; return the steps that it took, their minutes, and the memory."""
     from bidsharm.errors import BidsharmError
     from bidsharm.harmonizers import registry
 
@@ -75,9 +76,14 @@ def train(name: str, args: Any) -> dict[str, float]:
             raise BidsharmError(
                 f'The training ended with exit code {used.code}.', where=name, fix='See above for the reason.'
             )
-        cost = {'minutes': round(used.wall_s / 60, 1), 'GB to train': round(used.peak_gb, 2)}
-        (folder / 'cost.json').write_text(json.dumps(cost))
-    return dict(json.loads((folder / 'cost.json').read_text()))
+        (folder / 'cost.json').write_text(json.dumps({'GB to train': round(used.peak_gb, 2)}))
+    *_, last = csv.DictReader((folder / 'log.csv').read_text().splitlines())
+    memory = json.loads((folder / 'cost.json').read_text())['GB to train']
+    return {
+        'steps': int(last['step']),
+        'minutes': round(float(last['seconds']) / 60, 1),
+        'GB to train': memory,
+    }
 
 
 def apply(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str, float]:
