@@ -143,7 +143,9 @@ def detail(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str,
         path = place / f'{stem}_desc-harmonized_T1w.nii.gz'
         image = np.asarray(nib.load(path).dataobj, dtype=np.float32)[item.box]
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(item.scan.affine))
-        found.setdefault(item.person, []).append(gradient_ncc(item.canonical, image, item.scan.mask, spacing))
+        found.setdefault(item.person.removeprefix('sub-'), []).append(
+            gradient_ncc(item.canonical, image, item.scan.mask, spacing)
+        )
     return {person: float(np.mean(values)) for person, values in found.items()}
 
 
