@@ -120,16 +120,25 @@ def p_text(p: float | None) -> str:
     return '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
 
 
-def with_interval(numbers: ArrayLike, digits: int, *, seed: int, resamples: int = 2000) -> str:
-    """Return a mean over people with its bootstrap interval, for a table."""
+def mean_interval(
+    numbers: ArrayLike, *, seed: int, resamples: int = 2000
+) -> tuple[float, float | None, float | None]:
+    """Return a mean over people and the ends of its bootstrap interval; without ends where there is none."""
     import numpy as np
 
     from bidsharm.evaluation.intervals import bootstrap
 
     values = np.asarray(numbers)
     interval, _ = bootstrap((values,), np.mean, seed, resamples, 0.95, batch=1000)
-    ends = '' if interval is None else f' ({interval.low:.{digits}f}, {interval.high:.{digits}f})'
-    return f'{values.mean():.{digits}f}{ends}'
+    mean = float(values.mean())
+    return (mean, None, None) if interval is None else (mean, interval.low, interval.high)
+
+
+def with_interval(numbers: ArrayLike, digits: int, *, seed: int, resamples: int = 2000) -> str:
+    """Return a mean over people with its bootstrap interval, for a table."""
+    mean, low, high = mean_interval(numbers, seed=seed, resamples=resamples)
+    ends = '' if low is None else f' ({low:.{digits}f}, {high:.{digits}f})'
+    return f'{mean:.{digits}f}{ends}'
 
 
 def body(description: str | None, about: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -135,32 +135,29 @@ def detail(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str,
     import numpy as np
 
     from bidsharm.evaluation.similarity import gradient_ncc
+    from bidsharm.evaluation.statistics import average_by_subject
 
-    found: dict[str, list[float]] = {}
+    values, people = [], []
     for item in (item for item in scans if item.scanner != args.target):
         stem = f'{item.person}_ses-{item.scanner}'
         place = args.work / name / item.person / f'ses-{item.scanner}' / 'anat'
         path = place / f'{stem}_desc-harmonized_T1w.nii.gz'
         image = np.asarray(nib.load(path).dataobj, dtype=np.float32)[item.box]
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(item.scan.affine))
-        found.setdefault(item.person.removeprefix('sub-'), []).append(
-            gradient_ncc(item.canonical, image, item.scan.mask, spacing)
-        )
-    return {person: float(np.mean(values)) for person, values in found.items()}
+        values.append(gradient_ncc(item.canonical, image, item.scan.mask, spacing))
+        people.append(item.person.removeprefix('sub-'))  # as in the evaluation
+    return average_by_subject(values, people)
 
 
 def by_person(record: dict[str, Any], metric: str, target: str) -> dict[str, dict[str, float]]:
     """Return the means of a measure by method and person, over the scanners that are not the target."""
-    import numpy as np
+    from bidsharm.evaluation.statistics import average_by_subject
 
-    values: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, list[tuple[float, str]]] = {}
     for row in record['scans']:
         if row.get(metric) is not None and row['scanner'] != target:
-            values.setdefault(row['method'], {}).setdefault(row['person'], []).append(row[metric])
-    return {
-        method: {person: float(np.mean(part)) for person, part in people.items()}
-        for method, people in values.items()
-    }
+            values.setdefault(row['method'], []).append((row[metric], row['person']))
+    return {method: average_by_subject(*zip(*found, strict=True)) for method, found in values.items()}
 
 
 def ranks(tables: list[dict[str, dict[str, float]]], methods: list[str]) -> dict[str, float]:
@@ -179,10 +176,6 @@ def rows_of(
     out: Path, about: dict[str, dict[str, Any]], details: dict[str, dict[str, float]], target: str
 ) -> list[dict[str, Any]]:
     """Return the table: measures of the page and of this script, with intervals and ranks."""
-    import numpy as np
-
-    from bidsharm.evaluation.intervals import bootstrap
-
     record = json.loads((out / 'evaluation.json').read_text())
     intervals = {
         (row['method'], travelling.SHOWN[row['metric']]): [row['estimate'], row['low'], row['high']]
@@ -192,14 +185,11 @@ def rows_of(
     rows = []
     for found in travelling.rows_of(out):
         method = found['method']
-        values = np.asarray(list(details[method].values()))
-        interval, _ = bootstrap((values,), np.mean, 2026, 2000, 0.95, batch=1000)
-        ends = [None, None] if interval is None else [interval.low, interval.high]
         row = {'method': method, 'family': about[method]['family'], 'rank': places[method]}
         row |= {
             name: intervals.get((method, name), value) for name, value in found.items() if name != 'method'
         }
-        row |= {'detail': [float(values.mean()), *ends]}
+        row |= {'detail': list(common.mean_interval(list(details[method].values()), seed=2026))}
         rows.append(row | {key: value for key, value in about[method].items() if key != 'family'})
     return sorted(rows, key=lambda row: row['rank'])
 

@@ -285,7 +285,7 @@ def _running(args: argparse.Namespace, method: TrainedHarmonizer) -> Running:
     if args.threads:
         torch.set_num_threads(args.threads)
     budget: Budget = args.budget or Budget(steps=method.settings.steps)
-    renew = 0 if args.derivatives is not None else RENEW if args.renew is None else args.renew
+    renew = RENEW if args.renew is None else args.renew  # of scans on disk there is no other visit
     return Running(
         folder=args.out, device=method.execution.device, devices=args.devices, nodes=args.nodes, precision=args.precision,
         accumulate=args.accumulate, interval=args.interval, patience=args.patience, seed=args.seed, renew=renew,

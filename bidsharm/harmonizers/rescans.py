@@ -57,8 +57,7 @@ class Rescans:
         return found
 
     def _made(self, source: Source) -> TrainingVolume:
-        from bidsharm.harmonizers.training_data import common_frame, laid_on, volume_of
+        from bidsharm.harmonizers.training_data import in_common_frame
 
-        grid, world = common_frame(self.settings.voxel_mm), source.world
-        assert world is not None, 'who can be measured again lies in the common frame'
-        return volume_of(laid_on(source.read(), grid, world), self.settings, grid.shape)
+        assert source.world is not None, 'who can be measured again lies in the common frame'
+        return in_common_frame(source.read(), source.world, self.settings)

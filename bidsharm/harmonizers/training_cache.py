@@ -153,7 +153,7 @@ def _prepared(
     folder: Path,
     anchors: dict[str, tuple[Scan, NDArray[np.float64]]],
 ) -> TrainingVolume:
-    from bidsharm.harmonizers.training_data import align, common_frame, laid_on, volume_of
+    from bidsharm.harmonizers.training_data import align, in_common_frame
 
     stem = _stem(source, settings, folder)
     kept = _kept(stem, source)
@@ -163,8 +163,7 @@ def _prepared(
         world = align(scan, first) if source.world is None else source.world
         if first is None and source.world is None:
             anchors[source.person] = (scan, world)
-        grid = common_frame(settings.voxel_mm)
-        _write(stem, volume_of(laid_on(scan, grid, world), settings, grid.shape), world)
+        _write(stem, in_common_frame(scan, world, settings), world)
         return _read(stem, source)
     if source.person not in anchors and source.world is None:
         anchors[source.person] = (source.read(), _world(stem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,6 +179,7 @@ def check_offers(card: Card, data: TrainingSet, target: Target) -> None:
             )
 
 
+@cache
 def common_frame(voxel_mm: float) -> Grid:
     """Return the grid that all scans of a training are laid on: 160 x 192 x 160 mm around the brain of the template.
 
@@ -193,6 +195,22 @@ def common_frame(voxel_mm: float) -> Grid:
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     affine[:3, 3] = (brain.affine @ middle)[:3] - voxel_mm * (np.array(shape) - 1) / 2
     return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def in_common_frame(scan: Scan, world: NDArray[np.float64], settings: NetworkSettings) -> TrainingVolume:
+    """Return a scan in units of the network on the grid of :func:`common_frame`.
+
+    Parameters
+    ----------
+    scan
+        Any scan.
+    world
+        From the world of the scan to that of the grid, rigid, shape (4, 4).
+    settings
+        Voxel size, scaling and background.
+    """
+    grid = common_frame(settings.voxel_mm)
+    return volume_of(laid_on(scan, grid, world), settings, grid.shape)
 
 
 def laid_on(scan: Scan, grid: Grid, world: NDArray[np.float64]) -> Scan:

@@ -85,7 +85,7 @@ def containers(stage: Stage) -> Containers:
     if program is None:
         raise Skip('neither docker nor podman is installed')
     found = Containers(program)
-    base = os.environ.get('BIDSHARM_BASE', BASE)
+    base = base_image()
     if not found.has(base) and not found.has(IMAGE):
         done = subprocess.run([program, 'pull', base], capture_output=True, text=True, timeout=900)
         if done.returncode:
@@ -93,6 +93,11 @@ def containers(stage: Stage) -> Containers:
                 f'the base image {base} cannot be had, and BIDSHARM_CONTAINER_BASE names no program that makes it'
             )
     return found
+
+
+def base_image() -> str:
+    """Return the name of the base image."""
+    return os.environ.get('BIDSHARM_BASE', BASE)
 
 
 def from_script(stage: Stage, script: str) -> Containers:
@@ -139,7 +144,7 @@ def build(stage: Stage, use: Containers) -> None:
     Skip
         If there is too little room on the disk.
     """
-    base = os.environ.get('BIDSHARM_BASE', BASE)
+    base = base_image()
     use.forget_older(base)
     folder, free = use.room()
     if free < ROOM:
