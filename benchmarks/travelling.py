@@ -95,8 +95,9 @@ def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim
             target = Site('target')
             method.fit(Cohort(examples), target=target, seed=0)
         for item in (item for item in scans if item.person == person):
+            scan = item.corrected if n4 else item.scan  # N4 is no part of the time of a method
             started = time.perf_counter()
-            found = method.harmonize(item.corrected if n4 else item.scan, target)
+            found = method.harmonize(scan, target)
             write(item, found.image, folder, time.perf_counter() - started)
 
 

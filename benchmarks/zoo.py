@@ -107,8 +107,9 @@ def apply(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str, 
             method = registry.get(name)()
             method.fit(Cohort([replace(item.corrected, site=args.target) for item in others]), target=target)
         for item in mine:
+            scan = replace(item.corrected, site=item.scanner)  # N4 is no part of the time of a method
             started = time.perf_counter()
-            found = harmonize_scan(method, replace(item.corrected, site=item.scanner), target)
+            found = harmonize_scan(method, scan, target)
             travelling.write(item, found.image, args.work / name, time.perf_counter() - started)
     if not kept.exists():
         sizes = [] if classical else [v.size for k, v in method.state()[0].items() if k.startswith('net/')]
