@@ -9,7 +9,7 @@ need to know the scanner of a scan cannot serve scanners that they have not seen
 Two blurred images agree well, so PSNR and SSIM stand beside `detail`: the correlation of an image's gradients with those of the head as it is, without noise
 (scans of the target scanner left out). `rank`: the mean place of a method over people and over PSNR, SSIM, detail and transfer. p: paired t test of each person's PSNR
 against `identity`, Holm-corrected over all methods and measures of the page. In brackets are 95 % bootstrap intervals over people. GB: largest resident set
-of the process that trained, and of the one that harmonized.
+of the process that trained, and of the one that harmonized. weights: of networks that were trained here; that of `isotone` came trained.
 
 WORK keeps models and images; the same command goes on where it was stopped.
 """
