@@ -25,7 +25,7 @@ def block_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def benchmark_script() -> Iterator[Callable[[str], ModuleType]]:
     """Import a script of the benchmarks by its name; they import one another so."""
     folder = Path(__file__).parents[1] / 'benchmarks'

@@ -283,6 +283,7 @@ class _Places:
         self.sources = sources
         self.rows = None if sources.scans is None else _read_scans(sources.scans)
         self.people = _participants(sources)
+        self.listed: dict[Path, tuple[str, ...]] = {}
 
     def of(self, image: _Image) -> tuple[str, str]:
         """Return person and scanner of a scan: by the table, else by the rule, else by the record of bidsharm.
@@ -303,7 +304,7 @@ class _Places:
                 )
             return found
         if self.sources.site:
-            metadata, _ = read_metadata(image.path, image.root)
+            metadata, _ = read_metadata(image.path, image.root, listed=self.listed)
             file = ScanFile(image.path, entities, self.sources.suffix, image.root, metadata=metadata)
             return subject, site_by_rule(file, self.people, self.sources.site)
         site = _record(image, self.sources.suffix).get('site')

@@ -6,7 +6,6 @@ of names is used, and metadata are read here.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ LEADS_OUT = 'it is a link that leads out of the data set; --follow-links reads i
 
 
 def read_metadata(
-    path: Path, root: Path, *, follow_links: bool = False
+    path: Path, root: Path, *, follow_links: bool = False, listed: dict[Path, tuple[str, ...]] | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the metadata that apply to an image, and what is wrong with its sidecars.
 
@@ -31,6 +30,8 @@ def read_metadata(
         Folder of the data set; sidecars above the image count, nearer ones win.
     follow_links
         Whether sidecars that are links out of the data set count.
+    listed
+        Sidecars by folder as they were found for other images, to be kept while nobody writes there; new folders are added.
 
     Returns
     -------
@@ -43,12 +44,15 @@ def read_metadata(
     entities, suffix = parsed
     metadata: dict[str, Any] = {}
     warnings: list[str] = []
+    listed = {} if listed is None else listed
     folders = [
         folder for folder in (path.parent, *path.parent.parents) if folder == root or root in folder.parents
     ]
     for folder in reversed(folders):
         applying = []
-        for name in _sidecars(folder):
+        if folder not in listed:
+            listed[folder] = _sidecars(folder)
+        for name in listed[folder]:
             # "T1w.json" at the root is the most common sidecar of all, though no image is called so
             other = ({}, suffix) if name == f'{suffix}.json' else parse_name(name)
             if other is not None and other[1] == suffix and other[0].items() <= entities.items():
@@ -63,7 +67,6 @@ def read_metadata(
     return metadata, tuple(warnings)
 
 
-@lru_cache(maxsize=256)
 def _sidecars(folder: Path) -> tuple[str, ...]:
     try:
         return tuple(entry.name for entry in folder.iterdir() if entry.suffix == '.json')

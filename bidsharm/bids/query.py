@@ -144,6 +144,7 @@ def _find(
         **filters.get(contrast, {}),
     }
     root, scans = settings.bids_dir, []
+    listed: dict[Path, tuple[str, ...]] = {}
     for image in layout.get(**query):
         # An index that is kept knows the data set by its real path, the user perhaps by a link.
         path = root / Path(image.path).relative_to(layout.root)
@@ -168,7 +169,7 @@ def _find(
         entities, suffix = parsed
         if entities.get('part', 'mag') != 'mag':
             continue  # phase, real and imaginary parts are no pictures of anatomy
-        metadata, warnings = read_metadata(path, root, follow_links=settings.follow_links)
+        metadata, warnings = read_metadata(path, root, follow_links=settings.follow_links, listed=listed)
         scans.append(ScanFile(path, entities, suffix, root, metadata=metadata, warnings=warnings))
     return scans
 

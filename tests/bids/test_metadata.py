@@ -40,6 +40,15 @@ def test_more_entities_win_in_one_folder(tree, write):
     assert read_metadata(image, tree.root)[0] == {'EchoTime': 2, 'FlipAngle': 1}
 
 
+def test_a_sidecar_that_came_later_is_found_unless_the_caller_keeps_what_was_listed(tree, write):
+    image = tree.add('sub-01_T1w')
+    listed = {}
+    assert read_metadata(image, tree.root, listed=listed) == ({}, ())
+    write('T1w.json', EchoTime=1)
+    assert read_metadata(image, tree.root)[0] == {'EchoTime': 1}
+    assert read_metadata(image, tree.root, listed=listed)[0] == {}
+
+
 @pytest.mark.parametrize(
     'name',
     [

@@ -10,8 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from common import ROOT, Stage
 from containers import IMAGE, USER, Containers, build, check_results, containers, data_set, open_folder
+from stages import ROOT, Stage
 
 
 def run(stage: Stage) -> None:

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import ROOT, Failed, Skip, Stage
+from stages import ROOT, Failed, Skip, Stage
 
 from bidsharm import __version__
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import ROOT, Skip, Stage
+from stages import ROOT, Skip, Stage
 
 DESCRIPTORS = Path('descriptors')
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from common import Failed, Stage
+from stages import Failed, Stage
 
 #: The subject of the real data that is used: one T1w, no session.
 SUBJECT = 'adi'

@@ -12,8 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import Stage
 from containers import IMAGE, USER, Containers, build, check_results, containers, data_set, open_folder
+from stages import Stage
 
 SBOM = '/opt/bidsharm/share/bidsharm/sbom.json'
 

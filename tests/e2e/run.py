@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import ROOT, Failed, Skip, Stage
+from stages import ROOT, Failed, Skip, Stage
 
 #: Modules beside this one, in the order in which they run; each has ``run(stage)``.
 STAGES = ('descriptor', 'hosts', 'slurm', 'image', 'apptainer')

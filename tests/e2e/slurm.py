@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import ROOT, Failed, Skip, Stage
+from stages import ROOT, Failed, Skip, Stage
 
 PROGRAM = Path(sys.executable).with_name('bidsharm')
 #: One thread, so that two runs give the same bits; few iterations, so that it is over soon.
