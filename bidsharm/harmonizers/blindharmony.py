@@ -80,7 +80,7 @@ class BlindHarmony(TrainedHarmonizer):
         geometry='grid', targets=('site',), needs_fit=('cohort',), needs_apply=('weights',), changes_anatomy=True, uses_device=True,
         memory_gb=8.0, fidelity='adapted',
         deviations='The mean image of the target is fitted to the bounding box of the scan instead of being registered; the weak smoothness term '
-        'is left out; width and steps of the flow are those of neural spline flows.',
+        'is left out; width and steps of the flow are those of neural spline flows; images keep to the grey levels that the flow knows.',
     )  # fmt: skip
 
     def view(self) -> View:

@@ -15,9 +15,10 @@ from bidsharm.harmonizers.network_settings import NetworkSettings
 
 @dataclass(frozen=True, kw_only=True)
 class CalamitiSettings(DisentangledSettings):
-    """CALAMITI: the anatomy of one contrast, a critic instead of patches, no artifacts."""
+    """CALAMITI: the anatomy of one contrast, picked at random, a critic instead of patches, no artifacts."""
 
     attention: str = 'swap'
+    drop_target: float = 0.0
     eta: int = 0
     contrastive: float = 0.0
     confusion: float = 0.1

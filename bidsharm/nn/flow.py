@@ -330,8 +330,8 @@ class ImageDensity(nn.Module):
         return self.flow(x / self.span + 0.5 / self.grey_levels)[0]
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Return the images of latents."""
-        return (self.flow.inverse(latents) - 0.5 / self.grey_levels) * self.span
+        """Return the images of latents, from the first to the last grey level: where no image was ever seen, a flow makes numbers of any size."""
+        return ((self.flow.inverse(latents) - 0.5 / self.grey_levels) * self.span).clamp(0, self.span)
 
 
 def glow(dims: int, *, levels: int, steps: int, width: int, bins: int = 4, bound: float = 1.0) -> Flow:

@@ -61,7 +61,7 @@ def test_networks_of_haca3_have_the_size_of_the_public_code():
 
 
 def test_calamiti_is_haca3_that_swaps_and_knows_no_artifacts():
-    changes = {'attention': 'swap', 'eta': 0, 'contrastive': 0.0, 'confusion': 0.1}
+    changes = {'attention': 'swap', 'eta': 0, 'contrastive': 0.0, 'confusion': 0.1, 'drop_target': 0.0}
     ours, theirs = asdict(HACA3.preset('paper', **changes)), asdict(Calamiti.preset('paper'))
     assert ours == theirs
     one, other = trained(Calamiti), trained(HACA3, **changes)
@@ -210,6 +210,20 @@ def test_the_cycle_and_the_critic_have_turns_of_their_own():
         ('translator', {'reconstruction', 'perceptual', 'kl', 'confusion'}), ('critic', {'contrast'}), ('translator', {'cycle'}),
     ]  # fmt: skip
     assert len(list(method.losses(batch, 'within'))) == 2
+
+
+@pytest.mark.parametrize('kind', [Calamiti, Dewey2020])
+def test_a_contrast_is_drawn_from_its_own_anatomy_as_often_as_from_another(kind):
+    """Were it always another one's, to turn the contrast around would be all there is to learn."""
+    method = trained(kind)
+    method.networks.train()
+    torch.manual_seed(0)
+    images = torch.rand(400, 2, 16, 16)
+    task = method._task({'images': images, 'present': torch.ones(400, 2), 'mask': torch.ones(400, 1, 16, 16)})
+    source = images[torch.arange(400), method._weights(task, torch.zeros(400, 2)).argmax(dim=1)]
+    own = (source == task.wanted[:, 0]).flatten(1).all(dim=1).float().mean()
+    method.networks.eval()
+    assert 0.4 < float(own) < 0.6
 
 
 # --- Fusion ---

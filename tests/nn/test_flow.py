@@ -172,6 +172,12 @@ def test_images_come_back_from_their_latents() -> None:
     torch.testing.assert_close(model.float().decode(model.encode(x)), x, atol=1e-4, rtol=0)
 
 
+def test_images_of_latents_have_the_grey_levels_that_there_are() -> None:
+    model = ImageDensity(Flow([[Shift(0.0)]]), Noise(), grey_levels=256, span=2.0)
+    found = model.decode([torch.tensor([[[[-50.0, 0.25, 30.0]]]])])
+    torch.testing.assert_close(found, torch.tensor([[[[0.0, 0.5 - 1 / 256, 2.0]]]]))
+
+
 def test_a_layer_that_begins_at_zero_is_the_identity_in_a_coupling() -> None:
     layer = Coupling(begin_at_zero(nn.Conv2d(4, 8, 1)), 4)
     x = torch.rand(1, 4, 3, 3)
