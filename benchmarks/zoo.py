@@ -258,6 +258,7 @@ def main() -> None:
     code = evaluate.main([
         str(out), *(f'{name}={name}' for name in about), '--original', 'held', '--truth', 'held/derivatives/truth', '--site', 'session',
         '--against', 'identity', '--seed', '2026', '--nprocs', '2', '--target', args.target,
+        '--work-dir', 'measured',
     ])  # fmt: skip
     if code:
         raise SystemExit(code)

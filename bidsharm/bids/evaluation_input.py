@@ -399,13 +399,13 @@ def check_apart(out: Path, folders: Sequence[Path]) -> None:
     Raises
     ------
     UsageError
-        If the output folder is one of the inputs, or lies in one.
+        If the folder is one of the inputs, or lies in one.
     """
     resolved = out.resolve()
     for folder in folders:
         if resolved.is_relative_to(folder.resolve()):
             raise UsageError(
-                'The output folder lies in a data set that is evaluated.',
+                'The folder lies in a data set that is evaluated.',
                 where=str(out),
                 fix='Name another one.',
             )

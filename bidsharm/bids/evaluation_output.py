@@ -16,8 +16,10 @@ from bidsharm.evaluation.comparisons import Results
 PAGE = 'evaluation.html'
 RECORD = 'evaluation.json'
 TABLES = ('scans', 'summary', 'comparisons')
+#: Folder for what was measured of each scan, while an evaluation is not at its end.
+MEASURED = 'measured'
 #: What an evaluation writes.
-OURS = {PAGE, RECORD, *(f'{name}.{kind}' for name in TABLES for kind in ('tsv', 'json'))}
+OURS = {PAGE, RECORD, MEASURED, *(f'{name}.{kind}' for name in TABLES for kind in ('tsv', 'json'))}
 
 _WHERE = {
     'method': 'Data set, by the name that it was given',

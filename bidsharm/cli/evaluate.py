@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='N',
         help='processes that people are shared out to (default: 1)',
     )
+    how.add_argument(
+        '--work-dir',
+        type=Path,
+        metavar='FOLDER',
+        help='keep what is measured of each scan, so that one more method costs only itself (default: until all is done)',
+    )
     how.add_argument('--no-cnn', action='store_true', help='train no network to guess the scanner')
     how.add_argument(
         '--inception', type=Path, metavar='FILE', help='safetensors of Inception v3, for FID, KID and IS'
@@ -109,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
     return run_to_end(
-        'bidsharm-evaluate', lambda: _run(args), stopped='stopped; the same command begins anew.'
+        'bidsharm-evaluate', lambda: _run(args), stopped='stopped; the same command goes on from there.'
     )
 
 
@@ -117,7 +124,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from rich.console import Console
 
     from bidsharm.bids.evaluation_input import check_apart, find_study
-    from bidsharm.bids.evaluation_output import PAGE, check_output, write_record, write_tables
+    from bidsharm.bids.evaluation_output import MEASURED, PAGE, check_output, write_record, write_tables
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.evaluation.perceptual import load_weights
     from bidsharm.reports.evaluation import write_evaluation_report
@@ -126,7 +133,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
     quiet_libraries()
     sources, options = _sources(args), _options(args)
     inputs = [*sources.datasets.values(), *filter(None, (sources.original, sources.truth))]
-    check_apart(args.out, inputs)
+    for folder in filter(None, (args.out, args.work_dir)):
+        check_apart(folder, inputs)
     study = find_study(sources)
     if options.against and options.against not in study.methods:
         raise UsageError(
@@ -135,12 +143,14 @@ def _run(args: argparse.Namespace) -> ExitCode:
             fix=f'There are: {", ".join(study.methods)}.',
         )
     check_output(args.out)
+    if args.work_dir is not None:
+        _make(args.work_dir)
     for weights in filter(None, (options.inception, options.lpips)):
         load_weights(weights)  # before the work of an hour
     console = Console(stderr=True, highlight=False)
     results = _evaluate(study, options, console)
     facts = _provenance(args, sources, study)
-    with swept([args.out]):
+    with swept([args.out, *filter(None, [options.kept])]):
         write_tables(args.out, results)
         write_record(args.out, results, facts)
         people = len({row['person'] for row in results.scans})
@@ -156,7 +166,20 @@ def _run(args: argparse.Namespace) -> ExitCode:
         text = ' '.join(filter(None, (problem.what, problem.fix)))
         console.print(f'{where}: {text}', style='red', markup=False)
     print(page)
-    return ExitCode.SCAN_FAILED if results.problems else ExitCode.OK
+    if results.problems:
+        return ExitCode.SCAN_FAILED
+    if args.work_dir is None:
+        shutil.rmtree(args.out / MEASURED, ignore_errors=True)
+    return ExitCode.OK
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f'The folder cannot be made: {error.strerror}.', where=f'--work-dir {folder}'
+        ) from None
 
 
 def _evaluate(study: Study, options: Options, console: Any) -> Results:
@@ -196,11 +219,13 @@ def _sources(args: argparse.Namespace) -> Sources:
 
 
 def _options(args: argparse.Namespace) -> Options:
+    from bidsharm.bids.evaluation_output import MEASURED
     from bidsharm.evaluation.study import Options
 
     return Options(
         seed=args.seed, resamples=max(args.resamples, 1), permutations=max(args.permutations, 1), network=not args.no_cnn,
         against=args.against, processes=max(args.nprocs, 1), aligned=args.aligned, given_labels=args.given_segmentations, inception=args.inception, lpips=args.lpips,
+        kept=args.work_dir or args.out / MEASURED,
     )  # fmt: skip
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from bidsharm.errors import ScanError
 from bidsharm.evaluation.comparisons import Problem, tolerant
+from bidsharm.evaluation.kept import Arrays, Kept, key_of
 from bidsharm.evaluation.metrics import Mask
 from bidsharm.evaluation.scan_measures import Loaded, Place, as_brain, load_scan
 from bidsharm.evaluation.study import StudyScan
@@ -58,7 +60,9 @@ def grid_of(scans: Sequence[StudyScan], *, aligned: bool) -> Grid:
     return common_grid()
 
 
-def place_person(scans: Sequence[StudyScan], grid: Grid, *, aligned: bool) -> Placed:
+def place_person(
+    scans: Sequence[StudyScan], grid: Grid, *, aligned: bool, kept: Path | None = None
+) -> Placed:
     """Lay the scans of one person on the common grid: the first on the template, the others on the first.
 
     Parameters
@@ -69,7 +73,33 @@ def place_person(scans: Sequence[StudyScan], grid: Grid, *, aligned: bool) -> Pl
         The common grid.
     aligned
         Leave every scan where it is.
+    kept
+        Folder of places that were found before, if any.
     """
+    store = Kept(kept)
+    key = key_of('place', [(scan.name, _files_of(scan)) for scan in scans], grid, aligned)
+    if (known := store.get(key)) is not None:
+        return Placed(_by_name(known[0], 'world'), _by_name(known[0], 'mask'))
+    placed = _place(scans, grid, aligned=aligned)
+    if not placed.problems:
+        arrays = {f'world/{name}': world for name, world in placed.worlds.items()}
+        store.put(key, arrays | {f'mask/{name}': mask for name, mask in placed.masks.items()}, {})
+    return placed
+
+
+def _files_of(scan: StudyScan) -> list[Path]:
+    """Return the files that say where a scan lies."""
+    images = [files.image for files in scan.methods.values()]
+    return [scan.original or images[0], *([scan.mask] if scan.mask else images)]
+
+
+def _by_name(arrays: Arrays, kind: str) -> Arrays:
+    return {
+        name.removeprefix(f'{kind}/'): array for name, array in arrays.items() if name.startswith(f'{kind}/')
+    }
+
+
+def _place(scans: Sequence[StudyScan], grid: Grid, *, aligned: bool) -> Placed:
     placed = Placed()
     first: tuple[Brain, Affine] | None = None
     for scan in scans:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,7 +71,10 @@ def evaluate(study: Study, options: Options, *, progress: Progress = lambda name
 def _places(study: Study, options: Options, results: Results, progress: Progress) -> dict[str, Place]:
     """Return where scans lie."""
     grid = grid_of(study.scans, aligned=options.aligned)
-    tasks = {p: ([s for s in study.scans if s.person == p], grid, options.aligned) for p in study.people}
+    tasks = {
+        p: ([s for s in study.scans if s.person == p], grid, options.aligned, options.kept)
+        for p in study.people
+    }
     placed = _each(_placed, tasks, options.processes, lambda name: progress(f'{name}: alignment'))
     places, elsewhere = places_of(placed, grid)
     results.problems += [problem for one in placed for problem in one.problems] + elsewhere
@@ -114,9 +118,9 @@ def _each(
     return found
 
 
-def _placed(task: tuple[Sequence[StudyScan], Grid, bool]) -> Any:
-    scans, grid, aligned = task
-    return place_person(scans, grid, aligned=aligned)
+def _placed(task: tuple[Sequence[StudyScan], Grid, bool, Path | None]) -> Any:
+    scans, grid, aligned, kept = task
+    return place_person(scans, grid, aligned=aligned, kept=kept)
 
 
 def _measured(task: tuple[Sequence[StudyScan], Study, Options, dict[str, Place]]) -> Measured:

@@ -154,6 +154,10 @@ class Trace:
     slices: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0, 0)))
     reference_slices: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0, 0)))
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
 
 def load_scan(scan: StudyScan) -> Loaded:
     """Read a scan and what is known of it.

@@ -145,6 +145,8 @@ class Options:
         Processes that people are shared out to.
     inception, lpips
         Files of weights (safetensors) of these networks, if any.
+    kept
+        Folder for what was measured of each scan; None to keep nothing.
     """
 
     seed: int = 0
@@ -157,3 +159,4 @@ class Options:
     processes: int = 1
     inception: Path | None = None
     lpips: Path | None = None
+    kept: Path | None = None

@@ -352,6 +352,7 @@ def page(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         '--truth', str(world / 'truth'), '--participants', str(world / 'participants.tsv'), '--no-cnn', *QUICK,
     ])  # fmt: skip
     assert code == 1
+    assert list((root / 'out' / 'measured').glob('*.npz'))  # mended, the two images cost only themselves
     return root / 'out'
 
 
@@ -569,6 +570,93 @@ def test_a_run_that_was_ended_while_it_wrote_can_be_repeated(world, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'scans.tsv').write_text('method\n')
     check_output(tmp_path / 'out')
+
+
+# --- What was measured before ---
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Scans and methods that are measured from now on."""
+    from bidsharm.evaluation import person
+
+    measure, made = person.measure, []
+
+    def counted(loaded: Any, method: str, *rest: Any, **more: Any) -> Any:
+        made.append((loaded.scan.name, method))
+        return measure(loaded, method, *rest, **more)
+
+    monkeypatch.setattr(person, 'measure', counted)
+    return made
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_in_the_same_place(world, tmp_path, calls, monkeypatch):
+    from bidsharm.evaluation import person
+
+    study = find_study(sources(world, 'perfect', 'scaled', target='north', truth=False, task='diagnosis'))
+    whole = evaluate(study, OPTIONS)
+    everything, counted = list(calls), person.measure
+    calls.clear()
+
+    def stopping(*args: Any, **more: Any) -> Any:
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return counted(*args, **more)
+
+    options = replace(OPTIONS, kept=tmp_path)
+    monkeypatch.setattr(person, 'measure', stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(study, options)
+    monkeypatch.setattr(person, 'measure', counted)
+    found = evaluate(study, options)
+    assert calls == everything
+    assert found.scans == whole.scans
+    assert found.values == whole.values
+    calls.clear()
+    assert evaluate(study, options).values == whole.values
+    assert not calls
+
+
+def test_one_more_method_costs_only_itself(world, tmp_path, calls):
+    options = replace(OPTIONS, kept=tmp_path)
+    evaluate(find_study(sources(world, 'perfect')), options)
+    calls.clear()
+    found = evaluate(find_study(sources(world, 'perfect', 'scaled')), options)
+    assert {method for _, method in calls} == {'scaled'}
+    calls.clear()
+    assert found.values == evaluate(find_study(sources(world, 'perfect', 'scaled')), OPTIONS).values
+
+
+def test_what_changed_is_measured_again(world, tmp_path, calls):
+    options, theirs = replace(OPTIONS, kept=tmp_path / 'kept'), tmp_path / 'theirs'
+    for path in (world / 'scaled').rglob('*_T1w.nii.gz'):
+        copy = theirs / path.relative_to(world / 'scaled')
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    base = sources(world, spm=theirs, target='north', truth=False)
+    before = evaluate(find_study(base), options)
+    image = named(theirs, '02', 'north', 'desc-harmonized_T1w')
+    save(image, 2 * np.asarray(nib.load(image).dataobj))
+    calls.clear()
+    found = evaluate(find_study(base), options)
+    # The method aims at that scanner: the changed image is what the others of this person are compared with.
+    assert set(calls) == {(f'sub-02_ses-{scanner}_T1w', 'spm') for scanner in SCANNERS}
+    assert found.values['spm'] != before.values['spm']
+    assert found.values['spm'] == evaluate(find_study(base), OPTIONS).values['spm']
+
+
+def test_measures_are_kept_until_all_is_done_or_where_the_user_says(world, tmp_path):
+    arguments = [
+        str(tmp_path / 'out'), f'perfect={world / "perfect"}', '--original', str(world / 'before'),
+        '--participants', str(world / 'participants.tsv'), '--no-cnn', *QUICK,
+    ]  # fmt: skip
+    assert command.main(arguments) == 0
+    assert not (tmp_path / 'out' / 'measured').exists()
+    assert command.main([*arguments, '--work-dir', str(tmp_path / 'work')]) == 0
+    assert len(list((tmp_path / 'work').glob('*.npz'))) > PEOPLE * len(SCANNERS)
+    assert not (tmp_path / 'out' / 'measured').exists()
+    assert command.main([*arguments, '--work-dir', str(world / 'perfect' / 'work')]) == 2
+    assert command.main([*arguments, '--work-dir', str(tmp_path / 'out' / 'scans.tsv')]) == 2
 
 
 # --- Heads that lie anywhere ---
