@@ -126,6 +126,10 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/scanner_file.py $(ZOO)-held.json northA southB meadowJ ultraX --voxel-mm 2
 	$(BIN)/bidsharm-simulate $(ZOO)-held --scanners $(ZOO)-held.json --resolution 1.5 --lesions 6 $(HELD_PEOPLE:2026=2028)
 	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(ZOO)-held $(ZOO)-work --preset tiny --set voxel_mm=2 --budget 2m --threads 1
+	$(BIN)/python benchmarks/zoo_picture.py $(ZOO)-held $(ZOO)-work
+	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(ZOO)-held $(ZOO)-longer-work --preset tiny --set voxel_mm=2 --budget 6m --threads 1 \
+	  --methods haca3 dewey2020 cyclegan unit --name zoo_longer
+	$(BIN)/python benchmarks/discriminators.py $(ZOO)-prep $(ZOO)-work/cache
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/card.py
 	$(BIN)/python docs/survey.py

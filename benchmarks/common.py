@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-RESULTS = Path(__file__).parent / 'results'
+#: What runs, before it changes to another folder.
+SCRIPT = Path(sys.argv[0]).resolve()
+RESULTS = Path(__file__).resolve().parent / 'results'
 
 
 def machine() -> dict[str, str]:
@@ -163,7 +165,7 @@ def save(
 ) -> None:
     """Write ``NAME.json`` and ``NAME.md`` into a folder: what was measured, when, where and with which command."""
     folder.mkdir(exist_ok=True)
-    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
+    script = SCRIPT.relative_to(Path(__file__).resolve().parents[1])
     command = f'python {script} ' + shlex.join(_public(part) for part in sys.argv[1:])
     about = {
         'date': datetime.now(UTC).strftime('%Y-%m-%d'),

@@ -14,9 +14,9 @@ compared with each other.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -210,14 +210,14 @@ def main() -> None:
     link = args.work / 'held'
     link.unlink(missing_ok=True)
     link.symlink_to(args.held.resolve())
-    os.chdir(args.work)
-    out = Path('evaluation')
-    code = evaluate.main([
-        str(out), *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
-        '--site', 'session', '--against', 'isotone', '--seed', '2026', '--nprocs', '2', *(['--target', args.target] if args.target else []),
-    ])  # fmt: skip
+    with contextlib.chdir(args.work):
+        code = evaluate.main([
+            'evaluation', *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
+            '--site', 'session', '--against', 'isotone', '--seed', '2026', '--nprocs', '2', *(['--target', args.target] if args.target else []),
+        ])  # fmt: skip
     if code:
         raise SystemExit(code)
+    out = args.work / 'evaluation'
     rows = rows_of(out)
     text = f'{len(people)} people, {len(sessions)} scanners.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     if args.people is None:

@@ -16,6 +16,7 @@ WORK keeps models and images; the same command goes on where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -192,7 +193,8 @@ def rows_of(
         }
         row |= {'detail': list(common.mean_interval(list(details[method].values()), seed=2026))}
         rows.append(row | {key: value for key, value in about[method].items() if key != 'family'})
-    return sorted(rows, key=lambda row: row['rank'])
+    names = dict.fromkeys(name for row in rows for name in row)  # methods without a training lack some
+    return sorted(({name: row.get(name) for name in names} for row in rows), key=lambda row: row['rank'])
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -253,15 +255,15 @@ def main() -> None:
     link = args.work / 'held'
     link.unlink(missing_ok=True)
     link.symlink_to(args.held.resolve())
-    os.chdir(args.work)
-    out = Path('evaluation')
-    code = evaluate.main([
-        str(out), *(f'{name}={name}' for name in about), '--original', 'held', '--truth', 'held/derivatives/truth', '--site', 'session',
-        '--against', 'identity', '--seed', '2026', '--nprocs', '2', '--target', args.target,
-        '--work-dir', 'measured',
-    ])  # fmt: skip
+    with contextlib.chdir(args.work):  # the page shows these paths
+        code = evaluate.main([
+            'evaluation', *(f'{name}={name}' for name in about), '--original', 'held', '--truth', 'held/derivatives/truth', '--site', 'session',
+            '--against', 'identity', '--seed', '2026', '--nprocs', '2', '--target', args.target,
+            '--work-dir', 'measured',
+        ])  # fmt: skip
     if code:
         raise SystemExit(code)
+    out = args.work / 'evaluation'
     rows = rows_of(out, about, details, args.target)
     settings = ''.join(f', {part}' for part in args.set)
     how = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}"{settings}, budget {args.budget} each, {args.threads} thread(s).'
