@@ -639,8 +639,11 @@ def test_what_changed_is_measured_again(world, tmp_path, calls):
     save(image, 2 * np.asarray(nib.load(image).dataobj))
     calls.clear()
     found = evaluate(find_study(base), options)
-    # The method aims at that scanner: the changed image is what the others of this person are compared with.
-    assert set(calls) == {(f'sub-02_ses-{scanner}_T1w', 'spm') for scanner in SCANNERS}
+    # The method aims at that scanner, so the image is what the person's others are compared with; and it is part of what says, for
+    # all methods, where the brain is.
+    assert set(calls) == {
+        (f'sub-02_ses-{scanner}_T1w', method) for scanner in SCANNERS for method in (ORIGINAL, 'spm')
+    }
     assert found.values['spm'] != before.values['spm']
     assert found.values['spm'] == evaluate(find_study(base), OPTIONS).values['spm']
 
