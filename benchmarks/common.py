@@ -27,6 +27,24 @@ SCRIPT = Path(sys.argv[0]).resolve()
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 
+def pyplot() -> Any:
+    """Return what draws pictures, without a screen."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def keep_picture(figure: Any, path: Path, pad: float = 1.08) -> None:
+    """Write a figure for the documents, and forget it."""
+    figure.tight_layout(pad=pad)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot().close(figure)
+
+
 def machine() -> dict[str, str]:
     """Describe the machine and the versions, in words that name no place."""
     model = platform.processor() or 'unknown processor'

@@ -44,16 +44,15 @@ def losses(network: dict[str, Any], sampler: Any) -> list[float]:
     """Train a discriminator; return its loss at every step."""
     import torch
 
+    from bidsharm.harmonizers.adversarial import judged, masked
     from bidsharm.nn.discriminators import PatchDiscriminator
-    from bidsharm.nn.losses import least_squares_gan
 
     torch.manual_seed(SEED)
     judge, rng = PatchDiscriminator(2, **network), np.random.default_rng(SEED)
     optimizer, found = torch.optim.Adam(judge.parameters(), RATE, betas=(0.5, 0.999)), []
     for _ in range(MARKS[-1]):
         batch = {name: torch.as_tensor(value) for name, value in sampler.draw(rng).items()}
-        real, fake = batch['y'] * batch['y_mask'], batch['x'] * batch['x_mask']
-        loss = least_squares_gan(judge(real), True) + least_squares_gan(judge(fake), False)
+        loss = judged(judge, masked(batch['y'], batch['y_mask']), masked(batch['x'], batch['x_mask']))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

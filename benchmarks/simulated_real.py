@@ -51,17 +51,12 @@ def compare(
 
 def draw(real: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:
     """Draw the densities of all scans, a panel for each contrast."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     shown = [
         name
         for name in CONTRASTS
         if any(s['contrast'] == name for s in real) and any(s['contrast'] == name for s in simulated)
     ]
-    figure, panels = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.8), squeeze=False)
+    figure, panels = common.pyplot().subplots(1, len(shown), figsize=(3.6 * len(shown), 2.8), squeeze=False)
     grid = np.linspace(0, 1.6, 161)
     for contrast, panel in zip(shown, panels[0], strict=True):
         for scans, colour, label in ((real, '#555555', 'real'), (simulated, '#d9480f', 'simulated')):
@@ -76,10 +71,7 @@ def draw(real: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:
         panel.set(title=contrast, xlabel='intensity over 90th percentile', yticks=[])
         panel.spines[['top', 'right', 'left']].set_visible(False)
     panels[0][0].legend(frameon=False)
-    figure.tight_layout()
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
-    plt.close(figure)
+    common.keep_picture(figure, PICTURE)
 
 
 def main() -> None:

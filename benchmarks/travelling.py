@@ -51,6 +51,11 @@ class Travelled:
     box: tuple[slice, slice, slice]
     image: Any
 
+    def harmonized(self, folder: Path) -> Path:
+        """Return where the data set of a method has its image of the scan."""
+        stem = f'{self.person}_ses-{self.scanner}_desc-harmonized_T1w.nii.gz'
+        return folder / self.person / f'ses-{self.scanner}' / 'anat' / stem
+
     @cached_property
     def corrected(self) -> Any:
         """The scan after N4."""
@@ -156,11 +161,28 @@ def write(item: Travelled, image: Any, folder: Path, seconds: float | None) -> N
 
     whole = np.zeros(item.image.shape, dtype=np.float32)
     whole[item.box] = image
-    stem = f'{item.person}_ses-{item.scanner}'
-    place = folder / item.person / f'ses-{item.scanner}' / 'anat'
-    place.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(whole, item.image.affine), place / f'{stem}_desc-harmonized_T1w.nii.gz')
-    (place / f'{stem}_desc-T1w_qc.json').write_text(json.dumps({'harmonizer': {'seconds': seconds}}))
+    path = item.harmonized(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(whole, item.image.affine), path)
+    record = path.name.replace('desc-harmonized_T1w.nii.gz', 'desc-T1w_qc.json')
+    path.with_name(record).write_text(json.dumps({'harmonizer': {'seconds': seconds}}))
+
+
+def judge(work: Path, held: Path, labels: Sequence[str], *how: str) -> Path:
+    """Let `bidsharm-evaluate` judge the data sets of a folder; return where its page is. What it measured is kept beside."""
+    from bidsharm.cli import evaluate
+
+    link = work / 'held'
+    link.unlink(missing_ok=True)
+    link.symlink_to(held.resolve())
+    with contextlib.chdir(work):  # names without a place: the page goes with the results
+        code = evaluate.main([
+            'evaluation', *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
+            '--site', 'session', '--seed', '2026', '--nprocs', '2', '--work-dir', 'measured', *how,
+        ])  # fmt: skip
+    if code:
+        raise SystemExit(code)
+    return work / 'evaluation'
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -179,7 +201,6 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    from bidsharm.cli import evaluate
 
     arguments = common.parser(__doc__)
     arguments.add_argument('held', type=Path, help='data set of bidsharm-simulate')
@@ -206,18 +227,8 @@ def main() -> None:
         labels.append('oracle')
         for item in scans:
             write(item, oracle(item), args.work / 'oracle', None)
-    # Names without a place: the page goes with the results.
-    link = args.work / 'held'
-    link.unlink(missing_ok=True)
-    link.symlink_to(args.held.resolve())
-    with contextlib.chdir(args.work):
-        code = evaluate.main([
-            'evaluation', *(f'{label}={label}' for label in labels), '--original', 'held', '--truth', 'held/derivatives/truth',
-            '--site', 'session', '--against', 'isotone', '--seed', '2026', '--nprocs', '2', *(['--target', args.target] if args.target else []),
-        ])  # fmt: skip
-    if code:
-        raise SystemExit(code)
-    out = args.work / 'evaluation'
+    aim = ['--target', args.target] if args.target else []
+    out = judge(args.work, args.held, labels, '--against', 'isotone', *aim)
     rows = rows_of(out)
     text = f'{len(people)} people, {len(sessions)} scanners.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     if args.people is None:

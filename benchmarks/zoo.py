@@ -16,7 +16,6 @@ WORK keeps models and images; the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
@@ -141,9 +140,7 @@ def detail(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str,
 
     values, people = [], []
     for item in (item for item in scans if item.scanner != args.target):
-        stem = f'{item.person}_ses-{item.scanner}'
-        place = args.work / name / item.person / f'ses-{item.scanner}' / 'anat'
-        path = place / f'{stem}_desc-harmonized_T1w.nii.gz'
+        path = item.harmonized(args.work / name)
         image = np.asarray(nib.load(path).dataobj, dtype=np.float32)[item.box]
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(item.scan.affine))
         values.append(gradient_ncc(item.canonical, image, item.scan.mask, spacing))
@@ -209,7 +206,6 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from bidsharm.cli import evaluate
     from bidsharm.errors import BidsharmError
     from bidsharm.harmonizers import registry
 
@@ -252,18 +248,9 @@ def main() -> None:
     if args.only_train:
         return
     details = {name: detail(name, scans, args) for name in about}
-    link = args.work / 'held'
-    link.unlink(missing_ok=True)
-    link.symlink_to(args.held.resolve())
-    with contextlib.chdir(args.work):  # the page shows these paths
-        code = evaluate.main([
-            'evaluation', *(f'{name}={name}' for name in about), '--original', 'held', '--truth', 'held/derivatives/truth', '--site', 'session',
-            '--against', 'identity', '--seed', '2026', '--nprocs', '2', '--target', args.target,
-            '--work-dir', 'measured',
-        ])  # fmt: skip
-    if code:
-        raise SystemExit(code)
-    out = args.work / 'evaluation'
+    out = travelling.judge(
+        args.work, args.held, list(about), '--against', 'identity', '--target', args.target
+    )
     rows = rows_of(out, about, details, args.target)
     settings = ''.join(f', {part}' for part in args.set)
     how = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}"{settings}, budget {args.budget} each, {args.threads} thread(s).'

@@ -37,30 +37,23 @@ def tiles(held: Path, work: Path, person: str, scanner: str, target: str) -> dic
         'in the target': slice_of(theirs.scan.data, theirs.scan.mask),
     }
     for method in (row['method'] for row in json.loads(RESULT.read_text())['rows']):
-        name = f'{person}_ses-{scanner}_desc-harmonized_T1w.nii.gz'
-        image = nib.load(work / method / person / f'ses-{scanner}' / 'anat' / name)
+        image = nib.load(item.harmonized(work / method))
         found[method] = slice_of(np.asarray(image.dataobj)[item.box], item.scan.mask)
     return found
 
 
 def draw(found: dict[str, Any]) -> None:
     """Draw the tiles in the order of the table."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     rows = -(-len(found) // COLUMNS)
-    figure, panels = plt.subplots(rows, COLUMNS, figsize=(1.25 * COLUMNS, 1.75 * rows), squeeze=False)
+    figure, panels = common.pyplot().subplots(
+        rows, COLUMNS, figsize=(1.25 * COLUMNS, 1.75 * rows), squeeze=False
+    )
     for panel in panels.flat:
         panel.axis('off')
     for panel, (title, tile) in zip(panels.flat, found.items(), strict=False):
         panel.imshow(tile, cmap='gray', vmin=0, vmax=1)
         panel.set_title(title, fontsize=7 if len(title) < 18 else 5)
-    figure.tight_layout(pad=0.3)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
-    plt.close(figure)
+    common.keep_picture(figure, PICTURE, pad=0.3)
 
 
 def main() -> None:

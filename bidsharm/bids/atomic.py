@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folders that they go to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bidsharm.errors import UsageError
 from bidsharm.temporary import atomic_path
 
 
@@ -35,3 +36,26 @@ def copy_file(source: Path, path: Path) -> None:
     """Copy a file atomically."""
     with atomic_path(path) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def make_folder(folder: Path, called: str, where: str) -> None:
+    """Make a folder that the user named, and those above it, unless it is there.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    called
+        What it is, for the error: ``output folder``.
+    where
+        Where the user named it.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'The {called} cannot be made: {error.strerror}.', where=where) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm import __version__
-from bidsharm.bids.atomic import write_json, write_text
+from bidsharm.bids.atomic import make_folder, write_json, write_text
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.files import leads_out
 from bidsharm.files import read_json as read_any_json
@@ -58,10 +58,7 @@ def prepare_root(settings: Settings) -> None:
         If the folder cannot be written, or holds the derivatives of another pipeline.
     """
     root = settings.output_dir
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(root)) from None
+    make_folder(root, 'output folder', str(root))
     refuse_foreign(root, MAIN)
     if not os.access(root, os.W_OK):
         raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.bids.dataset import read_json
-from bidsharm.bids.metadata import read_metadata
+from bidsharm.bids.metadata import Listings, read_metadata
 from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, UsageError
@@ -283,7 +283,7 @@ class _Places:
         self.sources = sources
         self.rows = None if sources.scans is None else _read_scans(sources.scans)
         self.people = _participants(sources)
-        self.listed: dict[Path, tuple[str, ...]] = {}
+        self.listed: Listings = {}
 
     def of(self, image: _Image) -> tuple[str, str]:
         """Return person and scanner of a scan: by the table, else by the rule, else by the record of bidsharm.

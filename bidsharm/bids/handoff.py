@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bidsharm.bids import sidecars
-from bidsharm.bids.atomic import write_json, write_text
+from bidsharm.bids.atomic import make_folder, write_json, write_text
 from bidsharm.bids.dataset import BIDSIGNORE, HANDOFF, description, refuse_foreign, write_labels
 from bidsharm.bids.derivatives import Precomputed
 from bidsharm.bids.names import OutputNames, ScanFile
-from bidsharm.errors import UsageError
 from bidsharm.settings import Settings
 
 #: Ends of the names of all that is written there, as far as fMRIPrep looks for it.
@@ -98,10 +97,7 @@ def prepare_handoff(settings: Settings) -> None:
     if root is None:
         return
     where = f'--fmriprep-derivatives {root}'
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f'The folder for fMRIPrep cannot be made: {error.strerror}.', where=where) from None
+    make_folder(root, 'folder for fMRIPrep', where)
     refuse_foreign(root, HANDOFF)
     content = description(settings, root)
     content['Name'] = f'{content["Name"]}, for fMRIPrep'

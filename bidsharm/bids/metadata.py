@@ -16,9 +16,12 @@ from bidsharm.settings import reason
 #: What is said of a link that is not followed, and what to do.
 LEADS_OUT = 'it is a link that leads out of the data set; --follow-links reads it'
 
+#: Names of sidecars by folder.
+Listings = dict[Path, tuple[str, ...]]
+
 
 def read_metadata(
-    path: Path, root: Path, *, follow_links: bool = False, listed: dict[Path, tuple[str, ...]] | None = None
+    path: Path, root: Path, *, follow_links: bool = False, listed: Listings | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the metadata that apply to an image, and what is wrong with its sidecars.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsharm.bids.index import COPY_OR_FOLLOW, open_layout
-from bidsharm.bids.metadata import read_metadata
+from bidsharm.bids.metadata import Listings, read_metadata
 from bidsharm.bids.names import ScanFile, parse_name
 from bidsharm.bids.sites import SCANNER_FIELDS, UNKNOWN_SITE, check_participants, label_of, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
@@ -66,8 +66,9 @@ def select_scans(settings: Settings, layout: BIDSLayout | None = None) -> Select
     layout = layout or open_layout(settings)
     filters = read_filter_file(settings.bids_filter_file) if settings.bids_filter_file else {}
     refused: list[ScanError] = refused_folders(settings)
+    listed: Listings = {}
     by_contrast = {
-        name: _find(settings, layout, name, filters, refused if name in settings.contrasts else [])
+        name: _find(settings, layout, name, filters, refused if name in settings.contrasts else [], listed)
         for name in dict.fromkeys((*settings.contrasts, 'T1w'))
     }
     contrasts = dict.fromkeys(settings.contrasts)
@@ -132,6 +133,7 @@ def _find(
     contrast: str,
     filters: Mapping[str, Mapping[str, Any]],
     refused: list[ScanError],
+    listed: Listings,
 ) -> list[ScanFile]:
     """Return the images of a contrast; those whose names or files cannot be trusted go to ``refused``.
 
@@ -144,7 +146,6 @@ def _find(
         **filters.get(contrast, {}),
     }
     root, scans = settings.bids_dir, []
-    listed: dict[Path, tuple[str, ...]] = {}
     for image in layout.get(**query):
         # An index that is kept knows the data set by its real path, the user perhaps by a link.
         path = root / Path(image.path).relative_to(layout.root)

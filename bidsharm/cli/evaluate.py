@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> ExitCode:
     from rich.console import Console
 
+    from bidsharm.bids.atomic import make_folder
     from bidsharm.bids.evaluation_input import check_apart, find_study
     from bidsharm.bids.evaluation_output import MEASURED, PAGE, check_output, write_record, write_tables
     from bidsharm.cli.run import quiet_libraries
@@ -131,7 +132,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.temporary import swept
 
     quiet_libraries()
-    sources, options = _sources(args), _options(args)
+    kept = args.work_dir or args.out / MEASURED
+    sources, options = _sources(args), _options(args, kept)
     inputs = [*sources.datasets.values(), *filter(None, (sources.original, sources.truth))]
     for folder in filter(None, (args.out, args.work_dir)):
         check_apart(folder, inputs)
@@ -144,13 +146,13 @@ def _run(args: argparse.Namespace) -> ExitCode:
         )
     check_output(args.out)
     if args.work_dir is not None:
-        _make(args.work_dir)
+        make_folder(args.work_dir, 'folder', f'--work-dir {args.work_dir}')
     for weights in filter(None, (options.inception, options.lpips)):
         load_weights(weights)  # before the work of an hour
     console = Console(stderr=True, highlight=False)
     results = _evaluate(study, options, console)
     facts = _provenance(args, sources, study)
-    with swept([args.out, *filter(None, [options.kept])]):
+    with swept([args.out, kept]):
         write_tables(args.out, results)
         write_record(args.out, results, facts)
         people = len({row['person'] for row in results.scans})
@@ -169,17 +171,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
     if results.problems:
         return ExitCode.SCAN_FAILED
     if args.work_dir is None:
-        shutil.rmtree(args.out / MEASURED, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
     return ExitCode.OK
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f'The folder cannot be made: {error.strerror}.', where=f'--work-dir {folder}'
-        ) from None
 
 
 def _evaluate(study: Study, options: Options, console: Any) -> Results:
@@ -218,14 +211,13 @@ def _sources(args: argparse.Namespace) -> Sources:
     )  # fmt: skip
 
 
-def _options(args: argparse.Namespace) -> Options:
-    from bidsharm.bids.evaluation_output import MEASURED
+def _options(args: argparse.Namespace, kept: Path) -> Options:
     from bidsharm.evaluation.study import Options
 
     return Options(
         seed=args.seed, resamples=max(args.resamples, 1), permutations=max(args.permutations, 1), network=not args.no_cnn,
         against=args.against, processes=max(args.nprocs, 1), aligned=args.aligned, given_labels=args.given_segmentations, inception=args.inception, lpips=args.lpips,
-        kept=args.work_dir or args.out / MEASURED,
+        kept=kept,
     )  # fmt: skip
 
 

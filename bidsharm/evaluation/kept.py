@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import astuple, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def _take(digest: Any, part: object) -> None:
     elif isinstance(part, Mapping):
         _take(digest, sorted(part.items()))
     elif is_dataclass(part) and not isinstance(part, type):
-        _take(digest, astuple(part))
+        _take(digest, [getattr(part, each.name) for each in fields(part)])
     elif part is None or isinstance(part, str | int | float):
         digest.update(f'{type(part).__name__}:{part!r};'.encode())
     else:

@@ -83,16 +83,16 @@ def measure_person(
     labels: dict[str, list[Labels]] = {method: [] for method in study.methods}
     for scan in scans:
         work = _Scan(scan, places[scan.name], study, options)
-        read = False
+        facts = None
         with tolerant(found.problems, scan.name):
-            volumes, truth = work.facts()
-            if volumes:
-                found.true_volumes[scan.name] = volumes
-            if truth is not None and not found.targets:
-                found.targets = {method: truth for method in study.methods if method != ORIGINAL}
-            read = True
-        if not read:
+            facts = work.facts()
+        if facts is None:
             continue
+        volumes, truth = facts
+        if volumes:
+            found.true_volumes[scan.name] = volumes
+        if truth is not None and not found.targets:
+            found.targets = {method: truth for method in study.methods if method != ORIGINAL}
         for method in study.methods:
             progress(f'{scan.name}, {method}')
             is_target = target is not None and scan.name == target.name
@@ -114,16 +114,13 @@ class _Target:
     def __init__(self, scan: StudyScan, place: Place, study: Study) -> None:
         self.scan, self.place = scan, place
         self.key = (_files_of(scan, study), key_of(place))
+        self._found: dict[str, Travelled | None] = {}
 
     @cached_property
     def _loaded(self) -> Loaded | None:
         with tolerant([], self.scan.name):  # said when the scan itself is measured
             return load_scan(self.scan)
         return None
-
-    @cached_property
-    def _found(self) -> dict[str, Travelled | None]:
-        return {}
 
     def by(self, method: str) -> Travelled | None:
         """Return the image of a method on the common grid; None where there is none that can be read."""
