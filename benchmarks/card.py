@@ -1,6 +1,6 @@
-"""Copy the results of `isotone` into the card that ships with its weights, so that no figure there is typed by hand.
+"""Copy the results of `isotone` into the cards that ship with its weights, so that no figure there is typed by hand.
 
-``python benchmarks/card.py`` writes them; ``--check`` only says (exit code 1) whether the card agrees with ``benchmarks/results``. The digest
+``python benchmarks/card.py`` writes them; ``--check`` only says (exit code 1) whether the cards agree with ``benchmarks/results``. The digest
 of the weights does not depend on them.
 """
 
@@ -14,36 +14,42 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
-CARD = ROOT / 'bidsharm' / 'weights' / 'isotone' / 'T1w' / 'card.json'
-#: Results that have rows by method.
-TABLES = ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost')
+WEIGHTS = ROOT / 'bidsharm' / 'weights' / 'isotone'
+#: Results that have rows by method, for each contrast.
+TABLES = {
+    'T1w': ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost'),
+    'T2w': ('travelling_T2w', 'travelling_T2w_noise_free', 'classical_real', 'lesions'),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fill or check the card; return the exit code."""
+    """Fill or check the cards; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--check', action='store_true', help='write nothing')
     check = parser.parse_args(arguments).check
-    before = CARD.read_text(encoding='utf-8')
-    after = filled(before)
-    if after == before:
-        return 0
-    print(f'{CARD.relative_to(ROOT)}: {"out of date" if check else "filled"}')
-    if not check:
-        CARD.write_text(after, encoding='utf-8')
-    return int(check)
+    stale = False
+    for card in sorted(WEIGHTS.glob('*/card.json')):
+        before = card.read_text(encoding='utf-8')
+        after = filled(before, card.parent.name)
+        if after == before:
+            continue
+        stale = True
+        print(f'{card.relative_to(ROOT)}: {"out of date" if check else "filled"}')
+        if not check:
+            card.write_text(after, encoding='utf-8')
+    return int(check and stale)
 
 
-def filled(text: str) -> str:
-    """Return the card with the results as they are."""
+def filled(text: str, contrast: str) -> str:
+    """Return the card of a contrast with the results as they are."""
     content = json.loads(text)
-    content['settings']['results'] = [result for name in TABLES if (result := result_of(name))]
+    content['settings']['results'] = [found for name in TABLES[contrast] if (found := result_of(name, contrast))]
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
 
 
-def result_of(name: str) -> dict[str, Any]:
+def result_of(name: str, contrast: str) -> dict[str, Any]:
     """Return one result: what made it, and the rows of the method; nothing if it was not measured."""
     file = RESULTS / f'{name}.json'
     if not file.exists():
@@ -51,7 +57,7 @@ def result_of(name: str) -> dict[str, Any]:
     record = json.loads(file.read_text())
     about = {key: record['about'][key] for key in ('command', 'date', 'seed', 'processor')}
     rows = [{key: rounded(value) for key, value in row.items()}
-            for row in record['rows'] if row['method'] == 'isotone' and row.get('contrast', 'T1w') == 'T1w']  # fmt: skip
+            for row in record['rows'] if row['method'] == 'isotone' and row.get('contrast', contrast) == contrast]  # fmt: skip
     return {'name': name, **about, 'rows': rows}
 
 

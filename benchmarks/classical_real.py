@@ -5,8 +5,8 @@ the other subjects (leave one subject out). Measures, per method:
 
 - distance: 1-Wasserstein distance between the brain intensities of two scans of one contrast, over the mean of their
   5-95 % ranges, so that no rescaling alone makes it smaller. "visits" are two visits of one person on different
-  protocols, "control" two visits on the same protocol, "sites" T1w of different people at different sites; "T1w" is the T1w alone
-  (one pair each).
+  protocols, "control" two visits on the same protocol, "sites" T1w of different people at different sites. "T1w", "T2w" and "FLAIR"
+  are those of one contrast alone.
 - peaks: the same for the typical intensities of CSF, GM and WM.
 - transfer: a Gaussian classifier of intensity, learnt from the tissue of a scan at one site and applied to a scan at
   another; mean Dice of GM and WM with that scan's own segmentation. "own" is the classifier learnt from the scan itself.
@@ -201,9 +201,9 @@ def warped_priors(root: Path, scans: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
-def of_t1w(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Return the pairs of T1w scans."""
-    return [pair for pair in pairs if pair[0].contrast == 'T1w']
+def of_contrast(contrast: str, pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Return the pairs of scans of a contrast."""
+    return [pair for pair in pairs if pair[0].contrast == contrast]
 
 
 def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,12 +214,18 @@ def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict
     visits = [(a, b) for a, b in same if subject(a) == subject(b) and subject(a) in VISITS]
     control = [(a, b) for a, b in same if subject(a) == subject(b) and subject(a) in CONTROL]
     t1w = [scan for scan in scans if scan.contrast == 'T1w']
-    sites = [(a, b) for a, b in itertools.combinations(t1w, 2) if site(a) != site(b)]
+    across = [(a, b) for a, b in same if site(a) != site(b)]
+    sites = of_contrast('T1w', across)
     row: dict[str, Any] = {'method': name}
-    kinds = {'visits': visits, 'T1w visits': of_t1w(visits), 'control': control, 'T1w control': of_t1w(control), 'sites': sites}  # fmt: skip
+    kinds = {
+        'visits': visits, 'T1w visits': of_contrast('T1w', visits), 'T2w visits': of_contrast('T2w', visits),
+        'FLAIR visits': of_contrast('FLAIR', visits), 'control': control, 'T1w control': of_contrast('T1w', control),
+        'T2w control': of_contrast('T2w', control), 'sites': sites, 'T2w sites': of_contrast('T2w', across),
+    }  # fmt: skip
     for label, chosen in kinds.items():
         row[f'{label} distance'], row[f'{label} peaks'] = distances(chosen, images)
     row['transfer'], row['own'] = transfer(sites, images)
+    row['T2w transfer'], row['T2w own'] = transfer(of_contrast('T2w', across), images)
     row |= judge(t1w, images, quantiles, priors)
     row['s a scan'] = seconds
     print(row, flush=True)

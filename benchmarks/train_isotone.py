@@ -65,7 +65,9 @@ def split(work: Path, kept_back: int = 4) -> tuple[list[Any], list[Any]]:
     return parts
 
 
-def train(work: Path, contrast: str, seconds: float, batch: int, rate: float, seed: int, device: str) -> int:
+def train(
+    work: Path, contrast: str, seconds: float, batch: int, rate: float, seed: int, device: str, first: Path | None
+) -> int:
     """Train until the time is up; return the number of scans seen."""
     import torch
 
@@ -79,7 +81,8 @@ def train(work: Path, contrast: str, seconds: float, batch: int, rate: float, se
         ScanSource(others, contrast, seed=seed + 1, scanners=300), batch=8, seed=seed + 1, workers=0
     )
     validation = [next(checks) for _ in range(6)]
-    trainer = Trainer(IsotoneNet().to(device), rate=rate)
+    net = IsotoneNet() if first is None else network_of(first)
+    trainer = Trainer(net.to(device), rate=rate)
     before, count = resumed(trainer, work / 'train.part')
     source = ScanSource(some, contrast, seed=seed + 10 * count, scanners=6000, device=device)
     batches = stream(source, batch=batch, seed=seed + 10 * count, workers=1)
@@ -94,6 +97,14 @@ def train(work: Path, contrast: str, seconds: float, batch: int, rate: float, se
     keep(trainer.average.state_dict(), work / 'net.pt')
     (work / 'scans').write_text(str(count))
     return count
+
+
+def network_of(folder: Path) -> Any:
+    """Return the network of a bundle, to go on with."""
+    from bidsharm.harmonizers.bundle import read_arrays
+    from bidsharm.nn.isotone_model import Model
+
+    return Model.from_arrays(read_arrays(folder)).net.train().requires_grad_(True)
 
 
 def resumed(trainer: Any, file: Path) -> tuple[float, int]:
@@ -125,6 +136,9 @@ def main() -> None:
     )
     arguments.add_argument('--hold-out', nargs='*', default=HELD_OUT)
     arguments.add_argument('--contrast', default='T1w')
+    arguments.add_argument(
+        '--from', dest='first', type=Path, help='bundle of another contrast whose network is the start'
+    )
     arguments.add_argument('--people', type=int, default=PEOPLE, help='from each anatomy')
     arguments.add_argument('--seconds', type=float, default=10_000)
     arguments.add_argument('--batch', type=int, default=8)
@@ -148,7 +162,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     draw(args.work, Path(args.labels), args.hold_out, args.people, args.seed)
     if not (args.work / 'net.pt').exists():
-        train(args.work, args.contrast, args.seconds, args.batch, args.rate, args.seed, args.device)
+        train(args.work, args.contrast, args.seconds, args.batch, args.rate, args.seed, args.device, args.first)
     net = IsotoneNet()
     net.load_state_dict(torch.load(args.work / 'net.pt', weights_only=True))
     _, others = split(args.work)

@@ -53,7 +53,7 @@ class Travelled:
 
     def harmonized(self, folder: Path) -> Path:
         """Return where the data set of a method has its image of the scan."""
-        stem = f'{self.person}_ses-{self.scanner}_desc-harmonized_T1w.nii.gz'
+        stem = f'{self.person}_ses-{self.scanner}_desc-harmonized_{self.scan.contrast}.nii.gz'
         return folder / self.person / f'ses-{self.scanner}' / 'anat' / stem
 
     @cached_property
@@ -64,7 +64,7 @@ class Travelled:
         return replace(self.scan, data=correct_bias(self.scan.data, self.scan.mask, self.scan.affine))
 
 
-def load(held: Path, person: str, session: str) -> Travelled:
+def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travelled:
     """Read a scan and its truth."""
     import nibabel as nib
 
@@ -77,12 +77,12 @@ def load(held: Path, person: str, session: str) -> Travelled:
     def read(path: Path) -> Any:
         return np.asarray(nib.load(path).dataobj)
 
-    image = nib.load(held / person / session / 'anat' / f'{stem}_T1w.nii.gz')
+    image = nib.load(held / person / session / 'anat' / f'{stem}_{contrast}.nii.gz')
     mask = read(truth / f'{stem}_desc-brain_mask.nii.gz') > 0
     box = bounding_box(mask, 6)
     affine = crop_affine(image.affine, box)
-    scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, 'T1w', f'{stem}_T1w')
-    canonical = read(truth / f'{stem}_desc-canonical_T1w.nii.gz').astype(np.float32)[box]
+    scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, contrast, f'{stem}_{contrast}')
+    canonical = read(truth / f'{stem}_desc-canonical_{contrast}.nii.gz').astype(np.float32)[box]
     return Travelled(person, session.removeprefix('ses-'), scan, canonical, box, image)
 
 
@@ -164,7 +164,8 @@ def write(item: Travelled, image: Any, folder: Path, seconds: float | None) -> N
     path = item.harmonized(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(whole, item.image.affine), path)
-    record = path.name.replace('desc-harmonized_T1w.nii.gz', 'desc-T1w_qc.json')
+    contrast = item.scan.contrast
+    record = path.name.replace(f'desc-harmonized_{contrast}.nii.gz', f'desc-{contrast}_qc.json')
     path.with_name(record).write_text(json.dumps({'harmonizer': {'seconds': seconds}}))
 
 
@@ -205,6 +206,7 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('held', type=Path, help='data set of bidsharm-simulate')
     arguments.add_argument('work', type=Path, help='folder for data sets and tables')
+    arguments.add_argument('--contrast', default='T1w')
     arguments.add_argument('--target', default='', help='scanner to aim at (default: the canonical contrast)')
     arguments.add_argument('--name', default='travelling', help='of the result')
     arguments.add_argument('--people', type=int, help='only the first so many')
@@ -214,7 +216,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
     sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
-    scans = [load(args.held, person, session) for person, session in itertools.product(people, sessions)]
+    scans = [load(args.held, *names, args.contrast) for names in itertools.product(people, sessions)]
     chosen = [(name, False) for name in args.methods] + [(n, True) for n in args.methods if n in AFTER_N4]
     labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen]
     for label, (name, n4) in zip(labels, chosen, strict=False):
@@ -228,9 +230,9 @@ def main() -> None:
         for item in scans:
             write(item, oracle(item), args.work / 'oracle', None)
     aim = ['--target', args.target] if args.target else []
-    out = judge(args.work, args.held, labels, '--against', 'isotone', *aim)
+    out = judge(args.work, args.held, labels, '--against', 'isotone', '--suffix', args.contrast, *aim)
     rows = rows_of(out)
-    text = f'{len(people)} people, {len(sessions)} scanners.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
+    text = f'{len(people)} people, {len(sessions)} scanners, {args.contrast}.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     if args.people is None:
         common.save(args.name, title='Methods on travelling heads', text=text, data={'rows': rows}, seed=2026)
         page = Path(__file__).parent / 'results' / f'{args.name}.html'

@@ -109,12 +109,13 @@ def test_tables_of_options_hold_only_options() -> None:
     assert not set(rows) - known
 
 
-def test_the_card_of_the_weights_holds_the_results() -> None:
-    text = card['CARD'].read_text(encoding='utf-8')
-    assert card['filled'](text) == text, 'run `python benchmarks/card.py`'
+@pytest.mark.parametrize('contrast', sorted(folder.name for folder in card['WEIGHTS'].iterdir()))
+def test_the_card_of_the_weights_holds_the_results(contrast: str) -> None:
+    text = (card['WEIGHTS'] / contrast / 'card.json').read_text(encoding='utf-8')
+    assert card['filled'](text, contrast) == text, 'run `python benchmarks/card.py`'
     emptied = json.loads(text)
     assert emptied['settings'].pop('results')
-    assert card['filled'](json.dumps(emptied)) == text
+    assert card['filled'](json.dumps(emptied), contrast) == text
 
 
 def test_every_method_has_a_chapter_and_a_row_of_figures() -> None:

@@ -1,18 +1,56 @@
-"""Kinds of values that several commands take."""
+"""What the command lines of several commands have in common: how they refuse, and kinds of values."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.errors import UsageError
+from bidsharm.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from bidsharm.training.options import Budget
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in a line or two what is wrong, and which option may have been meant."""
+
+    def error(self, message: str) -> Any:
+        """Print the message, and exit with the code for usage."""
+        unknown = message.partition('unrecognized arguments:')[2].split()
+        hints = [f'Did you mean {near}?' for word in unknown if (near := self._near(word))]
+        self.exit(int(ExitCode.USAGE), '\n'.join([f'{self.prog}: {message}', *hints, self._more()]) + '\n')
+
+    def _near(self, word: str) -> str:
+        """Return the options that look like a word; nothing where none does."""
+        word = word.partition('=')[0]
+        known = [
+            option
+            for action in self._actions
+            if action.help != argparse.SUPPRESS
+            for option in action.option_strings
+        ]
+        if not word.startswith('--'):
+            return ''
+        return ' or '.join(difflib.get_close_matches(word, known, n=2, cutoff=0.7))
+
+    def _more(self) -> str:
+        """Return how the command is called, as far as one line holds it."""
+        words = [' '.join(_words_of(action)) for action in self._actions if not action.option_strings]
+        return f'usage: {" ".join([self.prog, "[options]", *words])}\n{self.prog} --help tells the options.'
+
+
+def _words_of(action: argparse.Action) -> list[str]:
+    name = str(action.metavar or action.dest)
+    if action.metavar is None and action.choices is not None:
+        name = '{' + ','.join(map(str, action.choices)) + '}'
+    return {'*': [f'[{name}', '...]'], '+': [name, f'[{name}', '...]'], '?': [f'[{name}]']}.get(
+        str(action.nargs), [name]
+    )
 
 
 def count(text: str) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm import __version__
+from bidsharm.cli.arguments import Parser
 from bidsharm.cli.parser import build_parser
 from bidsharm.errors import BidsharmError, ConfigurationError, UsageError
 
@@ -54,9 +55,9 @@ class Mounts:
         return [part for text in texts for part in ('-v', text)]
 
 
-def build_wrapper() -> argparse.ArgumentParser:
+def build_wrapper() -> Parser:
     """Return the parser of the options that are the wrapper's own."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-docker',
         description='Run bidsharm in a container. All options of bidsharm are understood too, with paths of this machine.',
         epilog='The command that is run is printed first.',

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsharm import __version__
-from bidsharm.cli.parser import Parser, absolute_path, check_places, device_name
+from bidsharm.cli.arguments import Parser
+from bidsharm.cli.parser import absolute_path, check_places, device_name
 from bidsharm.errors import BidsharmError, ConfigurationError, ExitCode, UsageError
 from bidsharm.settings import DEFAULT_HARMONIZER
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import natural
+from bidsharm.cli.arguments import Parser, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 from bidsharm.settings import CONTRASTS
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from bidsharm.evaluation.study import Options, Study
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-evaluate',
         description='Compare harmonization methods: tables, and a page that says what each does and how sure that is.',
         epilog='What each measure is and needs: the page "evaluation" of the documentation. '

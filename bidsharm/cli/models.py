@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsharm.cli.arguments import Parser
 from bidsharm.cli.ending import run_to_end
 from bidsharm.cli.sharing import add_commands, export_file, import_file
 from bidsharm.errors import BidsharmError
@@ -37,9 +38,9 @@ SHORT_NEEDS = {
 IMPORT_LIMIT_S = 300
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-models', description='Show harmonization methods, and check model bundles.'
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')

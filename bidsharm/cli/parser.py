@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bidsharm import __version__
-from bidsharm.errors import ExitCode, UsageError
+from bidsharm.cli.arguments import Parser
+from bidsharm.errors import UsageError
 from bidsharm.settings import (
     CONTRASTS,
     DEFAULT_HARMONIZER,
@@ -26,15 +26,6 @@ EPILOG = """exit codes: 0 all done; 1 at least one scan failed; 2 usage; 3 nothi
 78 a device, template or weights file is missing.
 A switch that a settings file turns on is turned off by its opposite: --no-force, --no-sloppy and so on.
 More: bidsharm-models list (every harmonizer and what it needs), bidsharm-simulate (travelling heads to try it on)."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors end with our exit code for usage."""
-
-    def error(self, message: str) -> Any:
-        """Print usage and message, and exit with code 2."""
-        self.print_usage(sys.stderr)
-        self.exit(int(ExitCode.USAGE), f'{self.prog}: {message}\n')
 
 
 def build_parser() -> Parser:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import count, label_maps, natural
+from bidsharm.cli.arguments import Parser, count, label_maps, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from bidsharm.simulation.protocols import Scanner
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-simulate',
         description='Simulate people who travel between scanners, and write a BIDS data set with the truth beside it.',
         epilog='Every person is scanned in every scanner. The truth is in OUT/derivatives/truth.',

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import natural
+from bidsharm.cli.arguments import Parser, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, NothingToDo, ScanError, UsageError
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from bidsharm.reports.surfaces import Pair
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-surface',
         description='Harmonize maps on cortical surfaces, such as thickness, across sites: derivatives of fMRIPrep or subjects of FreeSurfer.',
         epilog='More: the page "surfaces" of the documentation. Exit codes: 0 done, 1 some maps failed, 2 wrong use, 3 nothing to do, 78 a model is not there.',

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import natural
+from bidsharm.cli.arguments import Parser, natural
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, UsageError
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from bidsharm.workflows.feature_tables import Result
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-table',
         description='Harmonize tables of features across sites: group tables of bidsharm, tables of FreeSurfer and MRIQC, or any other.',
         epilog='More: the page "tables" of the documentation. Exit codes: 0 done, 1 failed, 2 wrong use, 78 a model is not there.',

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import budget, count, setting
+from bidsharm.cli.arguments import Parser, budget, count, setting
 from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import ExitCode, NothingToDo, UsageError
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MODELS, FOLDS, CACHE = 'models', 'folds', 'cache'
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-task',
         description='Predict age, a diagnosis or a segmentation of scans that bidsharm has preprocessed, from features that shall not tell the site.',
         epilog='Every scan is predicted by networks that have not seen its person; a model that was trained on all of them is OUT/models/NAME. The '

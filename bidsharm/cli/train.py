@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsharm.cli.arguments import budget, count, label_maps, natural, setting
+from bidsharm.cli.arguments import Parser, budget, count, label_maps, natural, setting
 from bidsharm.cli.bars import Bars
 from bidsharm.cli.ending import run_to_end
 from bidsharm.errors import BidsharmError, ExitCode, UsageError
@@ -28,9 +28,9 @@ MODEL, CACHE = 'model', 'cache'
 SIMULATED, PEOPLE, SCANNERS, RENEW = 'simulated', 20, 4, 1000
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='bidsharm-train',
         description='Train a harmonization method on scans that bidsharm has preprocessed, or on simulated ones.',
         epilog='The model is OUT/model: bidsharm BIDS OUT participant --harmonizer NAME --model OUT/model. The same command goes on with a '

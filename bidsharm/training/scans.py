@@ -38,6 +38,10 @@ _TEXTURE_STEP = 1 / 32
 _THICK_MM = 2.4
 #: Values of the transmit field that signals are rounded to.
 _LEVELS = 121
+#: How much darker or brighter deep grey matter is than the equations say, relative: myelin in T1w, iron in the others.
+_DEEP_GREY = {'T1w': (-0.05, 0.12), 'T2w': (-0.2, 0.05), 'FLAIR': (-0.2, 0.05), 'PDw': (-0.15, 0.05)}
+#: Contrasts whose fluid is not dark.
+_BRIGHT_FLUID = ('T2w', 'PDw')
 #: Spread between people of T1 and of proton density, relative.
 _RELAXATION_SPREAD = (0.03, 0.01)
 
@@ -245,6 +249,9 @@ class ScanSource:
         transmit = 1 + float(self.signals.transmit[number]) * enlarge(self._field(self.transmit), flat)
         signal, white = self._signal(number, mixture, texture, transmit, jitter)
         canonical = self._canonical(mixture, texture, jitter)
+        if self.contrast in _BRIGHT_FLUID:
+            left = self._flow_voids(kinds, flat)
+            signal, canonical = signal * left, canonical * left
         log_receive = self._receive(number, flat, white.log())
         power = self._tone()
         clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
@@ -434,10 +441,13 @@ class ScanSource:
         signal, slope = self.signals.signal[number], self.signals.slope[number]
         # Beyond the physics: tissues that no equation foresees.
         odd = 1 + 0.03 * self._normal(len(_LIKE), 1)
-        odd[3] += self._uniform(-0.05, 0.12)
+        odd[3] += self._uniform(*_DEEP_GREY[self.contrast])
         table = odd * (signal * (1 + jitter[:, 1:]) + slope * jitter[:, :1])
-        if self._chance(0.4):  # fluid is seldom as dark as it should be: flow, pulsation
-            table[:2] += self._uniform(0, 0.25)
+        if self._chance(0.4):  # flow and pulsation: fluid is seldom as dark, or as bright, as it should be
+            if self.contrast in _BRIGHT_FLUID:
+                table[:2] *= self._uniform(0.4, 1.1)
+            else:
+                table[:2] += self._uniform(0, 0.25)
         fine = functional.interpolate(
             torch.cat([table, signal[4:5].abs()])[None], size=_LEVELS, mode='linear', align_corners=True
         )[0]
@@ -449,6 +459,12 @@ class ScanSource:
         middle = len(_FLIPS) // 2
         image += self._textured(signal[:, middle], slope[:, middle], mixture, texture)
         return image, fine[-1][level].clamp_min(0.05)
+
+    def _flow_voids(self, kinds: Tensor, flat: Tensor) -> Tensor:
+        """Return what is left of the signal where blood flows and membranes lie: spots at the surface and in sulci, shape (N,)."""
+        spots = enlarge(self._normal(*(n // 2 for n in SHAPE)), flat)
+        dark = torch.sigmoid(6 * (spots - self._uniform(0.3, 1.5))) * self._uniform(0.5, 1)
+        return 1 - dark * (kinds[1] + kinds[6]).clamp(max=1)
 
     def _receive(self, number: int, flat: Tensor, log_white: Tensor) -> Tensor:
         """Return the logarithm of the receive field; more than half of all scans were corrected before."""
