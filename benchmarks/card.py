@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
 def filled(text: str, contrast: str) -> str:
     """Return the card of a contrast with the results as they are."""
     content = json.loads(text)
-    content['settings']['results'] = [found for name in TABLES[contrast] if (found := result_of(name, contrast))]
+    content['settings']['results'] = [
+        found for name in TABLES[contrast] if (found := result_of(name, contrast))
+    ]
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + '\n'
 
 

@@ -12,6 +12,7 @@ How the weights that ship were made is in `settings` of their `card.json`.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -65,9 +66,7 @@ def split(work: Path, kept_back: int = 4) -> tuple[list[Any], list[Any]]:
     return parts
 
 
-def train(
-    work: Path, contrast: str, seconds: float, batch: int, rate: float, seed: int, device: str, first: Path | None
-) -> int:
+def train(args: argparse.Namespace) -> int:
     """Train until the time is up; return the number of scans seen."""
     import torch
 
@@ -75,27 +74,31 @@ def train(
     from bidsharm.training.isotone import Trainer, psnr_of, stream
     from bidsharm.training.scans import ScanSource
 
-    torch.manual_seed(seed)
-    some, others = split(work)
+    torch.manual_seed(args.seed)
+    some, others = split(args.work)
     checks = stream(
-        ScanSource(others, contrast, seed=seed + 1, scanners=300), batch=8, seed=seed + 1, workers=0
+        ScanSource(others, args.contrast, seed=args.seed + 1, scanners=300),
+        batch=8,
+        seed=args.seed + 1,
+        workers=0,
     )
     validation = [next(checks) for _ in range(6)]
-    net = IsotoneNet() if first is None else network_of(first)
-    trainer = Trainer(net.to(device), rate=rate)
-    before, count = resumed(trainer, work / 'train.part')
-    source = ScanSource(some, contrast, seed=seed + 10 * count, scanners=6000, device=device)
-    batches = stream(source, batch=batch, seed=seed + 10 * count, workers=1)
+    net = IsotoneNet() if args.first is None else network_of(args.first)
+    trainer = Trainer(net.to(args.device), rate=args.rate)
+    before, count = resumed(trainer, args.work / 'train.part')
+    seed = args.seed + 10 * count
+    source = ScanSource(some, args.contrast, seed=seed, scanners=6000, device=args.device)
+    batches = stream(source, batch=args.batch, seed=seed, workers=1)
     started = time.perf_counter()
-    while (elapsed := before + time.perf_counter() - started) < seconds:
-        said = trainer.step(next(batches), elapsed / seconds)
-        count += batch
+    while (elapsed := before + time.perf_counter() - started) < args.seconds:
+        said = trainer.step(next(batches), elapsed / args.seconds)
+        count += args.batch
         if trainer.step_number % INTERVAL == 0:
             print(round(elapsed), count, {name: round(value, 3) for name, value in said.items()},
                   f'validation {psnr_of(trainer.average, validation):.2f} dB', flush=True)  # fmt: skip
-            keep(trainer.state() | {'seconds': elapsed, 'scans': count}, work / 'train.part')
-    keep(trainer.average.state_dict(), work / 'net.pt')
-    (work / 'scans').write_text(str(count))
+            keep(trainer.state() | {'seconds': elapsed, 'scans': count}, args.work / 'train.part')
+    keep(trainer.average.state_dict(), args.work / 'net.pt')
+    (args.work / 'scans').write_text(str(count))
     return count
 
 
@@ -162,7 +165,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     draw(args.work, Path(args.labels), args.hold_out, args.people, args.seed)
     if not (args.work / 'net.pt').exists():
-        train(args.work, args.contrast, args.seconds, args.batch, args.rate, args.seed, args.device, args.first)
+        train(args)
     net = IsotoneNet()
     net.load_state_dict(torch.load(args.work / 'net.pt', weights_only=True))
     _, others = split(args.work)

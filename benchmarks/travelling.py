@@ -81,7 +81,9 @@ def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travel
     mask = read(truth / f'{stem}_desc-brain_mask.nii.gz') > 0
     box = bounding_box(mask, 6)
     affine = crop_affine(image.affine, box)
-    scan = Scan(np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, contrast, f'{stem}_{contrast}')
+    scan = Scan(
+        np.asarray(image.dataobj, dtype=np.float32)[box], mask[box], affine, contrast, f'{stem}_{contrast}'
+    )
     canonical = read(truth / f'{stem}_desc-canonical_{contrast}.nii.gz').astype(np.float32)[box]
     return Travelled(person, session.removeprefix('ses-'), scan, canonical, box, image)
 
