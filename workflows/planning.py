@@ -202,6 +202,12 @@ def find_model(settings: Settings) -> Path:
     for place in places:
         if place.is_dir():
             return place
+    packed = next((place for place in places if place.is_file()), None)
+    if packed is not None:
+        raise ConfigurationError(
+            'This is a file, not the folder of a model bundle.', where=f'--model {packed}',
+            fix='If bidsharm-models export wrote it, unpack it first: bidsharm-models import FILE.tar FOLDER',
+        )  # fmt: skip
     raise ConfigurationError(
         'The model bundle was not found.', where=f'--model {given}', fix='Give its folder, or --weights-dir.'
     )

@@ -34,6 +34,9 @@ SEQUENCES = {
     'mprage': (PulseSequence('T1w', 'MPRAGE', 1.9, 0.004, 12, 0.8, echo_spacing=0.009, excitations=128), 1.5),
     'spgr': (PulseSequence('T1w', 'SPGR', 0.02, 0.005, 25), 1.5),
     'long': (PulseSequence('T1w', 'MPRAGE', 2.5, 0.0035, 7, 1.1, echo_spacing=0.0075, excitations=192), 3.0),
+    'turbo': (PulseSequence('T2w', 'FSE', 4.5, 0.085, echo_spacing=0.012, excitations=12), 1.5),
+    'late': (PulseSequence('T2w', 'FSE', 8.0, 0.13, echo_spacing=0.01, excitations=20), 3.0),
+    'spin': (PulseSequence('T2w', 'SE', 2.5, 0.08), 0.55),
 }  # fmt: skip
 
 
@@ -57,15 +60,15 @@ def scan_of(
         (scale * image).astype(np.float32),
         anatomy.brain_mask,
         anatomy.affine,
-        'T1w',
-        f'sub-{name}{seed}_T1w',
+        sequence.contrast,
+        f'sub-{name}{seed}_{sequence.contrast}',
         site,
     )
 
 
-@pytest.fixture(scope='module')
-def scan(anatomy) -> Scan:
-    return scan_of(anatomy, 'spgr')
+@pytest.fixture(scope='module', params=['spgr', 'turbo'])
+def scan(anatomy, request) -> Scan:
+    return scan_of(anatomy, request.param)
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +85,7 @@ def inside(image, scan):
     return image[scan.mask].astype(float)
 
 
-def test_a_simulated_t1w_is_understood(harmonized):
+def test_a_simulated_scan_is_understood(harmonized):
     assert harmonized.details['way'] == 'network'
     assert not harmonized.warnings
     assert harmonized.details['strangeness'] < 0.5
@@ -97,7 +100,7 @@ def test_tissues_come_to_the_canonical_contrast(method, anatomy, name):
 
     found = scan_of(anatomy, name, seed=4)
     image = method.harmonize(found, Canonical()).image
-    truth = canonical_image(anatomy, 'T1w')
+    truth = canonical_image(anatomy, found.contrast)
     brain = found.mask
     scaled = found.data / np.quantile(found.data[brain], 0.9) * np.quantile(truth[brain], 0.9)
     error, before = (np.abs(part[brain] - truth[brain]).mean() for part in (image, scaled))
@@ -155,7 +158,7 @@ def test_orientation_does_not_matter(method, scan, harmonized):
     matrix = np.zeros((4, 4))
     matrix[1, 0], matrix[2, 1], matrix[0, 2], matrix[3, 3] = 1, -1, 1, 1
     matrix[2, 3] = scan.data.shape[2] - 1
-    image = method.harmonize(Scan(turned, mask, scan.affine @ matrix, 'T1w', 'turned'), Canonical()).image
+    image = method.harmonize(Scan(turned, mask, scan.affine @ matrix, scan.contrast, 'turned'), Canonical()).image
     np.testing.assert_allclose(image, harmonized.image.transpose(1, 2, 0)[:, ::-1], atol=1e-3)
 
 
@@ -167,7 +170,7 @@ def test_voxel_size_hardly_matters(method, anatomy, harmonized, scan):
     affine = scan.affine.copy()
     affine[:3, :3] /= 1.5
     affine[:3, 3] -= np.diag(affine)[:3] * 0.25
-    image = method.harmonize(Scan(fine, mask, affine, 'T1w', 'fine'), Canonical()).image
+    image = method.harmonize(Scan(fine, mask, affine, scan.contrast, 'fine'), Canonical()).image
     quantiles = [
         np.quantile(part, np.linspace(0.05, 0.95, 19))
         for part in (image[mask], inside(harmonized.image, scan))
@@ -241,7 +244,7 @@ def phantom(scan: Scan, kind: str) -> Scan:
 
 
 @pytest.mark.parametrize('kind', ['inverted', 'noise', 'ball', 'upside down'])
-def test_what_is_no_t1w_is_scaled_and_said_so(method, scan, kind):
+def test_what_is_no_scan_of_the_contrast_is_scaled_and_said_so(method, scan, kind):
     odd = phantom(scan, kind)
     result = method.harmonize(odd, Canonical())
     assert result.details['way'] == 'robust'
@@ -252,7 +255,14 @@ def test_what_is_no_t1w_is_scaled_and_said_so(method, scan, kind):
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize('contrast', ['T2w', 'FLAIR', 'PDw'])
+def test_a_scan_under_the_name_of_another_contrast_is_scaled_and_said_so(method, scan):
+    other = {'T1w': 'T2w', 'T2w': 'T1w'}[scan.contrast]
+    result = method.harmonize(replace(scan, contrast=other), Canonical())
+    assert result.details['way'] == 'robust'
+    assert 'unlike' in result.details['reason']
+
+
+@pytest.mark.parametrize('contrast', ['FLAIR', 'PDw'])
 def test_contrasts_without_a_model_are_scaled(method, scan, contrast):
     result = method.harmonize(replace(scan, contrast=contrast), Canonical())
     assert result.details['way'] == 'robust'
@@ -288,10 +298,10 @@ def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
 
 def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, scan, harmonized, tmp_path):
     arrays, made = (
-        bundle.read_arrays(room.WEIGHTS / 'T1w'),
-        bundle.read_card(room.WEIGHTS / 'T1w')['settings'],
+        bundle.read_arrays(room.WEIGHTS / scan.contrast),
+        bundle.read_card(room.WEIGHTS / scan.contrast)['settings'],
     )
-    same = bundle.load(room.WEIGHTS / 'T1w', name='isotone')
+    same = bundle.load(room.WEIGHTS / scan.contrast, name='isotone')
     # Sums of a convolution may be taken in another order when arrays lie elsewhere in memory.
     np.testing.assert_allclose(same.harmonize(scan, Canonical()).image, harmonized.image, atol=1e-5)
     darker = {**arrays, 'net/curve.4.bias': arrays['net/curve.4.bias'] - 1}
@@ -322,11 +332,13 @@ def test_other_weights_have_another_digest(monkeypatch, tmp_path):
     assert registry.get('robust').weights_digest() == ''
 
 
-def test_the_weights_that_ship_are_whole():
+@pytest.mark.parametrize('contrast', ['T1w', 'T2w'])
+def test_the_weights_that_ship_are_whole(contrast):
     from bidsharm.harmonizers.isotone import WEIGHTS
 
-    card = bundle.read_card(WEIGHTS / 'T1w')
+    card = bundle.read_card(WEIGHTS / contrast)
     assert card['name'] == 'isotone'
-    assert bundle.digest(WEIGHTS / 'T1w')
-    size = (WEIGHTS / 'T1w' / bundle.TENSORS).stat().st_size
+    assert card['settings']['contrasts'] == [contrast]
+    assert bundle.digest(WEIGHTS / contrast)
+    size = (WEIGHTS / contrast / bundle.TENSORS).stat().st_size
     assert size < 10e6
