@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,12 @@ class ScanPlan:
         """The image whose grid results in T1w space come back to, and its BIDS URI."""
         preproc = self.reused.preproc
         return (preproc, self.reused.uri(preproc)) if preproc else (self.anchor.path, raw_uri(self.anchor))
+
+    @property
+    def handed_transforms(self) -> dict[str, Path]:
+        """Transforms that fMRIPrep gets, by template: those of another pipeline, for ours are too coarse to replace its own."""
+        own = {BUNDLED: self.reused.to_template} if self.reused.to_template else {}
+        return {**own, **self.space_transforms}
 
     @property
     def sources(self) -> dict[str, Path]:
@@ -404,10 +410,9 @@ def _connect_handoff(
     """Let the head be harmonized too, and add the sink for fMRIPrep, for a T1w that goes there."""
     if plan.handoff is None:
         return None
-    labels = handoff_spaces(spaces)
     sink = init_ds_handoff_wf(
-        scan=plan.scan, folder=plan.handoff, native=plan.native, spaces=labels, reused=plan.reused,
-        given=plan.space_transforms, name=f'ds_handoff_{plan.scan.node}_wf',
+        scan=plan.scan, folder=plan.handoff, native=plan.native, transforms=plan.handed_transforms, reused=plan.reused,
+        name=f'ds_handoff_{plan.scan.node}_wf',
     )  # fmt: skip
     workflow.connect([
         (prep_wf, harmonize_wf, [
@@ -418,25 +423,7 @@ def _connect_handoff(
             ('outputnode.head', 'inputnode.head'), ('outputnode.head_sidecar', 'inputnode.sidecar'),
         ]),
     ])  # fmt: skip
-    registered: dict[str, pe.Workflow] = {BUNDLED: prep_wf}
-    for space in spaces:
-        found = workflow.get_node(f'register_{plan.scan.node}_{_space_name(space)}_wf')
-        if found is not None:
-            registered.setdefault(space.entities['space'], found)
-    for index, label in enumerate(labels, start=1):
-        if label in registered:
-            workflow.connect([
-                (registered[label], sink, [
-                    ('outputnode.to_template', f'inputnode.forward{index}'),
-                    ('outputnode.from_template', f'inputnode.backward{index}'),
-                ]),
-            ])  # fmt: skip
     return sink
-
-
-def handoff_spaces(spaces: Iterable[Space]) -> tuple[str, ...]:
-    """Return the labels of the templates that fMRIPrep gets transforms to: the built-in one, and those of the output spaces."""
-    return tuple(dict.fromkeys([BUNDLED, *(space.entities['space'] for space in spaces)]))
 
 
 def _connect_spaces(

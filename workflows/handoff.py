@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from bidsharm.workflows.outputs import SINK_FIELDS
@@ -20,9 +20,8 @@ def init_ds_handoff_wf(
     scan: ScanFile,
     folder: Path,
     native: Path,
-    spaces: Sequence[str],
+    transforms: Mapping[str, Path],
     reused: Precomputed | None = None,
-    given: Mapping[str, Path] | None = None,
     name: str = 'ds_handoff_wf',
 ) -> pe.Workflow:
     """Write a harmonized T1w, its mask, tissues and transforms under the names that fMRIPrep looks for.
@@ -35,20 +34,17 @@ def init_ds_handoff_wf(
         Root of the derivative data set.
     native
         Image whose grid the results come back to.
-    spaces
-        Labels of the templates that there are transforms to.
+    transforms
+        Transforms of other pipelines to templates, by label; they are copied, and their ways back.
     reused
         Files of other pipelines that the results rest on.
-    given
-        Transforms of other pipelines to some of the templates, by label; they are copied, and their ways back.
     name
         Name of the workflow.
 
     Inputs
     ------
-    head, sidecar, brain_mask, dseg, tissue, forward1, backward1...
-        Harmonized image and the fields for its sidecar, results of preprocessing, and for each of ``spaces`` in their order the transforms
-        to it and back (those of ``given`` are set).
+    head, sidecar, brain_mask, dseg, tissue
+        Harmonized image and the fields for its sidecar, results of preprocessing.
 
     Outputs
     -------
@@ -56,18 +52,16 @@ def init_ds_handoff_wf(
         What was written, and what it looked like then.
     """
     workflow = pe.Workflow(name=name)
-    ways = [f'{way}{index}' for index in range(1, len(spaces) + 1) for way in ('forward', 'backward')]
-    fields = ['head', 'brain_mask', 'dseg', 'tissue', *ways]
+    given = [str(way) for label, there in transforms.items() for way in (there, way_back(there, label))]
+    fields = ['head', 'brain_mask', 'dseg', 'tissue']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'sidecar']), name='inputnode')
-    for index, label in enumerate(spaces, start=1):
-        if given and label in given:
-            inputnode.set_input(f'forward{index}', str(given[label]))
-            inputnode.set_input(f'backward{index}', str(way_back(given[label], label)))
     outputnode = pe.Node(niu.IdentityInterface(fields=SINK_FIELDS), name='outputnode')
-    collect = pe.Node(niu.Merge(len(fields)), name='collect', run_without_submitting=True)
+    collect = pe.Node(niu.Merge(len(fields) + len(given)), name='collect', run_without_submitting=True)
+    for index, way in enumerate(given, start=len(fields) + 1):
+        collect.set_input(f'in{index}', way)
     ds_handoff = pe.Node(
         SaveDerivatives(
-            specs=handoff_specs(scan, reused or Precomputed(), spaces), out_root=str(folder),
+            specs=handoff_specs(scan, reused or Precomputed(), tuple(transforms)), out_root=str(folder),
             native=str(native), alone_in=OutputNames(scan).folder,
         ),
         name='ds_handoff', mem_gb=1.0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bidsharm.workflows.base import Options, ScanPlan, handoff_spaces
+from bidsharm.workflows.base import Options, ScanPlan
 from bidsharm.workflows.clusters import devices
 from bidsharm.workflows.engine import load_plugin
 from bidsharm.workflows.harmonize import Method
@@ -456,9 +456,9 @@ def expected_outputs(scan: ScanFile, anchor: ScanFile, spaces: Sequence[Space]) 
     return files
 
 
-def expected_handoff(scan: ScanFile, options: Options) -> list[str]:
+def expected_handoff(plan: ScanPlan) -> list[str]:
     """Return the files that a T1w has in the folder for fMRIPrep, without sidecars."""
-    return handoff_files(scan, handoff_spaces(item.space for item in options.templates))
+    return handoff_files(plan.scan, tuple(plan.handed_transforms))
 
 
 def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest: str) -> set[str]:
@@ -470,10 +470,12 @@ def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest
     names = set()
     for scan in scans:
         others = companions_of(scan, plan.selection) if plan.method.uses_companions else ()
-        sources = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options, others).sources
-        more = expected_handoff(scan, plan.options) if scan.name in for_fmriprep else []
+        planned = plan_scan(scan, plan.selection.anchor(scan), settings, plan.options, others)
+        more = expected_handoff(planned) if scan.name in for_fmriprep else []
         qc = root / OutputNames(scan).qc
-        if not is_complete(qc, root, sources, digest, handoff=folder if more else None, handed_off=more):
+        if not is_complete(
+            qc, root, planned.sources, digest, handoff=folder if more else None, handed_off=more
+        ):
             names.add(scan.name)
     return names
 

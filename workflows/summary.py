@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsharm.workflows.logs import Screen
-from bidsharm.workflows.planning import Plan, expected_handoff, expected_outputs, unfinished
+from bidsharm.workflows.planning import Plan, expected_handoff, expected_outputs, plan_scan, unfinished
 from bidsharm.workflows.progress import counted
 from bidsharm.workflows.steps import Excess
 from bidsharm.workflows.targets import known_target
@@ -118,7 +118,7 @@ def show_plan(plan: Plan, settings: Settings, console: Console) -> None:
             console.print(f'  {name}', markup=False, highlight=False)
     for_fmriprep = handed_off(plan.selection.scans) if settings.fmriprep_derivatives else frozenset()
     for scan in (scan for scan in plan.selection.scans if scan.name in for_fmriprep):
-        for name in expected_handoff(scan, plan.options):
+        for name in expected_handoff(plan_scan(scan, scan, settings, plan.options)):
             console.print(f'  for fMRIPrep: {name}', markup=False, highlight=False)
 
 

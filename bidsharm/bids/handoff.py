@@ -26,7 +26,7 @@ HANDOFF_ENDINGS = (
 README = """# Harmonized T1w for fMRIPrep
 
 Written by bidsharm (`--fmriprep-derivatives`). fMRIPrep takes these files with `--derivatives harm=FOLDER`: it uses the harmonized
-T1w, its mask, segmentation and transforms instead of making its own. There is one T1w for each session. The full results, the
+T1w, its mask and segmentation instead of making its own. There is one T1w for each session. The full results, the
 checks and the reports are in the data set that the sidecars call `bidsharm`.
 """
 

@@ -155,7 +155,7 @@ def _add_preprocessing(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         '--fmriprep-derivatives', type=absolute_path, metavar='DIR',
-        help='write the harmonized T1w there too, with mask, tissues and transforms, for fmriprep --derivatives harm=DIR',
+        help='write the harmonized T1w there too, with mask and tissues, for fmriprep --derivatives harm=DIR',
     )  # fmt: skip
     group.add_argument('--random-seed', type=_seed, metavar='N', help='default 0')
     _add_switch(group, '--sloppy', 'fewer iterations: for trying out only')

@@ -99,8 +99,7 @@ def ask_smriprep(stage: Stage, subject: str) -> None:
         stage.check(Path(str(found.get(key))).is_file(), f'{key} is one file')
     labels = [Path(name).name.split('_label-')[1].split('_')[0] for name in found['t1w_tpms']]
     stage.check(labels == ['GM', 'WM', 'CSF'], 't1w_tpms are GM, WM and CSF, in this order')
-    ways = found['transforms']['MNI152NLin2009aSym']
-    stage.check(sorted(ways) == ['forward', 'reverse'], 'there are transforms to the template and back')
+    stage.check(found['transforms'] == {}, 'no transform stands in for the registration of sMRIPrep')
 
 
 def five_lines(stage: Stage, data: Path, subject: str) -> None:

@@ -158,7 +158,9 @@ def test_orientation_does_not_matter(method, scan, harmonized):
     matrix = np.zeros((4, 4))
     matrix[1, 0], matrix[2, 1], matrix[0, 2], matrix[3, 3] = 1, -1, 1, 1
     matrix[2, 3] = scan.data.shape[2] - 1
-    image = method.harmonize(Scan(turned, mask, scan.affine @ matrix, scan.contrast, 'turned'), Canonical()).image
+    image = method.harmonize(
+        Scan(turned, mask, scan.affine @ matrix, scan.contrast, 'turned'), Canonical()
+    ).image
     np.testing.assert_allclose(image, harmonized.image.transpose(1, 2, 0)[:, ::-1], atol=1e-3)
 
 

@@ -8,6 +8,7 @@ import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bidsharm import workflows
-from bidsharm.bids.derivatives import Precomputed
+from bidsharm.bids.derivatives import Precomputed, way_back
 from bidsharm.bids.query import Selection
 from bidsharm.errors import UsageError
 from bidsharm.imaging.templates import Space, Template, bundled_files, parse_space
@@ -703,11 +704,24 @@ def test_builder_takes_keywords_only_and_says_what_goes_in_and_out(name, needed)
 
 
 @pytest.mark.parametrize('given', [False, True])
-def test_fmriprep_gets_the_transforms_that_were_made_or_given(given, make_raw, make_method, files, tmp_path):
+def test_fmriprep_gets_only_transforms_that_another_pipeline_made(
+    given, make_raw, make_method, files, tmp_path
+):
+    """fMRIPrep takes a transform that it finds in place of its own nonlinear one; ours are affine by default."""
     scan = make_raw(tmp_path, 'sub-01_T1w')
     there = tmp_path / 'sub-01_from-T1w_to-Other_mode-image_xfm.h5'
-    ways = {'Other': there} if given else {}
-    plan = ScanPlan(scan, scan, space_transforms=ways, handoff=tmp_path / 'harm')
+    template = tmp_path / 'sub-01_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5'
+    reused = Precomputed(
+        to_template=template,
+        from_template=way_back(template, 'MNI152NLin2009aSym'),
+        source='p',
+        root=tmp_path,
+    )
+    plan = ScanPlan(scan, scan, handoff=tmp_path / 'harm')
+    if given:
+        for file in (template, reused.from_template, there, way_back(there, 'Other')):
+            file.write_bytes(b'')
+        plan = replace(plan, precomputed=reused, space_transforms={'Other': there})
     options = Options(templates=(Template(Space('Other', '1'), files['brain']),))
     workflow = init_single_subject_wf(
         plans=[plan], method=make_method(), output_dir=tmp_path, options=options
@@ -716,20 +730,17 @@ def test_fmriprep_gets_the_transforms_that_were_made_or_given(given, make_raw, m
     assert list(unset_inputs(graph)) == []
     (collect,) = (node for node in graph if node.fullname.endswith('ds_handoff_sub_01_T1w_wf.collect'))
     (sink,) = (node for node in graph if node.name == 'ds_handoff')
-    specs = [spec['path'] for spec in sink.inputs.specs]
-    assert [str(path).rsplit('_from-', 1)[-1] for path in specs[4:]] == [
-        'T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5', 'MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5',
-        'T1w_to-Other_mode-image_xfm.h5', 'Other_to-T1w_mode-image_xfm.h5',
-    ]  # fmt: skip
+    names = [str(spec['path']).rsplit('_from-', 1)[-1] for spec in sink.inputs.specs[4:]]
     assert sink.inputs.alone_in == 'sub-01/anat'
-    made = {data: source.fullname for source, _, edge in graph.in_edges(collect, data=True) for _, data in edge['connect']}  # fmt: skip
     if given:
-        assert collect.inputs.in7 == str(there)
-        assert collect.inputs.in8 == str(there).replace('from-T1w_to-Other', 'from-Other_to-T1w')
+        files_given = [template, way_back(template, 'MNI152NLin2009aSym'), there, way_back(there, 'Other')]
+        assert names == [str(file).rsplit('_from-', 1)[-1] for file in files_given]
+        assert [getattr(collect.inputs, f'in{index}') for index in range(5, 9)] == [
+            str(file) for file in files_given
+        ]
     else:
-        assert made['in7'] == made['in8']
-        assert 'register_sub_01_T1w_template_Other_1_wf' in made['in7']
-    assert 'prep_sub_01_T1w_wf.register_wf' in made['in5']
+        assert names == []
+        assert not hasattr(collect.inputs, 'in5')
     (harmonize,) = (node for node in graph if node.name == 'harmonize')
     assert {'head_file', 'head_sidecar'} <= fed(graph, harmonize)
 

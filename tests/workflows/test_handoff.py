@@ -67,12 +67,7 @@ def test_smriprep_finds_every_file_and_takes_none_twice(first_run, session):
         't1w_mask': f'{stem}_desc-brain_mask.nii.gz',
         't1w_dseg': f'{stem}_dseg.nii.gz',
         't1w_tpms': [f'{stem}_label-{tissue}_probseg.nii.gz' for tissue in ('GM', 'WM', 'CSF')],
-        'transforms': {
-            'MNI152NLin2009aSym': {
-                'forward': f'{stem}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5',
-                'reverse': f'{stem}_from-MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5',
-            }
-        },
+        'transforms': {},
     }
     assert not list((base / 'harm').rglob('*run-2*'))
     assert list((base / 'out').rglob('*run-2_desc-harmonized_T1w.nii.gz'))

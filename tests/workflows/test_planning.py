@@ -597,7 +597,7 @@ def test_model_takes_the_place_of_learning(sites, make_settings, tmp_path, monke
     with pytest.raises(ConfigurationError, match='not found'):
         make_plan(make_settings(harmonizer='zscore', model=Path('gone')), sites)
     (tmp_path / 'mine.tar').write_bytes(b'')
-    with pytest.raises(ConfigurationError, match='not the folder.*bidsharm-models import'):
+    with pytest.raises(ConfigurationError, match=r'not the folder.*bidsharm-models import'):
         make_plan(make_settings(harmonizer='zscore', model=Path('mine.tar')), sites)
     with pytest.raises(ConfigurationError, match='made by "zscore"'):
         make_plan(make_settings(harmonizer='robust', model=folder), sites)
