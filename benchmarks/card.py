@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
 WEIGHTS = ROOT / 'bidsharm' / 'weights' / 'isotone'
+CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
 #: Results that have rows by method, for each contrast.
 TABLES = {
     'T1w': ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost'),
@@ -60,7 +61,17 @@ def result_of(name: str, contrast: str) -> dict[str, Any]:
     about = {key: record['about'][key] for key in ('command', 'date', 'seed', 'processor')}
     rows = [{key: rounded(value) for key, value in row.items()}
             for row in record['rows'] if row['method'] == 'isotone' and row.get('contrast', contrast) == contrast]  # fmt: skip
-    return {'name': name, **about, 'rows': rows}
+    return {'name': name, **about, 'rows': [of_contrast(row, contrast) for row in rows]}
+
+
+def of_contrast(row: dict[str, Any], contrast: str) -> dict[str, Any]:
+    """Return the columns that tell of a contrast; those that name none are of T1w, unless the row itself says of which it is."""
+    if 'contrast' in row or not any(key.startswith('T2w ') for key in row):
+        return row
+    others = tuple(f'{name} ' for name in CONTRASTS[1:])
+    if contrast == 'T1w':
+        return {key: value for key, value in row.items() if not key.startswith(others)}
+    return {key: value for key, value in row.items() if key == 'method' or key.startswith(f'{contrast} ')}
 
 
 def rounded(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Three stages; each leaves files in WORK and is skipped when they are there:
 
-1. brains: people are drawn from label maps (`--hold-out` names those that are kept for testing) and the MNI152 template;
+1. brains: people are drawn from label maps (`--hold-out` names those that are kept for testing) and the MNI152 template; all contrasts share them;
 2. training: scans are made as they are needed, until the time is up; the learning rate falls as a cosine of the time.
    A training that was interrupted goes on from the last multiple of 200 steps when the command is given again;
 3. judge: the network tries itself on scans of people that were not trained on, every other one strange, and a judge learns how well it did.
@@ -82,23 +82,24 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed + 1,
         workers=0,
     )
-    validation = [next(checks) for _ in range(6)]
+    validation = [next(checks).to(args.device) for _ in range(6)]
     net = IsotoneNet() if args.first is None else network_of(args.first)
     trainer = Trainer(net.to(args.device), rate=args.rate)
-    before, count = resumed(trainer, args.work / 'train.part')
+    part = args.work / f'train_{args.contrast}.part'
+    before, count = resumed(trainer, part)
     seed = args.seed + 10 * count
-    source = ScanSource(some, args.contrast, seed=seed, scanners=6000, device=args.device)
+    source = ScanSource(some, args.contrast, seed=seed, scanners=6000)
     batches = stream(source, batch=args.batch, seed=seed, workers=1)
     started = time.perf_counter()
     while (elapsed := before + time.perf_counter() - started) < args.seconds:
-        said = trainer.step(next(batches), elapsed / args.seconds)
+        said = trainer.step(next(batches).to(args.device), elapsed / args.seconds)
         count += args.batch
         if trainer.step_number % INTERVAL == 0:
             print(round(elapsed), count, {name: round(value, 3) for name, value in said.items()},
                   f'validation {psnr_of(trainer.average, validation):.2f} dB', flush=True)  # fmt: skip
-            keep(trainer.state() | {'seconds': elapsed, 'scans': count}, args.work / 'train.part')
-    keep(trainer.average.state_dict(), args.work / 'net.pt')
-    (args.work / 'scans').write_text(str(count))
+            keep(trainer.state() | {'seconds': elapsed, 'scans': count}, part)
+    keep(trainer.average.state_dict(), args.work / f'net_{args.contrast}.pt')
+    (args.work / f'scans_{args.contrast}').write_text(str(count))
     return count
 
 
@@ -162,12 +163,15 @@ def main() -> None:
     from bidsharm.training.isotone import train_judge, try_out
     from bidsharm.training.scans import ScanSource
 
+    if args.out.exists():
+        raise SystemExit(f'{args.out} is there already, and weights are never replaced. Move it away.')
     args.work.mkdir(parents=True, exist_ok=True)
+    trained = args.work / f'net_{args.contrast}.pt'
     draw(args.work, Path(args.labels), args.hold_out, args.people, args.seed)
-    if not (args.work / 'net.pt').exists():
+    if not trained.exists():
         train(args)
     net = IsotoneNet()
-    net.load_state_dict(torch.load(args.work / 'net.pt', weights_only=True))
+    net.load_state_dict(torch.load(trained, map_location='cpu', weights_only=True))
     _, others = split(args.work)
     verdicts = try_out(
         net,
@@ -176,7 +180,7 @@ def main() -> None:
         seed=args.seed + 2,
     )
     model = Model(net, train_judge(verdicts, net.features, seed=args.seed))
-    scans = args.work / 'scans'
+    scans = args.work / f'scans_{args.contrast}'
     settings = {
         'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'held_out': args.hold_out,
         'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made,

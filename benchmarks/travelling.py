@@ -69,7 +69,7 @@ def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travel
     import nibabel as nib
 
     from bidsharm.harmonizers.contract import Scan
-    from bidsharm.imaging.grids import bounding_box, crop_affine
+    from bidsharm.imaging.grids import bounding_box, crop_affine, same_grid
 
     stem = f'{person}_{session}'
     truth = held / 'derivatives' / 'truth' / person / session / 'anat'
@@ -78,7 +78,8 @@ def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travel
         return np.asarray(nib.load(path).dataobj)
 
     image = nib.load(held / person / session / 'anat' / f'{stem}_{contrast}.nii.gz')
-    mask = read(truth / f'{stem}_desc-brain_mask.nii.gz') > 0
+    masks = sorted(truth.glob(f'{stem}_desc-*rain_mask.nii.gz'))  # one for each grid of the session
+    mask = read(next(file for file in masks if same_grid(nib.load(file), image))) > 0
     box = bounding_box(mask, 6)
     affine = crop_affine(image.affine, box)
     scan = Scan(

@@ -17,7 +17,7 @@ from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, UsageError
 from bidsharm.evaluation.study import ORIGINAL, MethodFiles, Study, StudyScan
 from bidsharm.files import MAX_TABLE, read_text
-from bidsharm.settings import reason
+from bidsharm.settings import CONTRASTS, reason
 
 _ENDINGS = ('.nii.gz', '.nii')
 #: Entities that say how an image was made, not which scan it is.
@@ -264,13 +264,48 @@ def _truth(image: _Image, sources: Sources) -> dict[str, Path | None]:
     if sources.truth is None:
         return {}
     folder = sources.truth / image.path.parent.relative_to(image.root)
+    named = _truth_name(image, folder, sources.suffix)
+    reference = _of_scan(folder, image.entities, 'canonical', sources.suffix, **image.grid)
+    return {**_labelled(image, folder, named), 'reference': reference}
+
+
+def _labelled(image: _Image, folder: Path, named: str) -> dict[str, Path | None]:
+    """Return true mask, labels and lesions that are named by a contrast, or by none."""
     entities = image.entities
     return {
-        'mask': _of_scan(folder, entities, 'brain', 'mask', **image.grid),
-        'labels': _of_scan(folder, entities, '', 'dseg', **image.grid),
-        'reference': _of_scan(folder, entities, 'canonical', sources.suffix, **image.grid),
-        'lesions': _of_scan(folder, entities, '', 'mask', label='lesion', **image.grid),
+        'mask': _of_scan(folder, entities, f'{named}Brain' if named else 'brain', 'mask', **image.grid),
+        'labels': _of_scan(folder, entities, named, 'dseg', **image.grid),
+        'lesions': _of_scan(folder, entities, named, 'mask', label='lesion', **image.grid),
     }
+
+
+def _truth_name(image: _Image, folder: Path, suffix: str) -> str:
+    """Return the contrast that the labels on the grid of a scan are named by; the grid of the first contrast has no name.
+
+    Contrasts of a session may lie on several grids, and one that shares a grid with another may go by its name.
+    """
+    found = {
+        name: files
+        for name in dict.fromkeys(['', suffix, *CONTRASTS])
+        if (files := [file for file in _labelled(image, folder, name).values() if file])
+    }
+    if len(found) > 1:
+        for name, files in found.items():
+            if _lie_alike(image.path, files[0]):
+                return name
+    return next(iter(found), '')
+
+
+def _lie_alike(first: Path, second: Path) -> bool:
+    """Say whether two images share their grid; one that cannot be read shares none."""
+    import nibabel as nib
+
+    from bidsharm.imaging.grids import same_grid
+
+    try:
+        return same_grid(nib.load(first), nib.load(second))  # type: ignore[arg-type]
+    except (OSError, nib.filebasedimages.ImageFileError):
+        return False
 
 
 # --- People and scanners ---

@@ -12,6 +12,7 @@ from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
 from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Results
+from bidsharm.temporary import clear_remains
 
 PAGE = 'evaluation.html'
 RECORD = 'evaluation.json'
@@ -71,9 +72,13 @@ def check_output(out: Path) -> None:
     UsageError
         If anything is in it that no evaluation writes, or it cannot be made.
     """
+    measured = out / MEASURED
     try:
         out.mkdir(parents=True, exist_ok=True)
+        clear_remains([out, measured])
         others = {path.name for path in out.iterdir()} - OURS
+        if measured.is_dir():
+            others |= {path.name for path in measured.iterdir() if path.suffix != '.npz'}
     except OSError as error:
         raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(out)) from None
     if others:

@@ -44,6 +44,17 @@ class Parser(argparse.ArgumentParser):
         return f'usage: {" ".join([self.prog, "[options]", *words])}\n{self.prog} --help tells the options.'
 
 
+class Command(Parser):
+    """The parser of one command among several: it refuses by itself what it does not know, and so can tell what is near."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what was parsed; nothing may be left."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f'unrecognized arguments: {" ".join(rest)}')
+        return found, rest
+
+
 def _words_of(action: argparse.Action) -> list[str]:
     name = str(action.metavar or action.dest)
     if action.metavar is None and action.choices is not None:

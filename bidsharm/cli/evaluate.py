@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,6 +126,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.evaluation_input import check_apart, find_study
     from bidsharm.bids.evaluation_output import MEASURED, PAGE, check_output, write_record, write_tables
     from bidsharm.cli.run import quiet_libraries
+    from bidsharm.evaluation.kept import Kept
     from bidsharm.evaluation.perceptual import load_weights
     from bidsharm.reports.evaluation import write_evaluation_report
     from bidsharm.temporary import swept
@@ -137,6 +137,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     inputs = [*sources.datasets.values(), *filter(None, (sources.original, sources.truth))]
     for folder in filter(None, (args.out, args.work_dir)):
         check_apart(folder, inputs)
+    _check_work_dir(args)
     study = find_study(sources)
     if options.against and options.against not in study.methods:
         raise UsageError(
@@ -171,8 +172,18 @@ def _run(args: argparse.Namespace) -> ExitCode:
     if results.problems:
         return ExitCode.SCAN_FAILED
     if args.work_dir is None:
-        shutil.rmtree(kept, ignore_errors=True)
+        Kept(kept).clear()
     return ExitCode.OK
+
+
+def _check_work_dir(args: argparse.Namespace) -> None:
+    """Refuse a working folder in the output folder, which holds nothing but an evaluation."""
+    if args.work_dir is not None and args.work_dir.resolve().is_relative_to(args.out.resolve()):
+        raise UsageError(
+            'The working folder lies in the output folder.',
+            where=f'--work-dir {args.work_dir}',
+            fix='Name one elsewhere, or leave the option away.',
+        )
 
 
 def _evaluate(study: Study, options: Options, console: Any) -> Results:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bidsharm.cli.arguments import Parser
+from bidsharm.cli.arguments import Command, Parser
 from bidsharm.cli.ending import run_to_end
 from bidsharm.cli.sharing import add_commands, export_file, import_file
 from bidsharm.errors import BidsharmError
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog='bidsharm-models', description='Show harmonization methods, and check model bundles.'
     )
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=Command)
     listing = commands.add_parser('list', help='list all methods')
     listing.add_argument('--json', action='store_true', help='print the cards as JSON')
     show = commands.add_parser('show', help='print the card of one method')

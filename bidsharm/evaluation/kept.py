@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from bidsharm.imaging import __file__ as _imaging
 from bidsharm.temporary import atomic_path
 
 Arrays = dict[str, NDArray[Any]]
+_ENDING = '.npz'
 
 
 class Kept:
@@ -46,7 +46,7 @@ class Kept:
             with np.load(self._path(key), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return arrays, dict(json.loads(str(arrays.pop('facts'))))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001 - a damaged archive raises whatever its damage leads to; all of it means: measure again
             return None
 
     def put(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
@@ -56,9 +56,18 @@ class Kept:
         with contextlib.suppress(OSError), atomic_path(self._path(key)) as path, path.open('wb') as file:
             np.savez_compressed(file, **{**arrays, 'facts': np.array(json.dumps(facts))})  # type: ignore[arg-type]
 
+    def clear(self) -> None:
+        """Remove what was kept, and the folder if nothing else is in it."""
+        if self.folder is None:
+            return
+        for file in self.folder.glob(f'*{_ENDING}'):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
     def _path(self, key: str) -> Path:
         assert self.folder is not None
-        return self.folder / f'{key}.npz'
+        return self.folder / f'{key}{_ENDING}'
 
 
 def key_of(*parts: object) -> str:

@@ -53,7 +53,7 @@ class _Understood:
 class Isotone(StandardHarmonizer):
     """Map every voxel by a smooth gain and one increasing curve that a network chooses for the scan.
 
-    The canonical contrast is that of an MPRAGE at 3 T in which white matter is 1. For a site or a reference the mean curve of
+    The canonical contrast is that of one scanner at 3 T; in T1w (MPRAGE) its white matter is 1. For a site or a reference the mean curve of
     its scans is inverted. Contrasts without a model, and scans that the network does not understand, are scaled by their 90th percentile.
     A change that is smaller than its own expected error is not made; against a site or a reference only the curves count.
     """
@@ -86,8 +86,11 @@ class Isotone(StandardHarmonizer):
     # --- Networks of others ---
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return the standards, or the network that was given in place of the one that ships."""
-        return super().state() if self._trained is None else self._trained
+        """Return the standards, and the network that was given in place of the one that ships."""
+        arrays, settings = super().state()
+        if self._trained is None or not arrays:
+            return self._trained or (arrays, settings)
+        return {**arrays, **self._trained[0]}, {**settings, 'network': self._trained[1]}
 
     def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
         """Take back standards, or take the network of ``benchmarks/train_isotone.py`` for the contrast in its settings.
@@ -97,9 +100,14 @@ class Isotone(StandardHarmonizer):
         ConfigurationError
             If the numbers are neither.
         """
-        if not any(name.startswith('net/') for name in arrays):
-            super().restore(arrays, settings)
-            return
+        network = {name: array for name, array in arrays.items() if name.startswith(('net/', 'judge/'))}
+        if len(network) < len(arrays) or not network:
+            super().restore({name: array for name, array in arrays.items() if name not in network}, settings)
+        if network:
+            self._take(network, settings.get('network', settings))
+
+    def _take(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
+        """Use a network for the contrasts in its settings."""
         from bidsharm.nn.isotone_model import Model
 
         try:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bidsharm import __version__
 from bidsharm.errors import UsageError
-from bidsharm.simulation.acquisition import acquire, canonical_image, gradient_error
+from bidsharm.simulation.acquisition import CANONICAL_UNIT, acquire, canonical_image, gradient_error
 from bidsharm.simulation.anatomy import DSEG_LABELS, SEGMENTED, Anatomy
 from bidsharm.simulation.files import stream, write_bytes, write_json, write_tsv
 from bidsharm.simulation.heads import TEMPLATE_SIZE, load_labels, load_template
@@ -416,7 +416,7 @@ def _write_scan(
         ),
         'canonical': (
             canonical_image(truth.anatomy, contrast, factors=person.relaxation), PRESETS[0],
-            f'The same head in the scanner {PRESETS[0].label}, without any error; white matter is 1.',
+            f'The same head in the scanner {PRESETS[0].label}, without any error; white matter is about {1 / CANONICAL_UNIT[contrast]:.2g}.',
         ),
     }  # fmt: skip
     base = out / TRUTH / stem

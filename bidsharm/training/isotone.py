@@ -69,6 +69,10 @@ class Example:
     zero: Tensor
     tissue: Tensor
 
+    def to(self, device: str) -> Example:
+        """Return the example on a device."""
+        return Example(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def make_example(scan: TrainingScan, generator: torch.Generator) -> Example:
     """Return an example from a scan."""
@@ -108,7 +112,8 @@ class _Stream(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = torch.utils.data.get_worker_info()
         seed = self.seed * 1000 + (info.id if info is not None else 0)
-        torch.set_num_threads(1)
+        if info is not None:  # a worker is one process of several
+            torch.set_num_threads(1)
         self.source.reseed(seed)
         generator = torch.Generator().manual_seed(seed)
         while True:

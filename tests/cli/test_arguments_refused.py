@@ -63,3 +63,14 @@ def test_every_command_refuses_alike(module, capsys):
     assert lines.startswith(f'{COMMANDS[module]}')
     assert f'{COMMANDS[module]} --help tells the options.' in lines
     assert len(lines.splitlines()) == 3
+
+
+def test_a_command_of_several_refuses_by_itself(capsys):
+    parser = import_module('bidsharm.cli.models').build_parser()
+    lines = said(parser, capsys, 'import', 'FILE.tar', 'FOLDER', '--digst', 'X').splitlines()
+    assert lines == [
+        'bidsharm-models import: unrecognized arguments: --digst X',
+        'Did you mean --digest?',
+        'usage: bidsharm-models import [options] FILE.tar FOLDER',
+        'bidsharm-models import --help tells the options.',
+    ]

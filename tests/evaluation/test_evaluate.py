@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +301,44 @@ def test_lesions_that_were_found(world, tmp_path):
 # --- Who was where ---
 
 
+def test_truth_of_another_contrast_lies_on_its_own_grid(tmp_path):
+    """`bidsharm-simulate` names labels by a contrast where its grid is not that of the first one."""
+    person = Person(1)
+    half = {name: getattr(person, name)[::2] for name in ('mask', 'labels', 'lesions', 'canonical')}
+
+    def place(folder: str, rest: str, data: NDArray[Any], voxel: float) -> Path:
+        path = named(tmp_path / folder, '01', 'east', rest)
+        save(path, data)
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([voxel, SPACING, SPACING, 1.0])), path)
+        return path
+
+    for rest, data in (
+        ('desc-brain_mask', person.mask),
+        ('dseg', person.labels),
+        ('label-lesion_mask', person.lesions),
+    ):
+        place('truth', rest, data, SPACING)
+    own = {
+        'mask': place('truth', 'desc-T2wBrain_mask', half['mask'], 2 * SPACING),
+        'labels': place('truth', 'desc-T2w_dseg', half['labels'], 2 * SPACING),
+        'lesions': place('truth', 'label-lesion_desc-T2w_mask', half['lesions'], 2 * SPACING),
+    }
+    for contrast, data, voxel in (('T1w', person.canonical, SPACING), ('T2w', half['canonical'], 2 * SPACING),
+                                  ('FLAIR', half['canonical'], 2 * SPACING), ('PDw', person.canonical, SPACING)):  # fmt: skip
+        place('method', f'desc-harmonized_{contrast}', data, voxel)
+        given = Sources(
+            {'method': tmp_path / 'method'}, suffix=contrast, truth=tmp_path / 'truth', site='session'
+        )
+        (scan,) = find_study(given).scans
+        found = {'mask': scan.mask, 'labels': scan.labels, 'lesions': scan.lesions}
+        if contrast in ('T2w', 'FLAIR'):  # FLAIR shares the grid that T2w has given its name
+            assert found == own
+        else:
+            assert not set(found.values()) & set(own.values())
+            assert None not in found.values()
+
+
 def test_a_table_says_who_was_where(world, tmp_path):
     table = tmp_path / 'scans.tsv'
     rows = ['participant_id\tsession_id\tperson\tscanner']
@@ -569,7 +609,29 @@ def test_networks_of_photographs_come_from_files(world, tmp_path, inception, cap
 def test_a_run_that_was_ended_while_it_wrote_can_be_repeated(world, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'scans.tsv').write_text('method\n')
+    code = (
+        'from pathlib import Path\n'
+        'from bidsharm.temporary import temporary_path\n'
+        'print(temporary_path(Path("summary.tsv")))'
+    )
+    ended = subprocess.run(
+        [sys.executable, '-c', code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    (tmp_path / 'out' / ended).write_text('method\n')
     check_output(tmp_path / 'out')
+    assert not (tmp_path / 'out' / ended).exists()
+
+
+@pytest.mark.parametrize(
+    'place', ['measured/sub-01/anat/sub-01_T1w.nii.gz', 'measured/notes.txt', '.tmp-of-someone']
+)
+def test_what_somebody_else_put_there_is_never_touched(world, tmp_path, place):
+    file = tmp_path / 'out' / place
+    file.parent.mkdir(parents=True)
+    file.write_text('mine')
+    with pytest.raises(UsageError, match='something else'):
+        check_output(tmp_path / 'out')
+    assert file.read_text() == 'mine'
 
 
 # --- What was measured before ---
@@ -659,7 +721,9 @@ def test_measures_are_kept_until_all_is_done_or_where_the_user_says(world, tmp_p
     assert len(list((tmp_path / 'work').glob('*.npz'))) > PEOPLE * len(SCANNERS)
     assert not (tmp_path / 'out' / 'measured').exists()
     assert command.main([*arguments, '--work-dir', str(world / 'perfect' / 'work')]) == 2
-    assert command.main([*arguments, '--work-dir', str(tmp_path / 'out' / 'scans.tsv')]) == 2
+    for inside in ('', 'work', 'measured', 'scans.tsv'):
+        assert command.main([*arguments, '--work-dir', str(tmp_path / 'out' / inside)]) == 2
+    assert command.main(arguments) == 0
 
 
 # --- Heads that lie anywhere ---

@@ -41,6 +41,31 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes | None
     assert store.get('key') is None
 
 
+def test_no_flipped_bit_raises(tmp_path: Path) -> None:
+    store, before = Kept(tmp_path), np.arange(400.0)
+    store.put('key', {'a': before}, {'psnr': 1.0})
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(bytes(damaged))
+        found = store.get('key')
+        assert found is None or np.array_equal(found[0].get('a', before), before)
+
+
+def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    store = Kept(tmp_path / 'kept')
+    store.put('key', {}, {})
+    (tmp_path / 'kept' / 'mine.txt').touch()
+    store.clear()
+    assert [file.name for file in (tmp_path / 'kept').iterdir()] == ['mine.txt']
+    (tmp_path / 'kept' / 'mine.txt').unlink()
+    store.clear()
+    assert not (tmp_path / 'kept').exists()
+    Kept(None).clear()
+
+
 def test_objects_are_neither_written_nor_read(tmp_path: Path) -> None:
     """Files of arrays can hold pickles, which are programs."""
     np.savez(tmp_path / 'key.npz', facts=np.array([{'a': 1}], dtype=object))

@@ -315,6 +315,28 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
         bundle.load(tmp_path / 'part')
 
 
+def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
+    target = {'T1w': 'mprage', 'T2w': 'late'}[scan.contrast]
+    arrays, made = (
+        bundle.read_arrays(room.WEIGHTS / scan.contrast),
+        bundle.read_card(room.WEIGHTS / scan.contrast)['settings'],
+    )
+    arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
+    bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
+    own = bundle.load(tmp_path / 'darker')
+    own.fit(Cohort([scan_of(anatomy, target, site='A')]), target=Site('A'))
+    bundle.save(own, tmp_path / 'fitted')
+    again = bundle.load(tmp_path / 'fitted')
+    for aim in (Site('A'), Canonical()):
+        np.testing.assert_allclose(
+            again.harmonize(scan, aim).image, own.harmonize(scan, aim).image, atol=1e-4
+        )
+    assert (
+        np.abs(again.harmonize(scan, Canonical()).image - method.harmonize(scan, Canonical()).image).max()
+        > 0.01
+    )
+
+
 def test_other_weights_have_another_digest(monkeypatch, tmp_path):
     shutil.copytree(room.WEIGHTS, tmp_path / 'weights')
     ours = Isotone.weights_digest()
