@@ -53,7 +53,7 @@ def _figures(spec: str) -> str:
     name, *wanted = (part.strip() for part in spec.split('|'))
     columns = [part.partition('=')[0] for part in wanted]
     chosen = {
-        header: set(values.split(','))
+        header: set(re.split(',(?! )', values))
         for header, _, values in (part.partition('=') for part in wanted)
         if values
     }
@@ -65,6 +65,8 @@ def _figures(spec: str) -> str:
     rows = [
         row for row in rows if all(row[header.index(column)] in values for column, values in chosen.items())
     ]
+    if not rows:
+        raise SystemExit(f'No row of {name} is left by: {spec.strip()}')
     kept = [header.index(column) for column in columns] or range(len(header))
     about = dict(
         line[2:].split(': ', 1)

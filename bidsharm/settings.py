@@ -25,10 +25,14 @@ SITE_RULES = 'Give auto, session, a column of participants.tsv, or sidecar field
 #: Largest ``--random-seed``: ANTs is given one more as a signed 32-bit number, and takes 0 for "from the clock".
 MAX_SEED = 2**31 - 2
 
-#: Fields that change what a scan looks like afterwards; all others only change how the work is done.
+#: How a target begins that is a sidecar of acquisition parameters.
+ACQUISITION = 'acquisition:'
+
+#: Fields that change what a scan looks like afterwards; all others only change how the work is done. Of ``derivatives`` each scan records the
+#: files that it used, so a mask that is given for one person costs nobody else.
 RESULT_FIELDS = (
     'harmonizer', 'target', 'model', 'target_scans', 'skull_strip', 'brain_extraction', 'registration',
-    'output_spaces', 'derivatives', 'random_seed', 'sloppy', 'qc_thresholds', 'site', 'oom_fallback', 'guard',
+    'output_spaces', 'random_seed', 'sloppy', 'qc_thresholds', 'site', 'oom_fallback', 'guard',
 )  # fmt: skip
 
 

@@ -187,7 +187,7 @@ def test_settings_cannot_be_changed():
 
 #: What can make a harmonized scan look different; said here a second time, so that neither list changes unseen.
 DECISIVE = {
-    'harmonizer', 'target', 'model', 'target_scans', 'site', 'derivatives', 'skull_strip', 'brain_extraction',
+    'harmonizer', 'target', 'model', 'target_scans', 'site', 'skull_strip', 'brain_extraction',
     'registration', 'output_spaces', 'random_seed', 'sloppy', 'qc_thresholds', 'oom_fallback', 'guard',
 }  # fmt: skip
 

@@ -34,10 +34,7 @@ from bidsharm.harmonizers.contract import (
 )
 from bidsharm.imaging.grids import load_checked, open_image
 from bidsharm.imaging.templates import BUNDLED, Space, Template, find_template, parse_space
-from bidsharm.settings import Settings
-
-#: Before the path of a sidecar, in ``--target``.
-ACQUISITION = 'acquisition:'
+from bidsharm.settings import ACQUISITION, CONTRASTS, Settings
 
 
 @dataclass(frozen=True)
@@ -327,7 +324,6 @@ def _check_reference(path: Path) -> None:
 
 def _reference_scan(path: Path) -> ScanFile:
     from bidsharm.bids.names import parse_name
-    from bidsharm.settings import CONTRASTS
 
     parsed = parse_name(path.name)
     suffix = parsed[1] if parsed and parsed[1] in CONTRASTS else 'T1w'

@@ -20,6 +20,7 @@ from bidsharm import __version__
 from bidsharm.cli.arguments import Parser
 from bidsharm.cli.parser import build_parser
 from bidsharm.errors import BidsharmError, ConfigurationError, UsageError
+from bidsharm.settings import ACQUISITION
 
 #: Where things lie inside the container.
 DATA, OUT, WORK, DATABASE, WEIGHTS, MODEL = '/data', '/out', '/work', '/database', '/weights', '/model'
@@ -162,10 +163,16 @@ def translate(given: dict[str, Any], mounts: Mounts) -> dict[str, Any]:
             found[name] = mounts.add(given[name], f'{FILES}/{name}{given[name].suffix}')
     if 'config_file' in given:
         _check_config(given['config_file'])
-    target = Path(given.get('target', ''))
-    if 'target' in given and target.is_file():
-        found['target'] = mounts.add(target.absolute(), f'{FILES}/target/{target.name}')
+    kind, named = _target_kind(given.get('target', ''))
+    if named.is_file():
+        found['target'] = kind + mounts.add(named.absolute(), f'{FILES}/target/{named.name}')
     return found
+
+
+def _target_kind(target: str) -> tuple[str, Path]:
+    """Return how a target begins that names a sidecar (empty for all others), and its path."""
+    kind = ACQUISITION if target.startswith(ACQUISITION) else ''
+    return kind, Path(target.removeprefix(kind))
 
 
 def _check_config(file: Path) -> None:
@@ -240,7 +247,7 @@ def _check_image(engine: str, image: str) -> None:
         raise ConfigurationError(
             f'The image cannot be used: {told[-1] if told else "no reason was given"}',
             where=image,
-            fix=f'Build it in a copy of bidsharm ({engine} build -t {image} .), or name another one with --image.',
+            fix='Build it in a copy of bidsharm, as its README.md says, or name another one with --image.',
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from bidsharm.errors import ConfigurationError, UsageError
 from bidsharm.files import MAX_TEXT, open_regular, parse_json, shown
 from bidsharm.harmonizers import bundle
+from bidsharm.settings import ACQUISITION
 from bidsharm.temporary import atomic_path, temporary_folder
 
 ENDING = '.tar'
@@ -26,8 +27,8 @@ ENDING = '.tar'
 LIMITS = {bundle.CARD: MAX_TEXT, bundle.TENSORS: bundle.MAX_TENSORS}
 #: Bytes of the archive around them, at most: headers, filling and the end.
 _AROUND = 64 * tarfile.BLOCKSIZE
-#: How a target that is one image, or the sidecar of a protocol, is written in a bundle: before the name of its file.
-_REFERENCE, _ACQUISITION = 'reference:', 'acquisition:'
+#: How a target that is one image is written in a bundle: before the name of its file.
+_REFERENCE = 'reference:'
 #: Settings that hold labels of the data.
 _LISTS, _SINGLE = ('sites', 'labelled_sites'), ('target', 'target_site')
 _SUBJECT = re.compile(r'sub-[a-zA-Z0-9]')
@@ -168,7 +169,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _bare(label: str) -> str:
-    return label.removeprefix(_REFERENCE).removeprefix(_ACQUISITION)
+    return label.removeprefix(_REFERENCE).removeprefix(ACQUISITION)
 
 
 def _tells(name: str) -> bool:

@@ -48,6 +48,13 @@ def mounts_of(command: list[str]) -> dict[str, str]:
     return {inside: f'{path}:{mode}' for path, inside, mode in pairs}
 
 
+def test_the_sidecar_of_an_acquisition_is_mounted(host, capsys):
+    (host / 'sub-1_T1w.json').write_text('{}')
+    command = command_of(capsys, 'my data', 'out', 'participant', '--target', 'acquisition:sub-1_T1w.json')
+    assert mounts_of(command)['/files/target/sub-1_T1w.json'] == f'{host}/sub-1_T1w.json:ro'
+    assert command[command.index('--target') + 1] == 'acquisition:/files/target/sub-1_T1w.json'
+
+
 def test_paths_become_mounts(host, capsys):
     command = command_of(
         capsys, 'my data', 'out', 'participant', '-w', 'scratch', '-d', 'pre=smri prep', '--bids-filter-file', 'filter.json',
