@@ -110,6 +110,9 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/scanner_file.py build/noise-free.json $(HELD_SCANNERS) --noise-free
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free
+	$(BIN)/bidsharm-simulate $(HELD)-T2w --contrasts T2w --scanners $(HELD_SCANNERS) clinicL --resolution 1.5 --lesions 6 $(HELD_PEOPLE)
+	$(BIN)/python benchmarks/travelling.py $(HELD)-T2w $(HELD)-T2w-work --contrast T2w --name travelling_T2w
+	$(BIN)/python benchmarks/ceiling.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/tables.py --long
 	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \

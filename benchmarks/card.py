@@ -19,7 +19,7 @@ CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
 #: Results that have rows by method, for each contrast.
 TABLES = {
     'T1w': ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost'),
-    'T2w': ('travelling_T2w', 'travelling_T2w_noise_free', 'classical_real', 'lesions'),
+    'T2w': ('travelling_T2w', 'classical_real', 'lesions'),
 }
 
 

@@ -103,6 +103,38 @@ def train(args: argparse.Namespace) -> int:
     return count
 
 
+def tried(work: Path, contrast: str, count: int, seed: int) -> Any:
+    """Return how the trained network does on scans of people it has not seen, tried by two processes."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    import torch
+
+    from bidsharm.training.isotone import Verdicts
+
+    with ProcessPoolExecutor(2) as pool:
+        halves = list(
+            pool.map(try_half, (seed, seed + 1000), *([value] * 2 for value in (count // 2, work, contrast)))
+        )
+    return Verdicts(
+        *(torch.cat(parts) for parts in zip(*(vars(half).values() for half in halves), strict=True))
+    )
+
+
+def try_half(seed: int, count: int, work: Path, contrast: str) -> Any:
+    """Try the trained network on some scans."""
+    import torch
+
+    from bidsharm.nn.isotone import IsotoneNet
+    from bidsharm.training.isotone import try_out
+    from bidsharm.training.scans import ScanSource
+
+    torch.set_num_threads(1)
+    net = IsotoneNet()
+    net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
+    _, others = split(work)
+    return try_out(net, ScanSource(others, contrast, seed=seed, scanners=1500), count, seed=seed)
+
+
 def network_of(folder: Path) -> Any:
     """Return the network of a bundle, to go on with."""
     from bidsharm.harmonizers.bundle import read_arrays
@@ -147,7 +179,7 @@ def main() -> None:
     arguments.add_argument('--seconds', type=float, default=10_000)
     arguments.add_argument('--batch', type=int, default=8)
     arguments.add_argument('--rate', type=float, default=1e-3)
-    arguments.add_argument('--tries', type=int, default=2000, help='scans that the judge learns from')
+    arguments.add_argument('--tries', type=int, default=5000, help='scans that the judge learns from')
     arguments.add_argument('--seed', type=int, default=1)
     arguments.add_argument('--device', default='cpu')
     arguments.add_argument('--made', default='', help='a sentence for the card')
@@ -160,8 +192,7 @@ def main() -> None:
     from bidsharm.harmonizers.isotone import Isotone
     from bidsharm.nn.isotone import IsotoneNet
     from bidsharm.nn.isotone_model import Model
-    from bidsharm.training.isotone import train_judge, try_out
-    from bidsharm.training.scans import ScanSource
+    from bidsharm.training.isotone import train_judge
 
     if args.out.exists():
         raise SystemExit(f'{args.out} is there already, and weights are never replaced. Move it away.')
@@ -172,17 +203,11 @@ def main() -> None:
         train(args)
     net = IsotoneNet()
     net.load_state_dict(torch.load(trained, map_location='cpu', weights_only=True))
-    _, others = split(args.work)
-    verdicts = try_out(
-        net,
-        ScanSource(others, args.contrast, seed=args.seed + 2, scanners=1500),
-        args.tries,
-        seed=args.seed + 2,
-    )
+    verdicts = tried(args.work, args.contrast, args.tries, args.seed + 2)
     model = Model(net, train_judge(verdicts, net.features, seed=args.seed))
     scans = args.work / f'scans_{args.contrast}'
     settings = {
-        'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'held_out': args.hold_out,
+        'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'tries': args.tries, 'held_out': args.hold_out,
         'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made,
         'anatomies': sorted({file.stem.rpartition('_')[0] for file in (args.work / 'brains').glob('*.npz')}),
     }  # fmt: skip

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import ConfigurationError
 from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Map, Scan, Target, Volume
-from bidsharm.harmonizers.linear import Robust
 from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint, pointwise
 from bidsharm.imaging.lowres import LowResolution, look_at
 
@@ -54,7 +53,8 @@ class Isotone(StandardHarmonizer):
     """Map every voxel by a smooth gain and one increasing curve that a network chooses for the scan.
 
     The canonical contrast is that of one scanner at 3 T; in T1w (MPRAGE) its white matter is 1. For a site or a reference the mean curve of
-    its scans is inverted. Contrasts without a model, and scans that the network does not understand, are scaled by their 90th percentile.
+    its scans is inverted. Contrasts without a model, and scans that the network does not understand, are scaled by their 90th percentile,
+    T2w by their median.
     A change that is smaller than its own expected error is not made; against a site or a reference only the curves count.
     """
 
@@ -66,7 +66,7 @@ class Isotone(StandardHarmonizer):
         uses_device=True,
         memory_gb=2.0,
     )
-    #: 90th percentile, whether the network is followed, offset, scale, heights of the curve.
+    #: Brightness, whether the network is followed, offset, scale, heights of the curve.
     standard_size: ClassVar[int] = 24
 
     def __init__(self, execution: Execution | None = None) -> None:
@@ -124,7 +124,7 @@ class Isotone(StandardHarmonizer):
     # --- What is learned ---
 
     def describe(self, scan: Scan) -> Values:
-        """Return 90th percentile, whether the network is followed, offset, scale and curve, shape (24,)."""
+        """Return brightness, whether the network is followed, offset, scale and curve, shape (24,)."""
         return _described(self._understand(scan))
 
     def combine(self, descriptions: Sequence[Values], target: Target) -> Values:
@@ -143,9 +143,9 @@ class Isotone(StandardHarmonizer):
 
     @staticmethod
     def _canonical() -> Values:
-        from bidsharm.nn.isotone_model import CANONICAL_BRIGHT, KNOTS
+        from bidsharm.nn.isotone_model import KNOTS
 
-        return np.concatenate([[CANONICAL_BRIGHT, 1.0, 0.0, 1.0], KNOTS])
+        return np.concatenate([[1.0, 1.0, 0.0, 1.0], KNOTS])
 
     def apply(self, values: Values, description: Values, standard: Values) -> Values:
         """Map intensities by the curves alone, as if there were no gain."""
@@ -183,7 +183,7 @@ class Isotone(StandardHarmonizer):
             factor = 1.0
         if found.style is None or found.seen is None or reason:
             details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
-            warning = f'Only scaled by the 90th percentile: {reason}.'
+            warning = f'Only scaled, by the {_anchor(scan.contrast)[0]:.0f}th percentile: {reason}.'
             return _scaled(scan, found.values, factor, details, (warning,))
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
@@ -203,7 +203,7 @@ class Isotone(StandardHarmonizer):
 
     def _understand(self, scan: Scan) -> _Understood:
         values = check_scan(scan)
-        bright = Robust().measure(scan)[1]
+        bright = _brightness(scan.contrast, values)
         model = self._model(scan.contrast)
         if model is None:
             return _Understood(values, bright, f'there is no model for {scan.contrast}')
@@ -227,6 +227,19 @@ class Isotone(StandardHarmonizer):
                 found = Model.from_arrays(read_arrays(folder), self.execution.device)
             self._models[contrast] = found
         return self._models[contrast]
+
+
+def _anchor(contrast: str) -> tuple[float, float]:
+    """Return which percentile of the brain has which level in the canonical contrast."""
+    from bidsharm.nn.isotone_model import ANCHOR, ANCHORS
+
+    return ANCHORS.get(contrast, ANCHOR)
+
+
+def _brightness(contrast: str, values: Values) -> float:
+    """Return the intensity that becomes 1 where a scan is only scaled to the canonical contrast."""
+    percent, level = _anchor(contrast)
+    return float(np.percentile(values, percent)) / level
 
 
 def _described(found: _Understood) -> Values:

@@ -31,7 +31,7 @@ from bidsharm.nn.isotone import (
     sample_field,
     scan_units,
 )
-from bidsharm.nn.isotone_model import CANONICAL_BRIGHT
+from bidsharm.nn.isotone_model import ANCHOR, ANCHORS
 from bidsharm.training.scans import ScanSource, TrainingScan
 
 #: Voxels of a scan at which losses are computed.
@@ -264,6 +264,7 @@ def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Ve
     """Let a trained network work on scans, every other one strange, and see how well it does."""
     net.eval()
     generator = torch.Generator().manual_seed(seed)
+    percent, level = ANCHORS.get(source.contrast, ANCHOR)
     rows: list[tuple[Tensor, ...]] = []
     for number in range(count):
         strange = number % 2 == 1
@@ -275,7 +276,8 @@ def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Ve
         histograms = global_histograms(noisy, sample_field(seen.tissue, batch.places))
         clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
         image = apply_curve(clean, *net.slopes(seen.embedding, histograms))
-        scaled = (batch.clean + batch.zero[:, None]) / (1 + batch.zero[:, None]) * CANONICAL_BRIGHT
+        bright = torch.quantile(batch.noisy, percent / 100, dim=1, keepdim=True) + batch.zero[:, None]
+        scaled = (batch.clean + batch.zero[:, None]) / bright.clamp_min(1e-6) * level
         low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
         span = (high - low).clamp_min(1e-6)
         errors = ((part - batch.canonical).abs().mean(dim=1) / span for part in (image, scaled))
