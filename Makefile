@@ -113,6 +113,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(HELD)-T2w --contrasts T2w --scanners $(HELD_SCANNERS) clinicL --resolution 1.5 --lesions 6 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-T2w $(HELD)-T2w-work --contrast T2w --name travelling_T2w
 	$(BIN)/python benchmarks/ceiling.py
+	$(BIN)/python benchmarks/doubts.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/tables.py --long
 	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \

@@ -9,7 +9,7 @@ residues of bias correction, tone curves and strange fluid. Each scan is mapped 
 - gain and curve: the same when the true gain is removed before;
 - isotone: what the network makes of the noisy scan, where there is a model for the contrast.
 
-What is left after "gain and curve" no map of this kind can reach: tissues whose order of brightness is another one in the canonical scanner.
+What is left after "gain and curve" hardly any map of this kind can reach: tissues whose order of brightness is another one in the canonical scanner.
 """
 
 from __future__ import annotations

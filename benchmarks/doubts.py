@@ -1,0 +1,78 @@
+"""How often does `isotone` refuse a scan that it should follow, and follow what is no scan of the contrast?
+
+People of anatomies that it was not trained on, in scanners that are drawn at random, as they are made for a training, and as many things that are no scan of the
+contrast: brains with tissues in another order, upside down, inverted, noise, bodies that are no brains. The judge says of each how likely it is
+strange. For each limit:
+
+- refused: share of the true scans that would only be scaled;
+- let through: share of the others that would be followed.
+
+`bidsharm/harmonizers/isotone.py` has the limits that are used (`STRANGEST`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import common
+from ceiling import ANATOMIES, model_of
+
+LIMITS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def rows_of(contrast: str, people: list[Any], count: int, seed: int) -> list[dict[str, Any]]:
+    """Return the shares at every limit."""
+    import torch
+
+    from bidsharm.training.isotone import try_out
+    from bidsharm.training.scans import ScanSource
+
+    model = model_of(contrast)
+    tried = try_out(model.net, ScanSource(people, contrast, seed=seed, scanners=400), count, seed=seed)
+    with torch.inference_mode():
+        strangeness = torch.sigmoid(model.judge(tried.pooled, tried.histograms)[:, 2])
+    usual, strange = strangeness[~tried.strange], strangeness[tried.strange]
+    return [
+        {
+            'contrast': contrast,
+            'limit': limit,
+            'refused': float((usual > limit).float().mean()),
+            'let through': float((strange <= limit).float().mean()),
+        }
+        for limit in LIMITS
+    ]
+
+
+def main() -> None:
+    arguments = common.parser(__doc__)
+    arguments.add_argument(
+        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
+    )
+    arguments.add_argument('--people', type=int, default=16)
+    arguments.add_argument('--scans', type=int, default=1000, help='of each contrast, half of them strange')
+    arguments.add_argument('--seed', type=int, default=2026)
+    args = arguments.parse_args()
+    if args.labels is None:
+        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
+    from bidsharm.harmonizers.isotone import WEIGHTS
+    from bidsharm.training.brains import draw_brains
+
+    maps = [Path(args.labels) / f'{name}.nii.gz' for name in ANATOMIES]
+    people = list(draw_brains(maps, args.people, seed=args.seed))
+    contrasts = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
+    rows = [row for contrast in contrasts for row in rows_of(contrast, people, args.scans, args.seed)]
+    how = f'{len(people)} people, {args.scans} scans of each contrast, half of them strange.'
+    common.save(
+        'doubts',
+        title='When isotone holds back',
+        text=common.body(__doc__, how, rows),
+        data={'rows': rows},
+        seed=args.seed,
+    )
+    print(common.table(rows))
+
+
+if __name__ == '__main__':
+    main()
