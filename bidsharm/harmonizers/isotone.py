@@ -32,8 +32,8 @@ WEIGHTS = Path(__file__).parent.parent / 'weights' / 'isotone'
 LEAST_VOXELS = 6250
 #: The network is followed if it expects an error below this part of that of robust scaling.
 CLEARLY_BETTER = 0.85
-#: And if the scan is less likely than this to be no scan of the contrast. Of simulated T2w of strangers 0.4 % are refused and 3 % of what is none are
-#: let through at this limit (T1w: 4 and 6 %); at 0.5, one of eight real T2w was refused, too.
+#: And if the scan is less likely than this to be no scan of the contrast (``benchmarks/results/doubts.md``). For T2w, 0.5 would refuse one of the eight
+#: real scans that the limit was chosen with, and no wrong one that 0.8 lets through.
 STRANGEST = {'T1w': 0.5, 'T2w': 0.8}
 #: Units of two scans that differ by less than this (logarithm) are taken for the same.
 SAME_UNITS = 0.05
