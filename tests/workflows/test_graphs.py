@@ -671,7 +671,7 @@ def needed(make_raw, make_method, tmp_path) -> dict[str, Any]:
     return {
         'method': method, 'contrast': 'T1w', 'scan': scan, 'output_dir': tmp_path, 'out_dir': tmp_path / 'model',
         'native': scan.path, 'space': Space('MNI152NLin2009aSym', '1'), 'digest': 'd', 'sinks': 2, 'there': 'Other',
-        'sources': {'bids:raw:x': scan.path}, 'folder': tmp_path / 'harm', 'spaces': ['Other'],
+        'sources': {'bids:raw:x': scan.path}, 'folder': tmp_path / 'harm', 'transforms': {},
         'identity': {'scan': scan.name, 'contrast': 'T1w', 'harmonizer': {}},
         'plans': [ScanPlan(scan, scan)], 'subjects': {'01': [ScanPlan(scan, scan)]},
     }  # fmt: skip
