@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bidsharm.settings import CONTRASTS
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
 WEIGHTS = ROOT / 'bidsharm' / 'weights' / 'isotone'
-CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
 #: Results that have rows by method, for each contrast.
 TABLES = {
     'T1w': ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost'),

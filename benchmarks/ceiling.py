@@ -14,17 +14,13 @@ What is left after "gain and curve" hardly any map of this kind can reach: tissu
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
 from numpy.typing import NDArray
-
-CONTRASTS = ('T1w', 'T2w', 'FLAIR', 'PDw')
-#: Anatomies that are not in the training of `isotone`.
-ANATOMIES = ('head-07', 'head-08', 'brain-04', 'brain-05')
+from train_isotone import HELD_OUT
 
 Values = NDArray[np.float64]
 
@@ -80,6 +76,13 @@ def harmonized(scan: Any, model: Any) -> Values:
     return np.asarray(style.curve((scan.clean.double().numpy() - style.offset) / np.exp(gain) / style.scale))
 
 
+def strangers(labels: Path, count: int, seed: int) -> list[Any]:
+    """Return people of the anatomies that `isotone` was not trained on."""
+    from bidsharm.training.brains import draw_brains
+
+    return list(draw_brains([labels / f'{name}.nii.gz' for name in HELD_OUT], count, seed=seed))
+
+
 def model_of(contrast: str) -> Any:
     """Return the model that ships for a contrast; None where there is none."""
     from bidsharm.harmonizers.bundle import read_arrays
@@ -92,20 +95,15 @@ def model_of(contrast: str) -> Any:
 
 def main() -> None:
     arguments = common.parser(__doc__)
-    arguments.add_argument(
-        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
-    )
+    common.add_labels(arguments)
     arguments.add_argument('--people', type=int, default=16)
     arguments.add_argument('--scans', type=int, default=64, help='of each contrast')
     arguments.add_argument('--seed', type=int, default=2026)
     args = arguments.parse_args()
-    if args.labels is None:
-        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
-    from bidsharm.training.brains import draw_brains
+    from bidsharm.settings import CONTRASTS
     from bidsharm.training.scans import ScanSource
 
-    maps = [Path(args.labels) / f'{name}.nii.gz' for name in ANATOMIES]
-    people = list(draw_brains(maps, args.people, seed=args.seed))
+    people = strangers(common.labels_of(args), args.people, args.seed)
     rows = []
     for contrast in CONTRASTS:
         source, model = ScanSource(people, contrast, seed=args.seed, scanners=300), model_of(contrast)

@@ -203,6 +203,20 @@ def _public(argument: str) -> str:
     return Path(argument).name.upper() if argument.startswith('/') else argument
 
 
+def add_labels(arguments: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of label maps."""
+    arguments.add_argument(
+        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
+    )
+
+
+def labels_of(args: argparse.Namespace) -> Path:
+    """Return the folder of label maps; without one the benchmark ends, and says so."""
+    if args.labels is None:
+        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
+    return Path(args.labels)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a benchmark."""
     return argparse.ArgumentParser(

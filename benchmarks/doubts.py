@@ -12,12 +12,10 @@ strange. For each limit:
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import common
-from ceiling import ANATOMIES, model_of
+from ceiling import model_of, strangers
 
 LIMITS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -47,20 +45,14 @@ def rows_of(contrast: str, people: list[Any], count: int, seed: int) -> list[dic
 
 def main() -> None:
     arguments = common.parser(__doc__)
-    arguments.add_argument(
-        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
-    )
+    common.add_labels(arguments)
     arguments.add_argument('--people', type=int, default=16)
     arguments.add_argument('--scans', type=int, default=1000, help='of each contrast, half of them strange')
     arguments.add_argument('--seed', type=int, default=2026)
     args = arguments.parse_args()
-    if args.labels is None:
-        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
     from bidsharm.harmonizers.isotone import WEIGHTS
-    from bidsharm.training.brains import draw_brains
 
-    maps = [Path(args.labels) / f'{name}.nii.gz' for name in ANATOMIES]
-    people = list(draw_brains(maps, args.people, seed=args.seed))
+    people = strangers(common.labels_of(args), args.people, args.seed)
     contrasts = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
     rows = [row for contrast in contrasts for row in rows_of(contrast, people, args.scans, args.seed)]
     how = f'{len(people)} people, {args.scans} scans of each contrast, half of them strange.'

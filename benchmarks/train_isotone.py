@@ -13,7 +13,6 @@ How the weights that ship were made is in `settings` of their `card.json`.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,9 +166,7 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('work', type=Path, help='folder for what lies between')
     arguments.add_argument('out', type=Path, help='folder of the bundle')
-    arguments.add_argument(
-        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
-    )
+    common.add_labels(arguments)
     arguments.add_argument('--hold-out', nargs='*', default=HELD_OUT)
     arguments.add_argument('--contrast', default='T1w')
     arguments.add_argument(
@@ -184,8 +181,7 @@ def main() -> None:
     arguments.add_argument('--device', default='cpu')
     arguments.add_argument('--made', default='', help='a sentence for the card')
     args = arguments.parse_args()
-    if args.labels is None:
-        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
+    labels = common.labels_of(args)
     import torch
 
     from bidsharm.harmonizers import bundle
@@ -198,7 +194,7 @@ def main() -> None:
         raise SystemExit(f'{args.out} is there already, and weights are never replaced. Move it away.')
     args.work.mkdir(parents=True, exist_ok=True)
     trained = args.work / f'net_{args.contrast}.pt'
-    draw(args.work, Path(args.labels), args.hold_out, args.people, args.seed)
+    draw(args.work, labels, args.hold_out, args.people, args.seed)
     if not trained.exists():
         train(args)
     net = IsotoneNet()

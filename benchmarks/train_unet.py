@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -191,17 +190,14 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('work', type=Path, help='folder for what lies between')
     arguments.add_argument('out', type=Path, help='file of the weights (PyTorch)')
-    arguments.add_argument(
-        '--labels', type=Path, default=os.environ.get('BIDSHARM_LABELS'), help='folder of label maps'
-    )
+    common.add_labels(arguments)
     arguments.add_argument('--seconds', type=float, default=7500)
     arguments.add_argument('--rate', type=float, default=1e-3)
     arguments.add_argument('--seed', type=int, default=1)
     arguments.add_argument('--device', default='cpu')
     args = arguments.parse_args()
-    if args.labels is None:
-        raise SystemExit('Name the folder of label maps: --labels, or BIDSHARM_LABELS.')
-    draw(args.work, Path(args.labels), HELD_OUT, PEOPLE, args.seed)
+    labels = common.labels_of(args)
+    draw(args.work, labels, HELD_OUT, PEOPLE, args.seed)
     if not args.out.exists():
         train(args.work, args.out, args.seconds, args.rate, args.seed, args.device)
 

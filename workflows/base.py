@@ -387,7 +387,7 @@ def _connect_scan(
         workflow, plan, prep_wf, harmonize_wf, qc_wf, structural, spaces, output_dir, options
     )  # fmt: skip
     sinks += _connect_transforms(workflow, plan, spaces, output_dir)
-    handoff_wf = _connect_handoff(workflow, plan, prep_wf, harmonize_wf, spaces)
+    handoff_wf = _connect_handoff(workflow, plan, prep_wf, harmonize_wf)
     ds_qc_wf = init_ds_qc_wf(
         scan=scan, output_dir=output_dir, digest=options.digest, methods=options.methods, sources=plan.sources,
         sinks=len(sinks), handoff=handoff_wf is not None, name=f'ds_qc_{node}_wf',
@@ -405,7 +405,6 @@ def _connect_handoff(
     plan: ScanPlan,
     prep_wf: pe.Workflow,
     harmonize_wf: pe.Workflow,
-    spaces: Mapping[Space, pe.Node],
 ) -> pe.Workflow | None:
     """Let the head be harmonized too, and add the sink for fMRIPrep, for a T1w that goes there."""
     if plan.handoff is None:

@@ -12,6 +12,7 @@ from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
 from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Results
+from bidsharm.evaluation.kept import ENDING
 from bidsharm.temporary import clear_remains
 
 PAGE = 'evaluation.html'
@@ -78,7 +79,7 @@ def check_output(out: Path) -> None:
         clear_remains([out, measured])
         others = {path.name for path in out.iterdir()} - OURS
         if measured.is_dir():
-            others |= {path.name for path in measured.iterdir() if path.suffix != '.npz'}
+            others |= {path.name for path in measured.iterdir() if path.suffix != ENDING}
     except OSError as error:
         raise UsageError(f'The output folder cannot be made: {error.strerror}.', where=str(out)) from None
     if others:

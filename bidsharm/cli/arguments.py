@@ -27,16 +27,15 @@ class Parser(argparse.ArgumentParser):
 
     def _near(self, word: str) -> str:
         """Return the options that look like a word; nothing where none does."""
-        word = word.partition('=')[0]
+        if not word.startswith('--'):
+            return ''
         known = [
             option
             for action in self._actions
             if action.help != argparse.SUPPRESS
             for option in action.option_strings
         ]
-        if not word.startswith('--'):
-            return ''
-        return ' or '.join(difflib.get_close_matches(word, known, n=2, cutoff=0.7))
+        return ' or '.join(difflib.get_close_matches(word.partition('=')[0], known, n=2, cutoff=0.7))
 
     def _more(self) -> str:
         """Return how the command is called, as far as one line holds it."""

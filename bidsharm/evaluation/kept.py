@@ -23,7 +23,8 @@ from bidsharm.imaging import __file__ as _imaging
 from bidsharm.temporary import atomic_path
 
 Arrays = dict[str, NDArray[Any]]
-_ENDING = '.npz'
+#: How names of files end that are kept.
+ENDING = '.npz'
 
 
 class Kept:
@@ -60,14 +61,14 @@ class Kept:
         """Remove what was kept, and the folder if nothing else is in it."""
         if self.folder is None:
             return
-        for file in self.folder.glob(f'*{_ENDING}'):
+        for file in self.folder.glob(f'*{ENDING}'):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
-        return self.folder / f'{key}{_ENDING}'
+        return self.folder / f'{key}{ENDING}'
 
 
 def key_of(*parts: object) -> str:

@@ -184,7 +184,7 @@ class Isotone(StandardHarmonizer):
             factor = 1.0
         if found.style is None or found.seen is None or reason:
             details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
-            warning = f'Only scaled, by the {_anchor(scan.contrast)[0]:.0f}th percentile: {reason}.'
+            warning = f'Only scaled, by the {self._anchor(scan.contrast)[0]:.0f}th percentile: {reason}.'
             return _scaled(scan, found.values, factor, details, (warning,))
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
@@ -202,9 +202,16 @@ class Isotone(StandardHarmonizer):
             beyond=_beyond(found.style, found.seen, standard),
         )  # fmt: skip
 
+    @staticmethod
+    def _anchor(contrast: str) -> tuple[float, float]:
+        from bidsharm.nn.isotone_model import anchor
+
+        return anchor(contrast)
+
     def _understand(self, scan: Scan) -> _Understood:
         values = check_scan(scan)
-        bright = _brightness(scan.contrast, values)
+        percent, level = self._anchor(scan.contrast)
+        bright = float(np.percentile(values, percent)) / level
         model = self._model(scan.contrast)
         if model is None:
             return _Understood(values, bright, f'there is no model for {scan.contrast}')
@@ -228,19 +235,6 @@ class Isotone(StandardHarmonizer):
                 found = Model.from_arrays(read_arrays(folder), self.execution.device)
             self._models[contrast] = found
         return self._models[contrast]
-
-
-def _anchor(contrast: str) -> tuple[float, float]:
-    """Return which percentile of the brain has which level in the canonical contrast."""
-    from bidsharm.nn.isotone_model import ANCHOR, ANCHORS
-
-    return ANCHORS.get(contrast, ANCHOR)
-
-
-def _brightness(contrast: str, values: Values) -> float:
-    """Return the intensity that becomes 1 where a scan is only scaled to the canonical contrast."""
-    percent, level = _anchor(contrast)
-    return float(np.percentile(values, percent)) / level
 
 
 def _described(found: _Understood) -> Values:

@@ -18,11 +18,16 @@ from bidsharm.nn import isotone as parts
 
 #: How bright a scan is that is only scaled: at this quantile (percent) of the brain it has this level in the canonical contrast. In T2w the 90th
 #: percentile lies in fluid, of which people have more or less: it differs by 22 % between people in the canonical contrast, the median by 2.4 %.
-ANCHORS = {'T2w': (50.0, 0.476)}
+_ANCHORS = {'T2w': (50.0, 0.476)}
 #: The same for all other contrasts.
-ANCHOR = (90.0, 1.0)
+_ANCHOR = (90.0, 1.0)
 #: Intensity, in units of the 90th percentile of a scan without its gain, at the knots of a curve.
 KNOTS = np.linspace(0, parts.TOP, parts.KNOTS)
+
+
+def anchor(contrast: str) -> tuple[float, float]:
+    """Return which percentile of the brain has which level in the canonical contrast, for scans that are only scaled."""
+    return _ANCHORS.get(contrast, _ANCHOR)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from bidsharm.nn.isotone import (
     sample_field,
     scan_units,
 )
-from bidsharm.nn.isotone_model import ANCHOR, ANCHORS
+from bidsharm.nn.isotone_model import anchor as anchor_of
 from bidsharm.training.scans import ScanSource, TrainingScan
 
 #: Voxels of a scan at which losses are computed.
@@ -264,7 +264,7 @@ def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Ve
     """Let a trained network work on scans, every other one strange, and see how well it does."""
     net.eval()
     generator = torch.Generator().manual_seed(seed)
-    percent, level = ANCHORS.get(source.contrast, ANCHOR)
+    percent, level = anchor_of(source.contrast)
     rows: list[tuple[Tensor, ...]] = []
     for number in range(count):
         strange = number % 2 == 1

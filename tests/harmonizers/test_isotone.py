@@ -306,11 +306,14 @@ def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     )
 
 
+def shipped(contrast):
+    """Return the weights that ship, and the settings of their card."""
+    folder = room.WEIGHTS / contrast
+    return bundle.read_arrays(folder), bundle.read_card(folder)['settings']
+
+
 def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, scan, harmonized, tmp_path):
-    arrays, made = (
-        bundle.read_arrays(room.WEIGHTS / scan.contrast),
-        bundle.read_card(room.WEIGHTS / scan.contrast)['settings'],
-    )
+    arrays, made = shipped(scan.contrast)
     same = bundle.load(room.WEIGHTS / scan.contrast, name='isotone')
     # Sums of a convolution may be taken in another order when arrays lie elsewhere in memory.
     np.testing.assert_allclose(same.harmonize(scan, Canonical()).image, harmonized.image, atol=1e-5)
@@ -325,10 +328,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
 
 def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
     target = {'T1w': 'mprage', 'T2w': 'late'}[scan.contrast]
-    arrays, made = (
-        bundle.read_arrays(room.WEIGHTS / scan.contrast),
-        bundle.read_card(room.WEIGHTS / scan.contrast)['settings'],
-    )
+    arrays, made = shipped(scan.contrast)
     arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
     bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
     own = bundle.load(tmp_path / 'darker')
