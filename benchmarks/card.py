@@ -21,6 +21,7 @@ WEIGHTS = ROOT / 'bidsharm' / 'weights' / 'isotone'
 TABLES = {
     'T1w': ('travelling', 'travelling_site', 'travelling_noise_free', 'classical_real', 'lesions', 'cost'),
     'T2w': ('travelling_T2w', 'classical_real', 'lesions'),
+    'FLAIR': ('travelling_FLAIR', 'classical_real', 'lesions'),
 }
 
 

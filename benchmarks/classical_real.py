@@ -6,7 +6,7 @@ the other subjects (leave one subject out). Measures, per method:
 - distance: 1-Wasserstein distance between the brain intensities of two scans of one contrast, over the mean of their
   5-95 % ranges, so that no rescaling alone makes it smaller. "visits" are two visits of one person on different
   protocols, "control" two visits on the same protocol, "sites" T1w of different people at different sites. "T1w", "T2w" and "FLAIR"
-  are those of one contrast alone.
+  are those of one contrast alone; FLAIR are all from one hospital.
 - peaks: the same for the typical intensities of CSF, GM and WM.
 - transfer: a Gaussian classifier of intensity, learnt from the tissue of a scan at one site and applied to a scan at
   another; mean Dice of GM and WM with that scan's own segmentation. "own" is the classifier learnt from the scan itself.
@@ -220,7 +220,8 @@ def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict
     kinds = {
         'visits': visits, 'T1w visits': of_contrast('T1w', visits), 'T2w visits': of_contrast('T2w', visits),
         'FLAIR visits': of_contrast('FLAIR', visits), 'control': control, 'T1w control': of_contrast('T1w', control),
-        'T2w control': of_contrast('T2w', control), 'sites': sites, 'T2w sites': of_contrast('T2w', across),
+        'T2w control': of_contrast('T2w', control), 'FLAIR control': of_contrast('FLAIR', control),
+        'sites': sites, 'T2w sites': of_contrast('T2w', across),
     }  # fmt: skip
     for label, chosen in kinds.items():
         row[f'{label} distance'], row[f'{label} peaks'] = distances(chosen, images)

@@ -40,6 +40,9 @@ _THICK_MM = 2.4
 _LEVELS = 121
 #: How much darker or brighter deep grey matter is than the equations say, relative: myelin in T1w, iron in the others.
 _DEEP_GREY = {'T1w': (-0.05, 0.12), 'T2w': (-0.2, 0.05), 'FLAIR': (-0.2, 0.05), 'PDw': (-0.15, 0.05)}
+#: How much signal dark fluid has at most that should have none, in parts of white matter; 0.25 where nothing is said.
+#: Real FLAIR have 0.4 to 0.55 (``benchmarks/results/simulated_real.md``), partial volume and noise included.
+_FLUID_LEFT = {'FLAIR': 0.5}
 #: Contrasts whose fluid is not dark.
 _BRIGHT_FLUID = ('T2w', 'PDw')
 #: Spread between people of T1 and of proton density, relative.
@@ -252,6 +255,8 @@ class ScanSource:
         if self.contrast in _BRIGHT_FLUID:
             left = self._flow_voids(kinds, flat)
             signal, canonical = signal * left, canonical * left
+        elif self.contrast == 'FLAIR' and self._chance(0.4):
+            signal = signal + self._inflow(mixture, flat)
         log_receive = self._receive(number, flat, white.log())
         power = self._tone()
         clean = (signal * log_receive.exp()).abs().clamp_min(1e-6) ** power
@@ -414,6 +419,9 @@ class ScanSource:
         myelin = self._uniform(0, 0.5) * kinds[3]  # a thalamus lies between grey and white matter
         mixture[4] += myelin
         mixture[3] -= myelin
+        spared = self._uniform(0, 0.6) * kinds[5]  # a lesion loses more or less of its myelin
+        mixture[4] += spared
+        mixture[5] -= spared
         # Myelin and iron differ over the brain.
         texture[0] += self._uniform(0, 0.4) * enlarge(self._noise(30.0), flat)
         return voxels, flat, mixture, kinds, texture
@@ -447,7 +455,7 @@ class ScanSource:
             if self.contrast in _BRIGHT_FLUID:
                 table[:2] *= self._uniform(0.4, 1.1)
             else:
-                table[:2] += self._uniform(0, 0.25)
+                table[:2] += self._uniform(0, _FLUID_LEFT.get(self.contrast, 0.25))
         fine = functional.interpolate(
             torch.cat([table, signal[4:5].abs()])[None], size=_LEVELS, mode='linear', align_corners=True
         )[0]
@@ -465,6 +473,11 @@ class ScanSource:
         spots = enlarge(self._normal(*(n // 2 for n in SHAPE)), flat)
         dark = torch.sigmoid(6 * (spots - self._uniform(0.3, 1.5))) * self._uniform(0.5, 1)
         return 1 - dark * (kinds[1] + kinds[6]).clamp(max=1)
+
+    def _inflow(self, mixture: Tensor, flat: Tensor) -> Tensor:
+        """Return the signal of fluid that flowed in after the inversion, bright in some cisterns and ventricles, shape (N,)."""
+        places = enlarge(self._noise(self._uniform(20, 40)), flat).clamp_min(0)
+        return self._uniform(0, 0.6) * places * (mixture[0] + mixture[1])
 
     def _receive(self, number: int, flat: Tensor, log_white: Tensor) -> Tensor:
         """Return the logarithm of the receive field; more than half of all scans were corrected before."""

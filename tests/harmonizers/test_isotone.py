@@ -37,6 +37,9 @@ SEQUENCES = {
     'turbo': (PulseSequence('T2w', 'FSE', 4.5, 0.085, echo_spacing=0.012, excitations=12), 1.5),
     'late': (PulseSequence('T2w', 'FSE', 8.0, 0.13, echo_spacing=0.01, excitations=20), 3.0),
     'spin': (PulseSequence('T2w', 'SE', 4.0, 0.09), 1.5),
+    'slices': (PulseSequence('FLAIR', 'IRFSE', 9.0, 0.12, 90, 2.47, echo_spacing=0.01, excitations=20), 1.5),
+    'volume': (PulseSequence('FLAIR', 'IRFSE', 5.0, 0.12, 90, 1.64, echo_spacing=0.0045, excitations=150), 3.0),
+    'inverted': (PulseSequence('FLAIR', 'IRSE', 6.0, 0.1, 90, 2.02), 1.5),
 }  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def scan_of(
     )
 
 
-@pytest.fixture(scope='module', params=['spgr', 'turbo'])
+@pytest.fixture(scope='module', params=['spgr', 'turbo', 'slices'])
 def scan(anatomy, request) -> Scan:
     return scan_of(anatomy, request.param)
 
@@ -181,7 +184,7 @@ def test_voxel_size_hardly_matters(method, anatomy, harmonized, scan):
         for part in (image[mask], inside(harmonized.image, scan))
     ]
     # Interpolation makes thin fluid darker, which is bright in T2w.
-    np.testing.assert_allclose(*quantiles, atol={'T1w': 0.05, 'T2w': 0.1}[scan.contrast])
+    np.testing.assert_allclose(*quantiles, atol=0.1 if scan.contrast == 'T2w' else 0.05)
 
 
 def test_a_scan_is_left_alone_by_its_own_style(method, scan):
@@ -260,23 +263,22 @@ def test_what_is_no_scan_of_the_contrast_is_scaled_and_said_so(method, scan, kin
     ratio = result.image[some] / odd.data[some]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
     # In T2w the 90th percentile tells more of a person's fluid than of the scanner.
-    percent, level = {'T1w': (90, 1.0), 'T2w': (50, 0.476)}[scan.contrast]
+    percent, level = {'T2w': (50, 0.476)}.get(scan.contrast, (90, 1.0))
     assert np.percentile(result.image[odd.mask], percent) == pytest.approx(level, rel=1e-3)
 
 
 def test_a_scan_under_the_name_of_another_contrast_is_scaled_and_said_so(method, scan):
-    other = {'T1w': 'T2w', 'T2w': 'T1w'}[scan.contrast]
+    other = {'T1w': 'T2w', 'T2w': 'FLAIR', 'FLAIR': 'T1w'}[scan.contrast]
     result = method.harmonize(replace(scan, contrast=other), Canonical())
     assert result.details['way'] == 'robust'
     assert 'unlike' in result.details['reason']
 
 
-@pytest.mark.parametrize('contrast', ['FLAIR', 'PDw'])
-def test_contrasts_without_a_model_are_scaled(method, scan, contrast):
-    result = method.harmonize(replace(scan, contrast=contrast), Canonical())
+def test_a_contrast_without_a_model_is_scaled(method, scan):
+    result = method.harmonize(replace(scan, contrast='PDw'), Canonical())
     assert result.details['way'] == 'robust'
-    assert contrast in result.details['reason']
-    assert contrast in result.warnings[0]
+    assert 'PDw' in result.details['reason']
+    assert 'PDw' in result.warnings[0]
     assert np.quantile(inside(result.image, scan), 0.9) == pytest.approx(1, rel=1e-3)
 
 
@@ -297,7 +299,7 @@ def test_a_target_that_is_not_understood_is_aimed_at_by_scale(scan):
 
 def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     method = Isotone()
-    other = {'T1w': 'mprage', 'T2w': 'late'}[scan.contrast]
+    other = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'volume'}[scan.contrast]
     method.fit(Cohort([scan_of(anatomy, other, scale=900)]), target=Reference('r'))
     bundle.save(method, tmp_path / 'b')
     again = bundle.load(tmp_path / 'b')
@@ -327,7 +329,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
 
 
 def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
-    target = {'T1w': 'mprage', 'T2w': 'late'}[scan.contrast]
+    target = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'volume'}[scan.contrast]
     arrays, made = shipped(scan.contrast)
     arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
     bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
@@ -364,7 +366,7 @@ def test_other_weights_have_another_digest(monkeypatch, tmp_path):
     assert registry.get('robust').weights_digest() == ''
 
 
-@pytest.mark.parametrize('contrast', ['T1w', 'T2w'])
+@pytest.mark.parametrize('contrast', ['T1w', 'T2w', 'FLAIR'])
 def test_the_weights_that_ship_are_whole(contrast):
     from bidsharm.harmonizers.isotone import WEIGHTS
 

@@ -143,6 +143,19 @@ def test_a_brain_of_strange_colours_has_another_order(brains, contrast):
     assert np.ptp(np.array(drawn), axis=0).min() > 0.7
 
 
+def test_inflowing_fluid_is_bright_in_places_and_nothing_else_is(brains):
+    scans = ScanSource(brains, 'FLAIR', seed=4, scanners=10)
+    _, flat, mixture, _, _ = scans._place(0)
+    fluid = mixture[0] + mixture[1]
+    shares = []
+    for _ in range(8):
+        added = scans._inflow(mixture, flat)
+        assert (added >= 0).all()
+        assert added[fluid == 0].abs().max() == 0
+        shares.append(float((added[fluid > 0.9] > 0).float().mean()))
+    assert any(0.02 < share < 0.98 for share in shares)
+
+
 def test_the_same_seed_gives_the_same_scans(brains):
     first, second = (ScanSource(brains, 'T1w', seed=5, scanners=10).draw() for _ in range(2))
     assert torch.equal(first.values, second.values)

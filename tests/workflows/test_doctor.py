@@ -389,7 +389,7 @@ class TestModels:
         assert verdicts(models.builtin(Asked())) == ['problem']
 
     def test_weights_that_come_along(self, tmp_path: Path) -> None:
-        assert verdicts(models.weights(Asked())) == ['ok', 'ok']  # T1w and T2w
+        assert verdicts(models.weights(Asked())) == ['ok', 'ok', 'ok']  # T1w, T2w and FLAIR
         assert verdicts(models.weights(Asked(), tmp_path)) == ['problem']
 
     def test_damaged_weights(self, tmp_path: Path, bundle_of: Callable[[str], Path]) -> None:
