@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bidsharm.errors import ConfigurationError
+from bidsharm.errors import ConfigurationError, ScanError
 from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Map, Scan, Target, Volume
 from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint, pointwise
 from bidsharm.imaging.lowres import LowResolution, look_at
@@ -37,6 +37,8 @@ CLEARLY_BETTER = 0.85
 STRANGEST = {'T1w': 0.5, 'T2w': 0.8}
 #: Units of two scans that differ by less than this (logarithm) are taken for the same.
 SAME_UNITS = 0.05
+#: An offset of the intensities counts as one, and not as a guess that is a little off, above this part of the scale.
+REAL_OFFSET = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class _Understood:
     reason: str
     seen: LowResolution | None = None
     style: Style | None = None
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """A shift and a scale: ``factor * (x - shift)``."""
+
+    factor: float
+    shift: float = 0.0
+
+    def __call__(self, values: Values) -> Values:
+        return (values - self.shift) * self.factor
 
 
 class Isotone(StandardHarmonizer):
@@ -171,7 +184,7 @@ class Isotone(StandardHarmonizer):
         Raises
         ------
         ScanError
-            If the scan is unusable.
+            If the scan is unusable, or can only be scaled and has nothing positive to go by.
         MissingNeed
             If the target has to be learned and was not.
         """
@@ -179,28 +192,61 @@ class Isotone(StandardHarmonizer):
         standard = self._standard_for(scan, target)
         found = self._understand(scan)
         reason = found.reason or ('' if standard[1] else 'most scans of the target could not be understood')
-        factor = float(standard[0] / found.bright)
-        if not isinstance(target, Canonical) and abs(np.log(factor)) < SAME_UNITS:
-            factor = 1.0
         if found.style is None or found.seen is None or reason:
-            details = {'way': 'robust', 'reason': reason, 'factor': factor, **_summary(found)}
-            warning = f'Only scaled, by the {self._anchor(scan.contrast)[0]:.0f}th percentile: {reason}.'
-            return _scaled(scan, found.values, factor, details, (warning,))
+            return self._only_scaled(scan, found, reason, standard, target)
         mapped, deviation = _map(found.values, found.style, found.seen, scan, standard)
-        span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5]))) * factor
         # Scans of the target have gains of their own, so against a site or a reference only the curves count.
         curves = (
             mapped if isinstance(target, Canonical) else self.apply(found.values, _described(found), standard)
         )
-        change = float(np.mean(np.abs(curves - found.values * factor))) / span
-        details = {'change': change, 'factor': factor, **_summary(found)}
-        if change < found.style.expected_error:
-            why = 'the change would be smaller than its expected error'
-            return _scaled(scan, found.values, factor, {'way': 'scale', 'reason': why, **details})
+        details = _summary(found)
+        span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5])))
+        for scaling in (_Scaling(1.0), self._scaling(scan.contrast, found, standard, target)):
+            if scaling is None:
+                continue
+            change = float(np.mean(np.abs(curves - scaling(found.values)))) / (span * scaling.factor)
+            details |= {'change': change, **vars(scaling)}
+            if change < found.style.expected_error:
+                why = 'the change would be smaller than its expected error'
+                return _scaled(scan, found.values, scaling, {'way': 'scale', 'reason': why, **details})
         return Harmonized(
             paint(scan, mapped), paint(scan, deviation), {'way': 'network', 'reason': '', **details},
             beyond=_beyond(found.style, found.seen, standard),
         )  # fmt: skip
+
+    def _only_scaled(
+        self, scan: Scan, found: _Understood, reason: str, standard: Values, target: Target
+    ) -> Harmonized:
+        """Return a scan that the network is not followed for, with a warning."""
+        percent = self._anchor(scan.contrast)[0]
+        scaling = self._scaling(scan.contrast, replace(found, style=None), standard, target)
+        if scaling is None:
+            raise ScanError(
+                f'It can only be scaled ({reason}), and the {percent:.0f}th percentile of the brain, here or in the target, is not above 0.',
+                where=scan.name,
+                fix='Give a scan whose intensities in the brain are positive.',
+            )
+        details = {'way': 'robust', 'reason': reason, **vars(scaling), **_summary(found)}
+        warning = f'Only scaled, by the {percent:.0f}th percentile: {reason}.'
+        return _scaled(scan, found.values, scaling, details, (warning,))
+
+    def _scaling(
+        self, contrast: str, found: _Understood, standard: Values, target: Target
+    ) -> _Scaling | None:
+        """Return what scaling alone would do to a scan; None where it would turn bright into dark, or has nothing to go by."""
+        style, bright, offset = found.style, found.bright, 0.0
+        if (
+            style is not None
+            and isinstance(target, Canonical)
+            and abs(style.offset) > REAL_OFFSET * style.scale
+        ):
+            offset = style.offset
+            bright -= offset / self._anchor(contrast)[1]
+        if not (bright > 0 and standard[0] > 0):
+            return None
+        factor = float(standard[0] / bright)
+        same = not isinstance(target, Canonical) and abs(np.log(factor)) < SAME_UNITS
+        return _Scaling(1.0 if same else factor, offset)
 
     @staticmethod
     def _anchor(contrast: str) -> tuple[float, float]:
@@ -266,11 +312,12 @@ def _summary(found: _Understood) -> dict[str, Any]:
 
 
 def _scaled(
-    scan: Scan, values: Values, factor: float, details: dict[str, Any], warnings: tuple[str, ...] = ()
+    scan: Scan, values: Values, scaling: _Scaling, details: dict[str, Any], warnings: tuple[str, ...] = ()
 ) -> Harmonized:
     """Return a scan of which only the scale is changed."""
-    beyond = pointwise(lambda levels: levels * factor)
-    return Harmonized(paint(scan, values * factor), details=details, warnings=warnings, beyond=beyond)
+    return Harmonized(
+        paint(scan, scaling(values)), details=details, warnings=warnings, beyond=pointwise(scaling)
+    )
 
 
 def _beyond(style: Style, seen: LowResolution, standard: Values) -> Map:

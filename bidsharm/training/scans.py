@@ -43,6 +43,15 @@ _DEEP_GREY = {'T1w': (-0.05, 0.12), 'T2w': (-0.2, 0.05), 'FLAIR': (-0.2, 0.05), 
 #: How much signal dark fluid has at most that should have none, in parts of white matter; 0.25 where nothing is said.
 #: Real FLAIR have 0.4 to 0.55 (``benchmarks/results/simulated_real.md``), partial volume and noise included.
 _FLUID_LEFT = {'FLAIR': 0.5}
+#: What a scan may really be when its name is wrong; PDw with bright fluid are T2w to the eye, those with dark fluid FLAIR.
+_MISTAKEN = {
+    'T1w': ('T2w', 'FLAIR', 'PDw'),
+    'T2w': ('T1w', 'FLAIR'),
+    'FLAIR': ('T1w', 'T2w'),
+    'PDw': ('T1w',),
+}
+#: Scanners of each of them.
+_OTHER_SCANNERS = 200
 #: Contrasts whose fluid is not dark.
 _BRIGHT_FLUID = ('T2w', 'PDw')
 #: Spread between people of T1 and of proton density, relative.
@@ -224,6 +233,7 @@ class ScanSource:
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.receive, self.transmit = self._fields(64)
+        self._others: dict[str, ScanSource] = {}
 
     def reseed(self, seed: int) -> None:
         """Start all random numbers anew."""
@@ -284,16 +294,29 @@ class ScanSource:
     def draw_strange(self) -> TrainingScan:
         """Return something that is no scan of this contrast, for a network to learn what it does not know.
 
-        A third are brains whose tissues have any brightness but the right order, a third brains that lie wrongly, hold noise or
-        are inverted, a third no brains at all. The truth of such a scan means nothing.
+        A quarter are brains whose tissues have any brightness but the right order, a quarter scans of other contrasts, a quarter
+        brains that lie wrongly, hold noise or are inverted, a quarter no brains at all. The truth of such a scan means nothing.
         """
-        kind = self.rng.random()
-        if kind < 1 / 3:
+        kind = int(self.rng.integers(4))
+        if kind == 0:
             return self._recoloured()
-        scan = self.draw()
-        if kind < 2 / 3:
-            return self._spoiled(scan)
-        return self._phantom(scan)
+        if kind == 1:
+            return self._mistaken()
+        return self._spoiled(self.draw()) if kind == 2 else self._phantom(self.draw())
+
+    def _mistaken(self) -> TrainingScan:
+        """Return a scan of another contrast."""
+        contrast = str(self.rng.choice(_MISTAKEN[self.contrast]))
+        if contrast not in self._others:
+            seed = int(self.rng.integers(2**31))
+            self._others[contrast] = ScanSource(
+                self.brains, contrast, seed=seed, scanners=_OTHER_SCANNERS, device=str(self.device)
+            )
+        source = self._others[contrast]
+        source.reseed(int(self.rng.integers(2**31)))
+        scan = source.draw()
+        nothing = torch.zeros_like(scan.values)
+        return replace(scan, canonical=nothing, log_gain=nothing, tissue=nothing.expand(3, -1))
 
     def _recoloured(self) -> TrainingScan:
         """Return a brain with tissue of any brightness, as in other contrasts, in infants or in a CT."""
@@ -307,12 +330,25 @@ class ScanSource:
             * (1 + 0.02 * texture[0])
             * enlarge(self._uniform(0, 0.3) * self._noise(40.0), flat).exp()
         )
-        values = values + self._uniform(0.005, 0.06) * self._normal(len(values))
+        sigma = float(np.exp(self._uniform(np.log(0.005), np.log(0.15))))
+        values = values + sigma * self._normal(len(values))
         given, true = self._mask(flat, kinds)
         return self._untrue(values[given], flat[given], true[given])
 
     def _colours(self) -> tuple[float, float, float]:
-        """Draw a brightness of fluid, grey and white matter that the contrast never has."""
+        """Draw a brightness of fluid, grey and white matter that the contrast never has.
+
+        Half of them are those of a scanner where grey and white matter have changed places, as before myelin is there.
+        """
+        if self._chance(0.5):
+            number, middle = int(self.rng.integers(len(self.signals.snr))), len(_FLIPS) // 2
+            fluid, grey, white = (
+                float(abs(self.signals.signal[number, tissue, middle])) for tissue in (0, 2, 4)
+            )
+            grey = white + self._uniform(0.2, 1) * (white - grey)
+            brightest = max(fluid, grey, white)
+            if grey > 0 and not _usual(self.contrast, fluid, grey, white):
+                return fluid / brightest, grey / brightest, white / brightest
         while True:
             fluid, grey, white = (float(level) for level in self.rng.uniform(0.05, 1, 3))
             if not _usual(self.contrast, fluid, grey, white):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidsharm.errors import ConfigurationError
+from bidsharm.errors import ConfigurationError, ScanError
 from bidsharm.harmonizers import bundle, registry
 from bidsharm.harmonizers import isotone as room
 from bidsharm.harmonizers.contract import Canonical, Cohort, Reference, Scan, Site
@@ -156,6 +156,47 @@ def test_scale_and_offset_do_not_matter(method, scan, harmonized):
     np.testing.assert_allclose(
         inside(method.harmonize(shifted, Canonical()).image, scan), inside(harmonized.image, scan), atol=0.01
     )
+
+
+@pytest.mark.parametrize('offset', [-1000, -450, 150, 1000])
+def test_bright_stays_bright_wherever_zero_is(method, scan, offset):
+    moved = method.harmonize(replace(scan, data=scan.data + offset), Canonical())
+    image = inside(moved.image, scan)
+    assert np.corrcoef(image, inside(scan.data, scan))[0, 1] > 0.8
+
+
+def test_a_scan_that_can_only_be_scaled_needs_intensities_above_0(method, scan):
+    odd = phantom(scan, 'noise')
+    with pytest.raises(ScanError, match='not above 0'):
+        method.harmonize(replace(odd, data=odd.data - 200), Canonical())
+    aim = Isotone()
+    aim.fit(Cohort([replace(odd, data=odd.data - 200)]), target=Reference('r'))
+    with pytest.raises(ScanError, match='not above 0'):
+        aim.harmonize(odd, Reference('r'))
+
+
+@pytest.fixture(scope='module', params=['T1w', 'T2w', 'FLAIR'])
+def canonical(anatomy, request) -> Scan:
+    """Return the brain as the canonical scanner shows it."""
+    from bidsharm.simulation.acquisition import canonical_image
+
+    image = canonical_image(anatomy, request.param)
+    return Scan(np.asarray(image, np.float32), anatomy.brain_mask, anatomy.affine, request.param, 'canonical')
+
+
+def test_a_canonical_image_is_left_alone_bit_by_bit(method, canonical):
+    result = method.harmonize(canonical, Canonical())
+    assert result.details['way'] == 'scale'
+    np.testing.assert_array_equal(inside(result.image, canonical), inside(canonical.data, canonical))
+
+
+@pytest.mark.parametrize('offset', [0, 100, 500, 1000])
+def test_the_gate_does_not_mind_an_offset(method, canonical, offset):
+    moved = replace(canonical, data=500 * canonical.data + offset)
+    image = inside(method.harmonize(moved, Canonical()).image, canonical)
+    truth = inside(canonical.data, canonical)
+    span = np.ptp(np.quantile(truth, [0.005, 0.995]))
+    assert np.abs(image - truth).mean() < 0.03 * span
 
 
 def test_orientation_does_not_matter(method, scan, harmonized):

@@ -143,6 +143,23 @@ def test_a_brain_of_strange_colours_has_another_order(brains, contrast):
     assert np.ptp(np.array(drawn), axis=0).min() > 0.7
 
 
+def test_a_scan_of_another_contrast_has_its_order(brains):
+    from bidsharm.training import scans as room
+
+    assert all(name not in others for name, others in room._MISTAKEN.items())
+    source = ScanSource(brains, 'T2w', seed=6, scanners=20)
+    ranks = set()
+    for _ in range(12):
+        scan = source._mistaken()
+        assert not scan.canonical.any()
+        shares = source._others['T1w' if 'T1w' in source._others else 'FLAIR']
+        assert shares.brains == source.brains
+        low, bright = (float(torch.quantile(scan.values, q)) for q in (0.05, 0.9))
+        ranks.add(low < 0.7 * bright)  # fluid is dark, where a T2w has it bright
+    assert True in ranks
+    assert set(source._others) == {'T1w', 'FLAIR'}
+
+
 def test_inflowing_fluid_is_bright_in_places_and_nothing_else_is(brains):
     scans = ScanSource(brains, 'FLAIR', seed=4, scanners=10)
     _, flat, mixture, _, _ = scans._place(0)
