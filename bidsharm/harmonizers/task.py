@@ -376,7 +376,6 @@ class TrainedTask(TaskMethod):
         from bidsharm.training.growing import grown
         from bidsharm.training.loop import Loop
         from bidsharm.training.options import Budget, Running
-        from bidsharm.training.volumes import hold_out
 
         truth = {name: value for name, value in truth.items() if value is not None}
         self.check_offers(data, truth, task)
@@ -387,7 +386,7 @@ class TrainedTask(TaskMethod):
             running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
         torch.manual_seed(running.seed)
         self.networks = torch.nn.ModuleDict(self.build())
-        some, others = hold_out(data.people, self.settings.hold_out, running.seed)
+        some, others = data.hold_out(self.settings.hold_out, running.seed)
         rest, kept = self._part(data, truth, others), self._part(data, truth, some)
         if rest is None or kept is None:
             kept, rest = (data, truth), None

@@ -261,22 +261,28 @@ class TrainedHarmonizer(Harmonizer):
         from bidsharm.training.growing import grown
         from bidsharm.training.loop import Loop
         from bidsharm.training.options import Budget, Running
-        from bidsharm.training.volumes import hold_out
 
         self.check_offers(data, target)
         if running is None:
             running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
+        if running.patience and type(self).validation is TrainedHarmonizer.validation:
+            raise UsageError(
+                f'{self.card.name} has no number that tells how good it is, so nothing can be waited for.',
+                where='--patience',
+                fix='Leave it away; --budget ends the training.',
+            )
         self.sites, self.contrasts = data.sites, data.contrasts
         self.target_site = target.name if isinstance(target, Site) else ''
         torch.manual_seed(running.seed)
         self.networks = torch.nn.ModuleDict(self.build())
         if self.start is not None:
             self.start.fill(self)
-        some, others = hold_out(data.people, self.settings.hold_out, running.seed)
-        rest = data.of(others)
-        checks = self.sampler(rest) if others and self._serves(rest) else None
+        some, others = data.hold_out(self.settings.hold_out, running.seed)
+        if not self._serves(data.of(some)):
+            others = []
+        rest, self.data = data.of(others), data.of(some) if others else data
+        checks = self.sampler(rest) if self._serves(rest) else None
         self._learn_units(data)
-        self.data = data.of(some) if self._serves(data.of(some)) else data
         sampler = self.sampler(self.data)
         sampler.augmentation = self.settings.augmentation
         learner = grown(self, sampler, self.settings.halvings)

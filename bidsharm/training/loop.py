@@ -7,11 +7,13 @@ and processes; gradients of several processes are averaged here, because adversa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any, Protocol
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from bidsharm.training.options import Player, Running, Stage
 from bidsharm.training.records import Best, TrainingLog, read_checkpoint, write_checkpoint
 from bidsharm.training.regimes import Batch, Sampler
 
+T = TypeVar('T')
 Progress = Callable[[int, int, str], None]
 #: For each optimizer in turn its losses, which are added up.
 Losses = Iterator[tuple[str, Mapping[str, Tensor]]]
@@ -129,10 +132,17 @@ class Loop:
                 self._enter(done)
                 self._take_step(batches, done)
                 self.step += 1
-                self.seconds = before + time.monotonic() - started
+                self.seconds = self._agreed(before + time.monotonic() - started)
                 if self.step % self.running.interval == 0 or self._done() >= 1:
                     self._pause()
         self._finish()
+
+    def _agreed(self, value: T) -> T:
+        """Return what the first process says, for all to stop, to go on and to choose at the same step."""
+        if self.fabric.world_size == 1:
+            return value
+        agreed: T = self.fabric.broadcast(value)
+        return agreed
 
     def _done(self) -> float:
         return self.running.budget.done(self.step, self.seconds)
@@ -174,38 +184,54 @@ class Loop:
         self.learner.done = done
         sampler = self._sampler_of(self.step)
         self.learner.more = lambda: self._moved(sampler.draw(extra))
-        for number, batch in enumerate(batches, start=1):
-            with self.fabric.autocast():
-                turns = self.learner.losses(self._moved(batch), self.stage)
-                for player, losses in turns:
-                    with _outside_autocast(self.device):
-                        self._move_player(player, losses, done, last=number == len(batches))
+        with self.fabric.autocast():
+            # All batches take the same turn before anything moves, as if they were one.
+            turns = zip_longest(*(self.learner.losses(self._moved(batch), self.stage) for batch in batches))
+            for turn in turns:
+                with _outside_autocast(self.device):
+                    for player, losses in filter(None, turn):
+                        self._collect(player, losses)
+                    for player in dict.fromkeys(player for player, _ in filter(None, turn)):
+                        self._move(player, done)
         self._average()
 
-    def _move_player(self, player: str, losses: Mapping[str, Tensor], done: float, *, last: bool) -> None:
+    def _collect(self, player: str, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of one batch."""
         total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.running.accumulate
         if not torch.isfinite(total):
-            self._stop(player, losses)
-        settings = self.learner.players[player]
-        weights = [
-            w
-            for name in settings.networks
-            for w in self.learner.networks[name].parameters()
-            if w.requires_grad
-        ]
+            bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+            self._stop(f'The loss "{", ".join(bad) or "sum"}" of the {player} is not a number')
         # Only the player's own weights collect gradients, though losses may depend on those of others.
-        self.fabric.backward(total, inputs=weights)
+        self.fabric.backward(total, inputs=self._weights_of(player))
         self.log.add({f'{player}/{name}': float(loss.detach()) for name, loss in losses.items()})
-        if not last:
-            return
-        self._share_gradients(weights)
-        optimizer = self.optimizers[player]
+
+    def _move(self, player: str, done: float) -> None:
+        """Let a player's optimizer take its step."""
+        settings, optimizer = self.learner.players[player], self.optimizers[player]
+        self._share_gradients(self._weights_of(player))
         for group in optimizer.param_groups:
             group['lr'] = settings.rate * settings.schedule(done) * group['factor']
-        if settings.clip:
-            nn.utils.clip_grad_norm_(weights, settings.clip)
+        # Fabric takes the scale of half precision out of the gradients before it measures them.
+        norm = self.fabric.clip_gradients(
+            self.learner.networks, optimizer, max_norm=settings.clip or math.inf, error_if_nonfinite=False
+        )
+        if not torch.isfinite(norm) and not self._scales_losses:
+            self._stop(f'A gradient of the {player} is not a number')
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _scales_losses(self) -> bool:
+        """Whether losses are scaled for half precision, whose optimizers leave a step out where the scale was too large."""
+        return getattr(self.fabric.strategy.precision, 'scaler', None) is not None
+
+    def _weights_of(self, player: str) -> list[nn.Parameter]:
+        return [
+            weight
+            for name in self.learner.players[player].networks
+            for weight in self.learner.networks[name].parameters()
+            if weight.requires_grad
+        ]
 
     def _share_gradients(self, weights: Sequence[nn.Parameter]) -> None:
         if self.fabric.world_size == 1:
@@ -214,11 +240,10 @@ class Loop:
             slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = self.fabric.all_reduce(slope, reduce_op='mean')
 
-    def _stop(self, player: str, losses: Mapping[str, Tensor]) -> None:
-        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+    def _stop(self, what: str) -> None:
         kept = self.step - self.step % self.running.interval
         raise TrainingFailed(
-            f'The loss "{", ".join(bad) or "sum"}" of the {player} is not a number at step {self.step}.',
+            f'{what} at step {self.step}.',
             where=str(self.running.folder or ''),
             fix=f'The checkpoint of step {kept} is kept. Lower the learning rate (--set rate=...), or look at the scans.',
         )
@@ -259,11 +284,12 @@ class Loop:
             return None
         with self._averaged():
             self.learner.networks.eval()
+            torch.manual_seed(hash((self.running.seed, 3)) % 2**62)  # methods may draw in their validation
             rng = np.random.default_rng((self.running.seed, 3))
             scores = [self.learner.validation(self._moved(self.checks.draw(rng))) for _ in range(4)]
             self.learner.networks.train()
         found = [float(score) for score in scores if score is not None]
-        return float(np.mean(found)) if found else None
+        return self._agreed(float(np.mean(found)) if found else None)
 
     @torch.no_grad()
     def _picture(self) -> None:
@@ -289,7 +315,8 @@ class Loop:
     def _state(self) -> dict[str, Any]:
         return {
             'step': self.step, 'seconds': self.seconds, 'stage': self.stage, 'networks': self.learner.networks.state_dict(), 'means': self.means,
-            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, 'origin': self.origin, **self.best.state(),
+            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, 'origin': self.origin,
+            'precision': self.fabric.strategy.precision.state_dict(), **self.best.state(),
         }  # fmt: skip
 
     def _resume(self) -> None:
@@ -318,6 +345,7 @@ class Loop:
                 float(state['seconds']),
             )
             self.best, self.stage = Best.of(state), str(state['stage'])
+            self.fabric.strategy.precision.load_state_dict(state.get('precision') or {})
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise TrainingFailed(
                 f'The checkpoint is of another network ({str(error).splitlines()[0]}).',

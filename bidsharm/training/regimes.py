@@ -94,7 +94,7 @@ class Sampler(ABC):
 
     def site(self, volume: TrainingVolume) -> NDArray:
         """Return the number of a volume's site."""
-        return np.asarray(self.data.sites.index(volume.site), dtype=np.int64)
+        return np.asarray(self.data.all_sites.index(volume.site), dtype=np.int64)
 
     def pick(self, volumes: list[TrainingVolume], rng: np.random.Generator) -> TrainingVolume:
         """Return one of several volumes."""
@@ -350,7 +350,7 @@ class Travellers(Sampler):
     def example(self, rng: np.random.Generator) -> Example:
         """Draw a place of a person at all sites."""
         row = self.rows[int(rng.integers(len(self.rows)))]
-        volumes = [row[site] for site in self.data.sites]
+        volumes = [row[site] for site in self.data.all_sites]
         shared = np.logical_and.reduce([volume.mask for volume in volumes])
         place, flipped = self.view.choose(shared, rng), self.mirrored(rng)
         masks = [self.mask(volume, place, flipped) for volume in volumes]
@@ -399,9 +399,9 @@ class Visits(Sampler):
         empty = np.zeros_like(self.image(some, place))
         cut = [
             self.image(visit[name], place, flipped, reference=reference) if name in visit else empty
-            for name in self.data.contrasts
+            for name in self.data.all_contrasts
         ]
-        present = np.array([name in visit for name in self.data.contrasts], np.float32)
+        present = np.array([name in visit for name in self.data.all_contrasts], np.float32)
         masks = [self.mask(volume, place, flipped) for volume in visit.values()]
         return np.concatenate(cut), present, np.prod(masks, axis=0)
 

@@ -62,20 +62,33 @@ class TrainingSet:
         All of one shape; scans of one person lie on each other.
     background
         Value outside the brain.
+    whole
+        The set that these volumes were taken from, whose sites and contrasts have the numbers; None for a set of its own.
     """
 
     volumes: Sequence[TrainingVolume]
     background: float = 0.0
+    whole: TrainingSet | None = None
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
-        """Site labels in order; their places are the numbers that networks see."""
+        """Labels of the sites that volumes are from, in order."""
         return tuple(sorted({volume.site for volume in self.volumes}))
 
     @cached_property
     def contrasts(self) -> tuple[str, ...]:
-        """Contrasts in order."""
+        """Contrasts that volumes have, in order."""
         return tuple(sorted({volume.contrast for volume in self.volumes}))
+
+    @property
+    def all_sites(self) -> tuple[str, ...]:
+        """Sites of the whole training; their places are the numbers that networks see."""
+        return self.sites if self.whole is None else self.whole.all_sites
+
+    @property
+    def all_contrasts(self) -> tuple[str, ...]:
+        """Contrasts of the whole training; their places are the channels that networks see."""
+        return self.contrasts if self.whole is None else self.whole.all_contrasts
 
     @cached_property
     def people(self) -> tuple[str, ...]:
@@ -107,7 +120,7 @@ class TrainingSet:
         table: dict[tuple[str, str], dict[str, TrainingVolume]] = {}
         for volume in self.volumes:
             table.setdefault((volume.person, volume.contrast), {}).setdefault(volume.site, volume)
-        return [row for row in table.values() if len(row) == len(self.sites)]
+        return [row for row in table.values() if len(row) == len(self.all_sites)]
 
     def visits(self) -> list[dict[str, TrainingVolume]]:
         """Return, for every visit of a person to a site, the volume of each contrast."""
@@ -118,7 +131,20 @@ class TrainingSet:
 
     def of(self, people: Sequence[str]) -> TrainingSet:
         """Return the volumes of some people."""
-        return TrainingSet([volume for volume in self.volumes if volume.person in people], self.background)
+        some = frozenset(people)
+        return TrainingSet(
+            [volume for volume in self.volumes if volume.person in some], self.background, self.whole or self
+        )
+
+    def hold_out(self, share: float, seed: int) -> tuple[list[str], list[str]]:
+        """Divide people as :func:`hold_out`, but train on everybody without whom a site or a contrast would be missing."""
+        _, others = hold_out(self.people, share, seed)
+        kept: list[str] = []
+        for person in others:
+            rest = self.of([one for one in self.people if one != person and one not in kept])
+            if (rest.sites, rest.contrasts) == (self.sites, self.contrasts):
+                kept.append(person)
+        return [person for person in self.people if person not in kept], kept
 
 
 def hold_out(people: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:

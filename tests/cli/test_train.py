@@ -245,6 +245,14 @@ def test_budgets():
     assert parse(['x', 'd', 'o', '--budget', '90m']).budget.done(0, 90 * 60) == 1
 
 
+def test_patience_needs_a_number_to_wait_for(derivatives, tmp_path, capsys):
+    command = ['cyclegan', str(derivatives), str(tmp_path / 'out'), '--target', 'scannerA', '--budget', '2']
+    assert main([*command, '--patience', '3', *TINY]) == 2
+    said = capsys.readouterr().err
+    assert '--patience' in said
+    assert 'cyclegan has no number' in said
+
+
 def test_two_processes_train_one_model(derivatives, tmp_path):
     """Gradients are averaged: both processes end with the same weights, and the first one alone writes."""
     import subprocess

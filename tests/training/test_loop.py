@@ -12,7 +12,7 @@ from torch import nn
 
 from bidsharm.training.loop import Loop, TrainingFailed
 from bidsharm.training.options import Budget, Player, Running, Stage, linear_after_half, polynomial
-from bidsharm.training.regimes import Sampler
+from bidsharm.training.regimes import AnyScan, Sampler, Visits
 from bidsharm.training.views import Whole
 from bidsharm.training.volumes import TrainingSet, TrainingVolume, hold_out
 
@@ -141,6 +141,120 @@ def test_gradients_of_several_batches_make_one_step():
     assert two.count == 6
 
 
+class Again(Two):
+    """A player that moves twice in a step: up towards 3, then down by the gradient that it has there."""
+
+    def losses(self, batch, stage):
+        a = self.networks['a'].weight
+        yield 'first', {'pull': (a - 3).square().sum()}
+        yield 'first', {'back': (a + batch['x'].mean()).square().sum()}
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_a_player_that_moves_twice_does_so_with_several_batches_too(accumulate):
+    one, several = Again(), Again()
+    run(one, steps=3)
+    run(several, steps=3, accumulate=accumulate)
+    assert one.networks['a'].weight.item() == pytest.approx(several.networks['a'].weight.item(), rel=1e-6)
+
+
+class Steep(Two):
+    """A loss that is a number, and a gradient that is none, from a step on."""
+
+    def losses(self, batch, stage):
+        for player, losses in super().losses(batch, stage):
+            a = self.networks['a'].weight
+            steep = (0 * a).abs().sqrt().sum() if self.count > 7 else 0 * a.sum()
+            yield player, losses | {'steep': steep} if player == 'first' else losses
+
+
+@pytest.mark.parametrize('steps', [20, 8])
+def test_a_gradient_that_is_no_number_ends_it_and_the_checkpoint_stays(tmp_path, steps):
+    learner = Steep()
+    with pytest.raises(TrainingFailed, match='A gradient of the first is not a number at step 7'):
+        run(learner, tmp_path, steps=steps, interval=4)
+    state = torch.load(tmp_path / 'checkpoint.pt', weights_only=True)
+    assert state['step'] == 4
+    assert all(torch.isfinite(value).all() for value in state['networks'].values())
+    assert all(torch.isfinite(value).all() for value in learner.networks.state_dict().values())
+
+
+@pytest.fixture
+def half_precision(monkeypatch):
+    """Let the loop scale its losses on a CPU, as it does on a GPU."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    from bidsharm.training import loop
+
+    monkeypatch.setattr(
+        loop,
+        '_fabric',
+        lambda running: Fabric(accelerator='cpu', plugins=[MixedPrecision('16-mixed', 'cpu')]),
+    )
+
+
+def test_half_precision_clips_true_gradients_and_goes_on_with_its_scale(half_precision, tmp_path):
+    learner = Two({'first': Player(('a',), 0.1, clip=1.0), 'second': Player(('b',), 0.1)})
+    loop = Loop(learner, Numbers(), Running(folder=tmp_path, budget=Budget(4), interval=2))
+    slopes = []
+    loop.optimizers['first'].optimizer.register_step_pre_hook(
+        lambda *_: slopes.append(learner.networks['a'].weight.grad.item())
+    )
+    loop.run()
+    assert slopes[0] == pytest.approx(-1)  # 2 (a - 3) = -4, cut to 1
+    scaler = loop.fabric.strategy.precision.scaler
+    scaler.update(512.0)
+    loop._pause()
+    again = Loop(Two(), Numbers(), Running(folder=tmp_path, budget=Budget(4), interval=2))
+    again.run()
+    assert again.fabric.strategy.precision.scaler.get_scale() == 512
+
+
+PROCESSES = """
+import json, sys
+import torch
+from test_loop import Numbers, Two
+from bidsharm.training.loop import Loop
+from bidsharm.training.options import Budget, Running
+
+class Own(Two):
+    def losses(self, batch, stage):
+        a, b = self.networks['a'].weight, self.networks['b'].weight
+        yield 'first', {'pull': (a - 3 - torch.rand(())).square().sum()}
+        yield 'second', {'follow': (b - a).square().sum()}
+
+    def validation(self, batch):
+        return torch.rand(()) + self.networks['a'].weight.abs().sum()
+
+learner = Own()
+loop = Loop(learner, Numbers(), Running(budget=Budget(minutes=0.03), devices=2, interval=3), checks=Numbers())
+loop.run()
+found = {'step': loop.step, 'best': loop.best.score, 'a': learner.networks['a'].weight.item()}
+open(f'{sys.argv[1]}/{loop.fabric.global_rank}.json', 'w').write(json.dumps(found))
+"""
+
+
+def test_processes_stop_together_and_have_the_same_weights(tmp_path):
+    import json
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = tmp_path / 'two.py'
+    script.write_text(PROCESSES)
+    where = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env={**os.environ, 'PYTHONPATH': where}, timeout=300, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2))
+    assert first == second
+    assert first['step'] > 3
+
+
 def test_stages_share_the_budget():
     learner = Two()
     learner.stages = (Stage('warm', 1), Stage('long', 3))
@@ -224,3 +338,36 @@ def test_people_are_divided_the_same_way_each_time():
     assert sorted([*some, *others]) == people
     assert hold_out(people, 0.1, 5) == (some, others)
     assert hold_out(['a', 'b'], 0.5, 0) == (['a', 'b'], [])
+
+
+def scanned(person, site, contrast):
+    one = np.zeros((2, 2, 2), np.float32)
+    return TrainingVolume(one, one > 1, f'{person}{site}{contrast}', person, '', site, contrast)
+
+
+def test_a_part_keeps_the_numbers_of_the_whole():
+    data = TrainingSet(
+        [scanned(p, s, c) for p, s, c in [('1', 'A', 'T1w'), ('2', 'B', 'FLAIR'), ('3', 'C', 'T1w')]]
+    )
+    part = data.of(['3'])
+    assert (part.sites, part.contrasts) == (('C',), ('T1w',))
+    assert (part.all_sites, part.all_contrasts) == (('A', 'B', 'C'), ('FLAIR', 'T1w'))
+    assert part.of(['3']).all_sites == ('A', 'B', 'C')
+    assert int(AnyScan(part, Whole(), batch=1).site(part.volumes[0])) == 2
+    volume = part.volumes[0]
+    images, present, _ = Visits(part, Whole(), batch=1, least=1)._stack(
+        {'T1w': volume}, Whole().choose(volume.mask, np.random.default_rng(0)), False
+    )
+    assert images.shape[0] == 2
+    assert present.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_nobody_is_held_out_who_alone_was_at_a_site_or_has_a_contrast(seed):
+    rows = [(str(n), 'A', 'T1w') for n in range(6)] + [('b', 'B', 'T1w'), ('f', 'A', 'FLAIR')]
+    data = TrainingSet([scanned(*row) for row in rows])
+    some, others = data.hold_out(0.5, seed)
+    assert sorted([*some, *others]) == sorted(data.people)
+    assert {'b', 'f'} <= set(some)
+    assert data.of(some).sites == data.sites
+    assert others
