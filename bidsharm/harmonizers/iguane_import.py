@@ -96,9 +96,11 @@ def import_generator(arrays: list[NDArray[np.float32]], where: str = '') -> Igua
     import torch
 
     from bidsharm.harmonizers.cyclegan import Iguane
+    from bidsharm.harmonizers.training_data import common_frame
 
     method = Iguane()
     method.sites, method.contrasts, method.target_site = (SITE,), ('T1w',), SITE
+    method.frame = common_frame(method.settings.voxel_mm).shape
     method.networks = torch.nn.ModuleDict(method.build())
     weights = [weight for layer in _in_order(method.networks['generator']) for weight in layer.parameters()]
     if len(weights) != len(arrays):

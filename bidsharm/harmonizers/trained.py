@@ -70,6 +70,8 @@ class TrainedHarmonizer(Harmonizer):
         self.settings = settings or self.Preset()
         self.networks: nn.ModuleDict
         self.sites: tuple[str, ...] = ()
+        #: Shape of the volumes of the training; smaller ones are put into one of it, for background counts in norms and means.
+        self.frame: tuple[int, int, int] | None = None
         self.contrasts: tuple[str, ...] = ()
         self.target_site = ''
         self._trained = False
@@ -271,7 +273,7 @@ class TrainedHarmonizer(Harmonizer):
                 where='--patience',
                 fix='Leave it away; --budget ends the training.',
             )
-        self.sites, self.contrasts = data.sites, data.contrasts
+        self.sites, self.contrasts, self.frame = data.sites, data.contrasts, data.shape
         self.target_site = target.name if isinstance(target, Site) else ''
         torch.manual_seed(running.seed)
         self.networks = torch.nn.ModuleDict(self.build())
@@ -314,7 +316,7 @@ class TrainedHarmonizer(Harmonizer):
                 f'This {self.card.name} was trained for the target "{self._target[1]}" and knows no other.',
                 where='--target', fix='Leave --target away, or train it for this one.',
             )  # fmt: skip
-        data = training_set(cohort, self.settings)
+        data = training_set(cohort, self.settings, self.frame)
         self._target = (target_kind(target), target.label)
         self._units, self._quantiles, self._wished = {}, {}, {}
         self._learn_units(data)
@@ -425,13 +427,18 @@ class TrainedHarmonizer(Harmonizer):
         self, volume: NDArray[np.float32], scan: Scan, effort: Effort
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the translated volume, and its standard deviation where the method draws several."""
+        from bidsharm.training.views import Frame
+
+        frame = Frame.around(volume.shape, self.frame if self.view().sees_all else None)
+        fill = self.settings.background
         given = Given(
             site=self.sites.index(scan.site) if scan.site in self.sites else -1,
             contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast), effort=effort,
-            companions=self._companions(scan),
+            companions={number: frame.put(other, fill) for number, other in self._companions(scan).items()},
         )  # fmt: skip
-        image = self._through(volume, given)
-        several = [self._through(volume, replace(other, effort=None)) for other in self.draws(given)]
+        wide = frame.put(volume, fill)
+        image = frame.cut(self._through(wide, given))
+        several = [frame.cut(self._through(wide, replace(other, effort=None))) for other in self.draws(given)]
         return image, np.std(several, axis=0, ddof=1) if len(several) > 1 else None
 
     def _through(self, volume: NDArray[np.float32], given: Given) -> NDArray[np.float32]:
@@ -538,6 +545,7 @@ class TrainedHarmonizer(Harmonizer):
         return arrays, {
             **more, 'preset': asdict(self.settings), 'sites': list(self.sites), 'contrasts': list(self.contrasts),
             'target_kind': kind, 'target': label, 'target_site': self.target_site, 'units': dict(self._units),
+            'frame': None if self.frame is None else list(self.frame),
         }  # fmt: skip
 
     def restore(self, arrays: dict[str, NDArray[Any]], settings: dict[str, Any]) -> None:
@@ -559,6 +567,9 @@ class TrainedHarmonizer(Harmonizer):
             {str(k): float(v) for k, v in settings['units'].items()},
         )
         self._target = (str(settings['target_kind']), str(settings['target']))
+        if settings.get('frame'):
+            x, y, z = (int(size) for size in settings['frame'])
+            self.frame = x, y, z
         self.started_from = str(settings.get('started_from', ''))
         self.networks = restored_networks(self.build, _under('net/', arrays))
         self._styles, self._quantiles = _under('style/', arrays), _under('quantiles/', arrays)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 FRAME_MM = (160.0, 192.0, 160.0)
 
 
-def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
+def training_set(
+    cohort: Cohort, settings: NetworkSettings, frame: tuple[int, int, int] | None = None
+) -> TrainingSet:
     """Return the scans of a cohort as volumes of one grid.
 
     Scans keep their axes; each brain is put into the middle of the common field of view. To have scans of one person lie on each
@@ -36,6 +38,8 @@ def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
         Scans on grids of their own.
     settings
         Voxel size, scaling and background.
+    frame
+        Volumes are nowhere smaller; None is no such bound.
 
     Raises
     ------
@@ -50,7 +54,7 @@ def training_set(cohort: Cohort, settings: NetworkSettings) -> TrainingSet:
     scans = [on_model_grid(scan, settings.voxel_mm) for scan in cohort.scans]
     if not scans:
         raise MissingNeed('There is no scan to learn from.')
-    sizes = np.max([scan.data.shape for scan in scans], axis=0)
+    sizes = np.max([scan.data.shape for scan in scans] + ([] if frame is None else [frame]), axis=0)
     shape = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     return TrainingSet([volume_of(scan, settings, shape) for scan in scans], settings.background)
 

@@ -44,6 +44,8 @@ class View(ABC):
     dims: int
     #: Sizes are padded to multiples of this.
     multiple: int = 16
+    #: Whether a batch holds all that lies in its plane or volume, and so as much background as the field of view has.
+    sees_all = True
 
     @property
     def channels(self) -> int:
@@ -92,6 +94,39 @@ def padded(volumes: Array, multiple: int, background: float) -> tuple[Array, tup
     sides = [(part // 2, part - part // 2) for part in extra]
     inside = tuple(slice(low, low + size) for (low, _), size in zip(sides, volumes.shape[1:], strict=True))
     return np.pad(volumes, [(0, 0), *sides], constant_values=background), inside
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A field of view with a volume in its middle.
+
+    Parameters
+    ----------
+    shape
+        Of the field of view.
+    inside
+        Where the volume lies in it.
+    """
+
+    shape: tuple[int, ...]
+    inside: tuple[slice, ...]
+
+    @classmethod
+    def around(cls, shape: Sequence[int], least: Sequence[int] | None) -> Frame:
+        """Return a frame that is nowhere smaller than a volume or than the least shape; None is no least shape."""
+        wide = tuple(max(pair) for pair in zip(shape, least or shape, strict=True))
+        starts = [(whole - size) // 2 for whole, size in zip(wide, shape, strict=True)]
+        return cls(wide, tuple(slice(at, at + size) for at, size in zip(starts, shape, strict=True)))
+
+    def put(self, volume: Array, fill: float) -> Array:
+        """Return a volume in the middle of the frame."""
+        wide = np.full(self.shape, fill, np.float32)
+        wide[self.inside] = volume
+        return wide
+
+    def cut(self, wide: Array) -> Array:
+        """Return the volume that lies in the middle."""
+        return wide[self.inside]
 
 
 @dataclass(frozen=True)
@@ -194,6 +229,7 @@ class Patches(View):
     overlap: float = 0.5
 
     dims = 3
+    sees_all = False
 
     def choose(self, mask: NDArray[np.bool_], rng: np.random.Generator) -> Place:
         """Return a random cube around a voxel of the brain."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bidsharm.harmonizers import registry
+from bidsharm.harmonizers import bundle, registry
 from bidsharm.harmonizers.adversarial import judged
 from bidsharm.harmonizers.contract import Cohort, Site
 from bidsharm.harmonizers.cyclegan import CycleGAN, CycleGAN3D, Iguane
@@ -84,6 +84,31 @@ def test_no_gradient_reaches_the_generator_from_the_discriminators_loss():
     loss = judged(Slope(torch.ones(2, 2)), torch.ones(1, 1, 2, 2), made * 2, 1.0)
     loss.backward()
     assert made.grad is None
+
+
+@pytest.mark.parametrize('name', ['iguane', 'hail'])
+def test_how_much_background_a_file_has_does_not_matter(name, tmp_path):
+    from dataclasses import replace
+
+    scans = [scan for scan in people_at_two_sites() if scan.contrast == 'T1w']
+    kind = registry.get(name)
+    method = kind(settings=kind.preset('tiny', steps=2, hold_out=0.0))
+    method.fit(Cohort(scans), target=Site('A'))
+    bundle.save(method, tmp_path / 'model')
+    again = bundle.load(tmp_path / 'model')
+    scan = next(scan for scan in scans if scan.site == 'B')
+    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(scan.mask))
+    small = replace(
+        scan,
+        data=scan.data[box],
+        mask=scan.mask[box],
+        tissue=None if scan.tissue is None else scan.tissue[:, *box],
+    )
+    assert small.data.shape != scan.data.shape
+    whole = again.harmonize(scan, Site('A')).image[box]
+    part = again.harmonize(small, Site('A')).image
+    change = np.abs(whole - scan.data[box])[small.mask].mean()
+    assert np.abs(whole - part)[small.mask].mean() < 0.1 * change
 
 
 @pytest.mark.parametrize('name', ['iguane', 'ssgan'])
