@@ -124,6 +124,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/surfaces.py
 	$(BIN)/python benchmarks/simulator_speed.py
+	$(BIN)/python benchmarks/simulator_picture.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/scanner_file.py $(ZOO).json northA westD glacierP lowfieldW riverO --voxel-mm 2
 	$(BIN)/bidsharm-simulate $(ZOO) --scanners $(ZOO).json --resolution 1.5 $(ZOO_PEOPLE)

@@ -9,6 +9,8 @@ lesions of at least 0.1 ml.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from scipy import ndimage
 #: Two patients are too few for `ravel`.
 METHODS = tuple(name for name in ALL if name != 'ravel')
 
+CONTRASTS = ('T1w', 'T2w', 'FLAIR')
 MIN_LESION_ML = 0.1
 
 
-def load_patient(folder: Path) -> tuple[dict[str, Any], Any]:
-    """Return the scans of one patient by contrast, with tissue, and the lesion mask on the same grid."""
+def load_patient(folder: Path, segmented: Sequence[str] = CONTRASTS) -> tuple[dict[str, Any], Any]:
+    """Return the scans of one patient by contrast, some of them with tissue, and the lesion mask on the same grid."""
     import nibabel as nib
 
     from bidsharm.harmonizers.contract import Scan
@@ -37,7 +40,7 @@ def load_patient(folder: Path) -> tuple[dict[str, Any], Any]:
     lesions = np.asarray(lesion_image.dataobj) > 0.5
     _, priors = tissue_priors()
     scans = {}
-    for contrast in ('T1w', 'T2w', 'FLAIR'):
+    for contrast in CONTRASTS:
         file = next(
             path for path in folder.glob(f'*desc-preproc_{contrast}.nii.gz') if '_ce-' not in path.name
         )
@@ -46,11 +49,13 @@ def load_patient(folder: Path) -> tuple[dict[str, Any], Any]:
         mask = stripped_support(data, image.affine)
         if mask is None:
             raise SystemExit(f'{file.name} does not look skull-stripped')
-        prior = np.stack([
-            resample(np.asarray(priors.dataobj[..., k], dtype=np.float32), priors.affine, data.shape, image.affine) for k in range(3)
-        ])  # fmt: skip
-        tissue = segment(data, mask, prior, image.affine).probability
-        scans[contrast] = Scan(data, mask, image.affine, contrast, file.name.split('_')[0], 'ms', tissue)
+        scan = Scan(data, mask, image.affine, contrast, file.name.split('_')[0], 'ms')
+        if contrast in segmented:
+            prior = np.stack([
+                resample(np.asarray(priors.dataobj[..., k], dtype=np.float32), priors.affine, data.shape, image.affine) for k in range(3)
+            ])  # fmt: skip
+            scan = replace(scan, tissue=segment(data, mask, prior, image.affine).probability)
+        scans[contrast] = scan
     return scans, lesions
 
 
@@ -64,10 +69,10 @@ def contrast_of(image: Any, lesion: Any, white: Any) -> float:
     return float((image[lesion].mean() - image[white].mean()) / image[white].std())
 
 
-def single_lesions(lesions: Any, voxel_ml: float) -> list[Any]:
+def single_lesions(lesions: Any, voxel_ml: float, least_ml: float = MIN_LESION_ML) -> list[Any]:
     labels, count = ndimage.label(lesions)
     sizes = ndimage.sum_labels(lesions, labels, range(1, count + 1)) * voxel_ml
-    return [labels == index + 1 for index in range(count) if sizes[index] >= MIN_LESION_ML]
+    return [labels == index + 1 for index in range(count) if sizes[index] >= least_ml]
 
 
 def main() -> None:
@@ -79,7 +84,7 @@ def main() -> None:
     patients = [load_patient(folder) for folder in folders]
     rows = []
     for name in METHODS:
-        for contrast in ('T1w', 'T2w', 'FLAIR'):
+        for contrast in CONTRASTS:
             before, after, worst = [], [], []
             for index, (scans, lesions) in enumerate(patients):
                 scan, method = scans[contrast], registry.get(name)()

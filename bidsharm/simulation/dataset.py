@@ -35,6 +35,9 @@ Progress = Callable[[int, int, str], None]
 BIDS_VERSION = '1.10.0'
 #: Name under ``GeneratedBy``; a folder that carries it may be replaced.
 GENERATOR = 'bidsharm-simulate'
+# What a sidecar says of how a grid was laid, under names of BIDS and under those of the simulator.
+_PLACING = ('MRAcquisitionType', 'SliceEncodingDirection', 'PhaseEncodingDirection')
+_MORE, _PLACING_MORE = 'SimulatedAcquisition', ('ReadoutAxis', 'SliceFactor', 'SliceGap')
 #: Folder of the truth inside the data set.
 TRUTH = Path('derivatives', 'truth')
 
@@ -407,7 +410,9 @@ def _write_scan(
     scan = acquire(truth.anatomy, scanner, contrast, rng, factors=person.relaxation)
     affine, path = truth.anatomy.affine, out / stem
     _write_image(path.with_name(f'{path.name}_{contrast}.nii.gz'), scan.stored, affine)
-    write_json(path.with_name(f'{path.name}_{contrast}.json'), scanner.sidecar(contrast))
+    write_json(
+        path.with_name(f'{path.name}_{contrast}.json'), _sidecar(scanner, scanner, contrast, truth.anatomy)
+    )
     common = {'SkullStripped': not head, 'SpatialReference': 'orig'}
     images = {
         'noiseless': (
@@ -424,8 +429,30 @@ def _write_scan(
         name = f'{base.name}_desc-{desc}_{contrast}'
         _write_image(base.with_name(f'{name}.nii.gz'), image, affine)
         write_json(
-            base.with_name(f'{name}.json'), {'Description': text, **common, **machine.sidecar(contrast)}
+            base.with_name(f'{name}.json'),
+            {'Description': text, **common, **_sidecar(machine, scanner, contrast, truth.anatomy)},
         )
+
+
+def _sidecar(machine: Scanner, scanner: Scanner, contrast: str, anatomy: Anatomy) -> dict[str, Any]:
+    """Return the sidecar of a machine's image on the grid of a scanner, with the voxels that the grid has."""
+    content, placed = machine.sidecar(contrast), scanner.sidecar(contrast)
+    protocol = scanner.protocol(contrast)
+    sizes = np.diag(anatomy.affine)[:3]
+    distance = sizes[protocol.slice_axis]
+    thickness = protocol.slice_thickness * distance / protocol.voxel_size[protocol.slice_axis]
+    return {
+        **content, **{key: placed[key] for key in _PLACING},
+        'SliceThickness': round(float(thickness), 4), 'SpacingBetweenSlices': round(float(distance), 4),
+        _MORE: {
+            **content[_MORE], **{key: placed[_MORE][key] for key in _PLACING_MORE},
+            'VoxelSize': _millimetres(sizes), 'FieldOfView': _millimetres(sizes * anatomy.fractions.shape[1:]),
+        },
+    }  # fmt: skip
+
+
+def _millimetres(values: NDArray[np.float64]) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 def _write_pose(out: Path, stem: Path, person: Person, pose: NDArray[np.float64]) -> None:

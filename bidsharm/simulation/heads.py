@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bidsharm.errors import UsageError
-from bidsharm.imaging.grids import load_checked
+from bidsharm.imaging.grids import MAX_VOXELS, load_checked
 from bidsharm.imaging.templates import tissue_priors
 from bidsharm.simulation.anatomy import BRAIN_TISSUES, TISSUES, Anatomy, Float32, signed_distance
 
@@ -25,13 +25,22 @@ TEMPLATE_SIZE = 0.925
 #: How far below the middle of the brain a head is kept (mm): the neck fades out of the coils anyway.
 NECK_MM = 110.0
 
-#: Numbers of FreeSurfer (and of SimNIBS around the brain) and the tissue of the head that each is; parcels of the cortex (1000
-#: to 2999) are GM, those of white matter (3000 to 4999) WM. Choroid plexus counts as GM, which it resembles in a T1w.
+#: Numbers of FreeSurfer's aseg (and of SimNIBS around the brain) and the tissue of the head that each is; :data:`PARCELS` has
+#: the rest. Choroid plexus counts as GM, which it resembles in a T1w. Outlines (1, 6, 40, 45, 73, 74) are no tissue.
 LABELS: dict[str, tuple[int, ...]] = {
     'CSF': (4, 5, 14, 15, 24, 29, 43, 44, 61, 72, 213, 221, 256, 257),  # 29 and 61: undetermined, mostly beside fluid
-    'GM': (3, 8, 19, 20, 31, 42, 47, 55, 56, 63, 136, 137, 163, 164, 220, 8, 99, 193, 194, 195, 196, 197, 198, 199, 200),
-    'deep GM': (9, 10, 11, 12, 13, 17, 18, 26, 27, 48, 49, 50, 51, 52, 53, 54, 58, 59, 75, 76, 96, 97, 173, 174, 175, 178),
-    'WM': (2, 7, 16, 25, 28, 41, 46, 57, 60, 77, 78, 79, 85, 86, 155, 156, 192, 219, 223, 250, 251, 252, 253, 254, 255),
+    'GM': (
+        3, 8, 19, 20, 31, 42, 47, 55, 56, 63, 99, 136, 137, 163, 164, 172, 179, 180, 181, 182, 183, 184, 193, 194, 195, 196, 197,
+        198, 199, 200, 220,
+    ),
+    'deep GM': (
+        9, 10, 11, 12, 13, 17, 18, 26, 27, 48, 49, 50, 51, 52, 53, 54, 58, 59, 75, 76, 80, 81, 82, 96, 97, 138, 139, 169, 171,
+        173, 174, 175, 176, 178,
+    ),
+    'WM': (
+        2, 7, 16, 25, 28, 41, 46, 57, 60, 77, 78, 79, 85, 86, 87, 88, 155, 156, 157, 158, 159, 160, 161, 162, 170, 177, 192, 219,
+        223, 250, 251, 252, 253, 254, 255,
+    ),
     'vessel': (30, 62, 502, 514),
     'eye': (506,),
     'soft tissue': (507, 508, 509, 530),
@@ -40,6 +49,12 @@ LABELS: dict[str, tuple[int, ...]] = {
     'skull': (515, 165, 121, 129),
     'marrow': (516, 142),
 }  # fmt: skip
+#: First and last number of FreeSurfer's parcels, and their tissue: aparc, wmparc, white matter that wmparc gives to no parcel,
+#: and cortex and white matter by a2009s.
+PARCELS = (
+    (1000, 2999, 'GM'), (3000, 4999, 'WM'), (5001, 5002, 'WM'),
+    (11100, 11175, 'GM'), (12100, 12175, 'GM'), (13100, 13175, 'WM'), (14100, 14175, 'WM'),
+)  # fmt: skip
 
 #: Numbers of the ventricles, whose fluid is pure.
 VENTRICLES = (4, 5, 14, 15, 43, 44, 72, 213, 221)
@@ -50,6 +65,7 @@ MEMBRANES = 0.3
 
 _MAPS = ('CSF', 'GM', 'WM')  # the tissue maps of the template
 _CLOSING_MM = 10.0  # sulci up to twice as wide lie inside the surface of the brain
+_CUBE = 1e-3  # sides of a voxel that differ less than this part are alike
 _MARGIN = 24.0  # mm of air around the brain of the template: the shell and what a warp may move it
 
 
@@ -102,29 +118,31 @@ def _block_mean(data: Float32, step: int) -> Float32:
 def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     """Return the head of a label map: a FreeSurfer-like segmentation, with or without what is around the brain.
 
-    The head is moved so that the middle of its brain is that of the template. Fluid inside the closed surface of the
-    brain is CSF, and that around it meninges; a map that ends at the cortex gets both. Labels are blurred by half a
-    voxel, which leaves every voxel at a border a mixture. Voxels of a millimetre make sulci too wide and too clean, so
-    cortex grows into them (:func:`narrow_sulci`), and what fluid is left holds some membranes and vessels.
+    The head is moved so that the middle of its brain is that of the template. Voxels that are no cubes are divided into
+    cubes of their shortest side, each with the label of the voxel that its middle lies in. Fluid inside the closed
+    surface of the brain is CSF, and that around it meninges; a map that ends at the cortex gets both. Labels are blurred
+    by half a voxel, which leaves every voxel at a border a mixture. Voxels of a millimetre make sulci too wide and too
+    clean, so cortex grows into them (:func:`narrow_sulci`), and what fluid is left holds some membranes and vessels.
 
     Parameters
     ----------
     path
-        Image of labels (:data:`LABELS`).
+        Image of labels (:data:`LABELS`, :data:`PARCELS`).
     head
         Whether to keep what is around the brain; where the map has nothing there, the shell of the template is used.
 
     Raises
     ------
     UsageError
-        If the map has labels of an unknown meaning, or no brain.
+        If the map has labels of an unknown meaning, no brain, or voxels so flat that cubes would be too many.
     bidsharm.errors.ScanError
         If the image cannot be read.
     """
     image = nib.as_closest_canonical(load_checked(path))
     codes = np.rint(np.asarray(image.dataobj)).astype(np.int32)
+    codes, sizes = _in_cubes(codes, np.array(image.header.get_zooms()[:3], dtype=float), path.name)
     tissue, ventricles = _tissues_of(codes, path.name), np.isin(codes, VENTRICLES)
-    affine = np.diag([*image.header.get_zooms()[:3], 1.0]).astype(float)
+    affine = np.diag([*sizes, 1.0])
     spacing = float(affine[0, 0])
     solid = np.isin(tissue, [TISSUES.index(name) for name in ('GM', 'WM', 'deep GM')])
     if not solid.any():
@@ -157,6 +175,25 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     return _mix_membranes(found, ventricles)
 
 
+def _in_cubes(
+    codes: NDArray[np.int32], sizes: NDArray[np.float64], name: str
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return a label map with cubes for voxels, and their sizes (mm); a map of cubes as it is."""
+    side = sizes.min()
+    if np.allclose(sizes, side, rtol=_CUBE, atol=0):
+        return codes, sizes
+    counts = np.rint(codes.shape * sizes / side).astype(int)
+    if counts.prod(dtype=float) > MAX_VOXELS:
+        raise UsageError(
+            'The voxels of the label map are too flat to be divided into cubes.', where=name,
+            fix='Resample it to cubes, with nearest neighbours.',
+        )  # fmt: skip
+    for axis, count in enumerate(counts):
+        places = ((np.arange(count) + 0.5) * side / sizes[axis]).astype(int)
+        codes = codes.take(np.minimum(places, codes.shape[axis] - 1), axis)
+    return codes, np.full(3, side)
+
+
 def _closed(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.bool_]:
     """Return a mask with sulci and ventricles filled (morphological closing by :data:`_CLOSING_MM`)."""
     return signed_distance(signed_distance(mask, spacing) <= _CLOSING_MM, spacing) <= -_CLOSING_MM
@@ -165,19 +202,16 @@ def _closed(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.bool_]:
 def _tissues_of(codes: NDArray[np.int32], name: str) -> NDArray[np.int8]:
     """Return the index of each voxel's tissue, -1 for air."""
     table = {code: TISSUES.index(tissue) for tissue, numbers in LABELS.items() for code in numbers}
+    for first, last, tissue in PARCELS:
+        table |= dict.fromkeys(range(first, last + 1), TISSUES.index(tissue))
     present, inverse = np.unique(codes, return_inverse=True)
-    indices, unknown = [], []
-    for code in present.tolist():
-        if 1000 <= code < 5000:
-            indices.append(TISSUES.index('GM' if code < 3000 else 'WM'))
-        else:
-            indices.append(-1 if code == 0 else table.get(code, -1))
-            unknown += [code] if code != 0 and code not in table else []
+    unknown = [code for code in present.tolist() if code != 0 and code not in table]
     if unknown:
         raise UsageError(
             f'The label map has labels of unknown meaning: {", ".join(map(str, unknown[:12]))}.',
             where=name, fix='Use the numbers of FreeSurfer; 0 is air.',
         )  # fmt: skip
+    indices = [table.get(code, -1) for code in present.tolist()]
     return np.array(indices, dtype=np.int8)[inverse].reshape(codes.shape)
 
 

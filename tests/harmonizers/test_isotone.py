@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from bidsharm.errors import ConfigurationError, ScanError
 from bidsharm.harmonizers import bundle, registry
@@ -417,3 +420,42 @@ def test_the_weights_that_ship_are_whole(contrast):
     assert bundle.digest(WEIGHTS / contrast)
     size = (WEIGHTS / contrast / bundle.TENSORS).stat().st_size
     assert size < 10e6
+
+
+# --- Real lesions ---
+
+#: Single lesions are followed from this size on (ml); smaller ones are all border.
+SINGLE_LESION_ML = 0.01
+
+
+@pytest.fixture(scope='module', params=['sub-msx07', 'sub-msx26'])
+def patient(request, benchmark_script):
+    """Return the scans of a patient with multiple sclerosis, the lesions, and what measures them."""
+    folder = Path(os.environ.get('BIDSHARM_REAL_DATA', ''), 'derivatives', 'mslesions', request.param, 'anat')
+    if not folder.is_dir():
+        pytest.skip('set BIDSHARM_REAL_DATA to the folder with the real scans')
+    measures = benchmark_script('lesions')
+    return *measures.load_patient(folder, segmented=['T1w']), measures
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('doubting', [True, False], ids=['as it is', 'without doubts'])
+@pytest.mark.parametrize('contrast', ['T1w', 'T2w', 'FLAIR'])
+def test_real_lesions_keep_their_contrast_and_their_order(patient, contrast, doubting, monkeypatch):
+    if not doubting:  # most of these scans are only scaled, which says nothing of the curves
+        if not (room.WEIGHTS / contrast).is_dir():
+            pytest.skip(f'there are no weights for {contrast}')
+        monkeypatch.setattr(room, '_doubt', lambda *_: '')
+    scans, lesions, measures = patient
+    found = scans[contrast]
+    result = Isotone().harmonize(found, Canonical())
+    assert doubting or result.details['way'] == 'network'
+    inside_brain = lesions & found.mask
+    white = measures.surroundings(lesions, scans['T1w']) & found.mask
+    before, after = (measures.contrast_of(image, inside_brain, white) for image in (found.data, result.image))
+    assert np.sign(before) == np.sign(after)
+    voxel_ml = abs(np.linalg.det(found.affine[:3, :3])) / 1000
+    single = measures.single_lesions(inside_brain, voxel_ml, SINGLE_LESION_ML)
+    assert len(single) > 10
+    means = [[image[lesion].mean() for lesion in single] for image in (found.data, result.image)]
+    assert stats.spearmanr(*means).statistic > 0.95

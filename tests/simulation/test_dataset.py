@@ -94,6 +94,54 @@ def test_sidecars_tell_what_was_simulated(heads: Path, scanner):
         assert meta.get('InversionTime') == (sequence.inversion_time or None)
 
 
+def check_geometry(root: Path, scanner, contrast: str) -> None:
+    """Compare the three sidecars of a contrast in a session with the voxels of their images."""
+    protocol, stem = scanner.protocol(contrast), f'sub-01/ses-{scanner.label}/anat/sub-01_ses-{scanner.label}'
+    axis, distance = protocol.slice_axis, protocol.voxel_size[protocol.slice_axis]
+    truths = root / 'derivatives/truth'
+    for base in (root / stem, *(truths / f'{stem}_desc-{desc}' for desc in ('noiseless', 'canonical'))):
+        image = nib.load(f'{base}_{contrast}.nii.gz')
+        meta = json.loads(Path(f'{base}_{contrast}.json').read_text())
+        more, zooms = meta['SimulatedAcquisition'], np.array(image.header.get_zooms())
+        assert zooms[axis] > distance  # it was enlarged
+        assert meta['SpacingBetweenSlices'] == pytest.approx(zooms[axis], abs=1e-4)
+        thickness = zooms[axis] * protocol.slice_thickness / distance
+        assert meta['SliceThickness'] == pytest.approx(thickness, abs=1e-4)
+        assert more['VoxelSize'] == pytest.approx(zooms, abs=1e-4)
+        assert more['FieldOfView'] == pytest.approx(zooms * image.shape, abs=1e-2)
+        assert (meta['MRAcquisitionType'], meta['SliceEncodingDirection'], meta['PhaseEncodingDirection']) == (
+            protocol.acquisition_type, 'ijk'[axis], 'ijk'[protocol.phase_axis],
+        )  # fmt: skip
+        assert (more['SliceFactor'], more['SliceGap'], more['ReadoutAxis']) == (
+            protocol.slice_factor, protocol.slice_gap, protocol.readout_axis,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('scanner', PRESETS[:3], ids=lambda scanner: scanner.label)
+def test_sidecars_tell_the_voxels_that_the_images_have(heads: Path, scanner):
+    for contrast in CONTRASTS:
+        check_geometry(heads, scanner, contrast)
+
+
+def test_sidecars_of_slices_with_gaps_tell_the_slices_that_the_images_have(tmp_path: Path):
+    scanner = next(scanner for scanner in PRESETS if scanner.label == 'clinicL')
+    out = simulate(tmp_path, subjects=1, scanners=[scanner], contrasts=['FLAIR'], resolution=RESOLUTION)
+    check_geometry(out, scanner, 'FLAIR')
+    # The canonical scanner is another machine, whatever the grid.
+    stem = 'derivatives/truth/sub-01/ses-clinicL/anat/sub-01_ses-clinicL_desc-canonical_FLAIR.json'
+    assert json.loads((out / stem).read_text())['ManufacturersModelName'] == PRESETS[0].model_name
+
+
+def test_sidecars_of_a_protocol_at_its_own_resolution_are_its_own(tmp_path: Path):
+    coarse = replace(PRESETS[2].protocol('T1w'), voxel_size=(5.0, 5.0, 10.0))
+    scanner = replace(PRESETS[2], protocols=(coarse,))
+    out = simulate(tmp_path, subjects=1, scanners=[scanner], resolution=0)
+    meta = json.loads((out / 'sub-01/ses-eastC/anat/sub-01_ses-eastC_T1w.json').read_text())
+    expected = scanner.sidecar('T1w')
+    expected['SimulatedAcquisition']['FieldOfView'] = [210.0, 250.0, 220.0]
+    assert meta == expected
+
+
 def test_headers(heads: Path):
     for path in heads.rglob('*.nii.gz'):
         if path.name.endswith('_xfm.nii.gz'):

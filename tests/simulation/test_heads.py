@@ -11,7 +11,15 @@ from scipy import ndimage
 
 from bidsharm.errors import ScanError, UsageError
 from bidsharm.simulation.anatomy import TISSUES, Anatomy
-from bidsharm.simulation.heads import BRAIN_CENTRE, load_labels, load_template, narrow_sulci
+from bidsharm.simulation.heads import (
+    BRAIN_CENTRE,
+    LABELS,
+    PARCELS,
+    _tissues_of,
+    load_labels,
+    load_template,
+    narrow_sulci,
+)
 
 
 def centre(head: Anatomy) -> np.ndarray:
@@ -86,6 +94,83 @@ def test_parcels_and_deep_nuclei(label_map, tmp_path):
     np.testing.assert_allclose(nuclei.part('deep GM'), head.part('WM'))
     np.testing.assert_allclose(nuclei.tissue[1], head.tissue[1] + head.tissue[2], atol=1e-6)
     np.testing.assert_allclose(nuclei.tissue[0], head.tissue[0], atol=1e-6)
+
+
+#: Numbers of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc, of parcels the first and the last, by what they stand for.
+WRITTEN = {
+    'GM': (3, 42, 8, 47, 31, 63, 1000, 1035, 2000, 2035, 11100, 11101, 11175, 12100, 12101, 12175),
+    'WM': (
+        2, 41, 7, 46, 16, 28, 60, 77, 78, 79, 85, *range(251, 256), 3000, 3035, 4000, 4035, 5001, 5002, 13100, 13175, 14100, 14175,
+    ),
+    'deep GM': (10, 11, 12, 13, 17, 18, 26, 49, 50, 51, 52, 53, 54, 58, 80, 81, 82),
+    'CSF': (4, 5, 14, 15, 24, 43, 44, 72),
+    'vessel': (30, 62),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('tissue', WRITTEN)
+def test_labels_of_freesurfer_are_known(tissue):
+    codes = np.array(WRITTEN[tissue], dtype=np.int32)
+    np.testing.assert_array_equal(_tissues_of(codes, 'x'), TISSUES.index(tissue))
+
+
+@pytest.mark.parametrize('code', [1, 40, 999, 5000, 5003, 11099, 11176, 12099, 12176, 13099, 14176, 15000])
+def test_labels_beside_those_of_freesurfer_are_not_known(code):
+    with pytest.raises(UsageError, match=f'unknown meaning: {code}'):
+        _tissues_of(np.array([0, 2, code], dtype=np.int32), 'x')
+
+
+def test_a_label_has_one_meaning():
+    codes = [code for numbers in LABELS.values() for code in numbers]
+    assert len(codes) == len(set(codes))
+    assert not [code for code in codes for first, last, _ in PARCELS if first <= code <= last]
+
+
+def test_parcels_of_a2009s_and_wmparc_make_the_same_head(label_map, tmp_path):
+    def change(data: np.ndarray) -> np.ndarray:
+        middle = data.shape[0] // 2
+        for half, cortex, inner, rest in (
+            (data[:middle], 11130, 14110, 5001),
+            (data[middle:], 12142, 3024, 5002),
+        ):
+            white = np.flatnonzero(half == 2)
+            half[half == 3] = cortex
+            half.flat[white[::2]], half.flat[white[1::2]] = inner, rest
+        return data
+
+    head, parcels = load_labels(label_map), load_labels(edited(label_map, tmp_path / 'p.nii.gz', change))
+    np.testing.assert_array_equal(head.fractions, parcels.fractions)
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_voxels_that_are_no_cubes_are_divided_into_cubes(label_map, tmp_path, axis):
+    image = nib.load(label_map)
+    thick = np.take(np.asarray(image.dataobj), range(0, image.shape[axis], 2), axis)
+    affine = image.affine @ np.diag([2.0 if k == axis else 1.0 for k in range(3)] + [1.0])
+    nib.Nifti1Image(thick, affine).to_filename(tmp_path / 'thick.nii.gz')
+    nib.Nifti1Image(np.repeat(thick, 2, axis), image.affine).to_filename(tmp_path / 'cubes.nii.gz')
+    head, cubes = load_labels(tmp_path / 'thick.nii.gz'), load_labels(tmp_path / 'cubes.nii.gz')
+    np.testing.assert_allclose(head.affine, cubes.affine)
+    np.testing.assert_array_equal(head.fractions, cubes.fractions)
+
+
+def test_the_shell_is_as_thick_in_every_direction_where_voxels_are_no_cubes(small_head, tmp_path):
+    brain = np.where(small_head.brain_mask, 2, 0).astype(np.int16)[:, :, ::3]
+    nib.Nifti1Image(brain, np.diag([3.0, 3.0, 9.0, 1.0])).to_filename(tmp_path / 'brain.nii.gz')
+    head = load_labels(tmp_path / 'brain.nii.gz')
+    np.testing.assert_allclose(np.diag(head.affine), [3, 3, 3, 1])
+    whole, inner = head.fractions.sum(axis=0) > 0.5, head.brain_mask
+    x, y, z = (round(place) for place in ndimage.center_of_mass(inner))
+    for line in (np.s_[:, y, z], np.s_[x, :, z], np.s_[x, y, :]):
+        shell = (np.count_nonzero(whole[line]) - np.count_nonzero(inner[line])) * 3 / 2
+        assert shell == pytest.approx(13, abs=6)
+
+
+def test_maps_whose_cubes_would_fill_the_memory_are_refused(tmp_path):
+    flat = np.zeros((80, 40, 40), dtype=np.int16)
+    nib.Nifti1Image(flat, np.diag([0.15, 12.0, 12.0, 1.0])).to_filename(tmp_path / 'flat.nii.gz')
+    with pytest.raises(UsageError, match='too flat'):
+        load_labels(tmp_path / 'flat.nii.gz')
 
 
 def test_unknown_labels_are_named(label_map, tmp_path):
