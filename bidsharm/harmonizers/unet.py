@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -34,7 +35,7 @@ class UNetSettings(AdversarialSettings):
     ----------
     widths, convs
         Channels of the levels, and convolutions of each.
-    block, gates, bottleneck, depth, heads
+    block, gates, bottleneck, depth, heads, norm, down
         Variants of the network (:class:`bidsharm.nn.unet.UNet`).
     skip_input
         Concatenate the input before the last convolution.
@@ -57,6 +58,8 @@ class UNetSettings(AdversarialSettings):
     bottleneck: str = 'conv'
     depth: int = 4
     heads: int = 8
+    norm: Norm = 'instance'
+    down: Literal['stride', 'pool'] = 'stride'
     skip_input: bool = False
     adversarial: float = 0.0
     l1: float = 1.0
@@ -127,12 +130,14 @@ class ConditionalTransformerSettings(ConditionalSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OsmanSettings(UNetSettings):
-    """Osman et al.: axial slices, batch norm and pooling in a U-Net of usual width."""
+    """Osman et al.: axial slices, batch norm and pooling (their public code)."""
 
     axes: tuple[int, ...] = (2,)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
     convs: int = 2
-    batch: int = 16
+    norm: Norm = 'batch'
+    down: Literal['stride', 'pool'] = 'pool'
+    batch: int = 32
+    rate: float = 1e-3
 
 
 class PairedUNet(TrainedHarmonizer):
@@ -173,7 +178,7 @@ class PairedUNet(TrainedHarmonizer):
         networks: dict[str, nn.Module] = {
             'generator': UNet(
                 dims=dims, in_channels=self.channels, out_channels=self.channels, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
-                depth=s.depth, heads=s.heads, skip_input=s.skip_input,
+                depth=s.depth, heads=s.heads, kind=s.norm, down=s.down, skip_input=s.skip_input,
             )
         }  # fmt: skip
         if s.adversarial:
@@ -380,7 +385,10 @@ class Osman(PairedUNet):
     """2-D U-Net on axial slices (Osman and Tamam 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = OsmanSettings
+    # The running means of batch norm need some hundred steps.
+    tiny: ClassVar[Mapping[str, Any]] = {**PairedUNet.tiny, 'steps': 200}
     card = _card(
         'osman', 'U-Net on axial slices', _OSMAN, '10.1002/acm2.13530',
-        'The paper translates between contrasts of one scanner; here the pairs are two scanners. ' + _PUBLISHED_WIDTHS,
+        'The paper translates between contrasts of one scanner; here the pairs are two scanners. Widths, batch norm, pooling, batches and rate are those of the public code. The mean absolute '
+        'difference is minimized, not the squared one; sizes grow by transposed convolutions instead of repetition, and norms follow activations instead of preceding them.',
     )  # fmt: skip
