@@ -72,9 +72,8 @@ class StarGAN2Settings(StyleSettings, AdversarialSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StyleTransferSettings(StarGAN2Settings):
-    """Settings of Liu et al.: the way back weighs 100, and skip connections bring fine structure along (their public code)."""
+    """Settings of Liu et al.: the way back weighs 100 (their public code, whose training command leaves out the high-pass skip connections)."""
 
-    high_pass: float = 1.0
     cycle: float = 100.0
     steps: int = 200_000
 
@@ -209,10 +208,10 @@ class StarGAN2(StyleMethod):
 
 
 class StyleTransfer(StarGAN2):
-    """StarGAN v2 with a single domain and high-pass skip connections: style transfer from a reference (Liu et al. 2021, 2023)."""
+    """StarGAN v2 with a single domain: style transfer from a reference (Liu et al. 2021, 2023)."""
 
     Preset: ClassVar[type[NetworkSettings]] = StyleTransferSettings
-    tiny: ClassVar[Mapping[str, Any]] = {**StarGAN2.tiny, 'downs': 2, 'middle': 0}
+    tiny: ClassVar[Mapping[str, Any]] = {**StarGAN2.tiny, 'downs': 2, 'middle': 0, 'high_pass': 1.0}
     card = Card(
         name='styletransfer', title='The style of one image in the anatomy of another, without site labels', family='gan',
         supervision='unpaired',
