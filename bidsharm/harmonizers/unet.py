@@ -197,7 +197,7 @@ class PairedUNet(TrainedHarmonizer):
         return {name: Player((name,), self.settings.rate, betas) for name in names}
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """L1, and with a discriminator the conditional adversarial loss (Isola et al. 2017, eq. 1 to 4)."""
+        """L1, and with a discriminator a conditional adversarial loss (Isola et al. 2017), by least squares as in the public code of Bottani et al."""
         import torch
 
         from bidsharm.nn.losses import l1, least_squares_gan
@@ -242,17 +242,28 @@ _OSMAN = (
     'Osman AFI, Tamam NM. Deep learning-based convolutional neural network for intramodality brain MRI synthesis. '
     'J Appl Clin Med Phys 2022;23:e13530.'
 )
-_PUBLISHED_WIDTHS = (
-    "Widths, patch size and optimizer are those of the usual U-Net, for the paper's own could not be read."
+_SIZES = (
+    'Networks have fewer channels than those of the public code, and the norms and last layers of this package; they see patches instead of whole images on a grid of 128 voxels along each '
+    'axis, and more of them at once.'
+)
+_WEIGHTS = (
+    ' The mean absolute difference weighs 100 times the adversarial loss, as in Isola et al. 2017, and nothing is trained before; in the public code both weigh 1, the generator is first trained '
+    'alone, and the discriminator is told noisy numbers instead of 0 and 1.'
 )
 
 
-def _card(name: str, title: str, paper: str, doi: str = '', deviations: str = _PUBLISHED_WIDTHS) -> Card:
+def _card(name: str, title: str, paper: str, doi: str = '', deviations: str = _SIZES) -> Card:
     return Card(
         name=name, title=title, paper=paper, doi=doi, family='unet', supervision='paired', geometry='grid', targets=('site',),
         needs_fit=('paired',), needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0,
         fidelity='adapted', deviations=deviations,
     )  # fmt: skip
+
+
+def _conditional(card: Card) -> Card:
+    """Return the card of a method with a discriminator, from that of the one without."""
+    title, deviations = f'{card.name} with a conditional discriminator', card.deviations + _WEIGHTS
+    return replace(card, name=f'{card.name}-cgan', title=title, deviations=deviations)
 
 
 class DeepHarmony(PairedUNet):
@@ -357,28 +368,28 @@ class UNet3DCGAN(UNet3D):
     """3-D U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalSettings
-    card = _card('unet3d-cgan', 'unet3d with a conditional discriminator', _BOTTANI)
+    card = _conditional(UNet3D.card)
 
 
 class ResUNetCGAN(ResUNet):
     """Residual U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalResidualSettings
-    card = _card('res-unet-cgan', 'res-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(ResUNet.card)
 
 
 class AttUNetCGAN(AttUNet):
     """Attention U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalAttentionSettings
-    card = _card('att-unet-cgan', 'att-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(AttUNet.card)
 
 
 class TransUNetCGAN(TransUNet):
     """Transformer U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalTransformerSettings
-    card = _card('trans-unet-cgan', 'trans-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(TransUNet.card)
 
 
 class Osman(PairedUNet):
