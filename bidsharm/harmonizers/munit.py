@@ -121,11 +121,13 @@ class Munit(StyleMethod):
 
     @property
     def players(self) -> Mapping[str, Player]:
-        """The discriminators, and all others together."""
-        from bidsharm.training.options import Player
+        """The discriminators, and all others together; the rate is halved every 100,000 steps."""
+        from bidsharm.training.options import Player, halving
+
+        schedule = halving(100_000 / self.settings.steps)
 
         def player(*names: str) -> Player:
-            return Player(names, self.settings.rate, betas=(0.5, 0.999), weight_decay=1e-4)
+            return Player(names, self.settings.rate, betas=(0.5, 0.999), weight_decay=1e-4, schedule=schedule)
 
         return {
             'generators': player('content', 'style', 'decoder'),

@@ -106,6 +106,19 @@ def test_losses_of_munit():
         assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
 
 
+def test_the_rate_of_munit_is_halved_every_100_000_steps():
+    for player in untrained(Munit, steps=250_000).players.values():
+        assert [player.schedule(step / 250_000) for step in (0, 99_999, 100_000, 199_999, 200_000)] == [
+            1,
+            1,
+            0.5,
+            0.5,
+            0.25,
+        ]
+    assert Munit().players['generators'].schedule(1.0 - 1e-9) == 0.5
+    assert untrained(Munit).players['generators'].schedule(0.999) == 1
+
+
 def test_uncertainty_of_munit_is_the_spread_over_styles(scans):
     method = Munit(settings=Munit.preset('tiny'))
     method.fit(Cohort(scans), target=Site('A'), running=Running(budget=Budget(3)))
