@@ -65,9 +65,9 @@ def total_variation(x: Tensor) -> Tensor:
 
 
 def gradient_l1(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean absolute difference of finite differences, averaged over the axes of space."""
+    """Return the mean absolute difference of finite differences, summed over the axes of space."""
     axes = range(2, found.ndim)
-    return torch.stack([l1(found.diff(dim=axis), wanted.diff(dim=axis)) for axis in axes]).mean()
+    return torch.stack([l1(found.diff(dim=axis), wanted.diff(dim=axis)) for axis in axes]).sum()
 
 
 def local_correlation(x: Tensor, y: Tensor, size: int = 9) -> Tensor:

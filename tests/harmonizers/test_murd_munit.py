@@ -63,7 +63,7 @@ def test_losses_of_murd():
         'adversarial': torch.log1p(torch.exp(-net['discriminator'](fake, b['y_site']))).mean(),
         'content': 3 * (net['content'](fake) - content).abs().mean(),
         'style': 10 * (net['style'](fake, b['y_site']) - styles[0]).abs().mean(),
-        'cycle': 10 * ((back - b['x']).abs().mean() + 0.1 * (slopes[0] + slopes[1]) / 2),
+        'cycle': 10 * ((back - b['x']).abs().mean() + 0.1 * (slopes[0] + slopes[1])),
         'identity': 10 * (net['decoder'](content, own) - b['x']).abs().mean(),
         'alignment': 0.01 * 0.5 * (mean**2 + variance - variance.log() - 1).mean(),
         'diversity': -2 * (fake - other).abs().mean(),
