@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
+from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
@@ -95,7 +95,7 @@ class StarGAN2(StyleMethod):
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='Networks and weights of the losses are those of StarGAN v2, for the paper names no others. Outputs are masked by '
         "the brain. The target's style is the mean over the slices of its scans; a reference from an unknown site gets the mean of what "
-        'the layers of all sites say.',
+        'the layers of all sites say.' + DECAY,
     )  # fmt: skip
 
     @property
@@ -220,7 +220,7 @@ class StyleTransfer(StarGAN2):
         doi='10.1002/hbm.26422', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('cohort',),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='References in the training come from the same height of the head. Outputs are masked by the brain. The style of a '
-        'target is the mean over all its slices instead of that of one.',
+        'target is the mean over all its slices instead of that of one.' + DECAY,
     )  # fmt: skip
 
     @property
