@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     #: From images to scores, or to several kinds of scores.
     Judge = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
+#: What cards say of methods whose papers decay weights by Adam.
+DECAY = ' Weights decay beside the gradient (AdamW) and not as a part of it (Adam).'
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialSettings(NetworkSettings):

@@ -183,7 +183,7 @@ class CycleGAN(CycleConsistent):
         doi='10.48550/arXiv.2010.05355', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='No code of the paper is public; networks, losses and weights are those of CycleGAN. The last layer has no tanh, borders are padded with zeros, '
-        'and discriminators see no buffer of earlier images.',
+        'and discriminators see no buffer of earlier images. Their loss is not halved, which makes no difference to Adam.',
     )  # fmt: skip
 
     def build(self) -> dict[str, nn.Module]:
@@ -244,7 +244,7 @@ class CycleGAN3D(CycleGAN):
         doi='10.1109/SIPAIM56729.2023.10373501', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=8.0, fidelity='adapted',
         deviations='No code of the paper is public; width and depth of the networks are ours, losses and weights are those of CycleGAN. '
-        'The networks see patches that are blended, the last layer has no tanh, and discriminators see no buffer of earlier images.',
+        'The networks see patches that are blended, the last layer has no tanh, and discriminators see no buffer of earlier images. Their loss is not halved, which makes no difference to Adam.',
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ class AttentionGAN(CycleGAN):
         doi='10.1117/12.2606155', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='No code of the paper is public; networks and losses are those of AttentionGAN and CycleGAN. Axial slices; the mask of the input begins with nine '
-        'tenths of the weight; the images that are combined have no tanh.',
+        'tenths of the weight; the images that are combined have no tanh; the total variation of the masks is no loss; the loss of the discriminators is not halved, which makes no difference to Adam.',
     )  # fmt: skip
 
 
@@ -278,7 +278,8 @@ class Iguane(CycleConsistent):
         doi='10.48550/arXiv.2402.03227', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0,
         fidelity='adapted',
-        deviations='A step takes one site, drawn at random, and one batch for the discriminators instead of two; ages are not matched; the generators begin as the identity.',
+        deviations='A step takes one site, drawn at random, and one batch for the discriminators instead of two; ages are not matched; the generators begin as the identity. '
+        'Generators move before the discriminators instead of after them, and on the same batch; the public code draws batches of its own for each discriminator.',
     )  # fmt: skip
 
     def view(self) -> View:

@@ -53,7 +53,7 @@ def _card(name: str, title: str, paper: str, doi: str, needs_fit: tuple[str, ...
 
 _ALL = (
     'The features of the perceptual loss come from fixed random filters, not from a network trained on photographs; the contrast code fills the brain, not the whole slice; the rate of learning is '
-    'constant; a voxel has its likeliest label, not a drawn one, when a scan is harmonized. '
+    'constant; leaky ReLUs have a slope of 0.2 instead of 0.1, and intensities are not cut off at five units; a voxel has its likeliest label, not a drawn one, when a scan is harmonized. '
 )
 _NO_CODE = 'There is no public code: networks and weights of the losses are those of HACA3. '
 
@@ -65,7 +65,8 @@ class HACA3(Disentangled):
         'haca3', 'Anatomy, contrast and artifacts apart; attention over the contrasts that are there',
         'Zuo L, et al. HACA3: a unified approach for multi-site MR image harmonization. Comput Med Imaging Graph 2023;109:102285.',
         '10.1016/j.compmedimag.2023.102285', ('multi_contrast',),
-        _ALL + 'The artifact encoder learns in a stage of its own, from simulated noise, ghosts and coarse lines.',
+        _ALL + 'The artifact encoder learns in a stage of its own, from simulated noise, ghosts and coarse lines. Sources are '
+        'spoiled by the same three; in the public code also by motion and by a bias field.',
     ), companions=True)  # fmt: skip
 
 

@@ -67,7 +67,9 @@ class Mispel(TrainedHarmonizer):
         'ICCV Workshops 2021:3284-3293.',
         doi='10.1109/ICCVW54120.2021.00367', geometry='grid', targets=('canonical',), needs_fit=('travellers',), needs_apply=('weights', 'site'), changes_anatomy=True, uses_device=True,
         memory_gb=3.0, fidelity='adapted',
-        deviations='The encoders are the U-Net of this package, with instance norms; losses are taken inside the brain.',
+        deviations='The encoders are the U-Net of this package, with instance norms, strided convolutions and transposed ones; the maps come from a 1 x 1 convolution instead of a 3 x 3 one, '
+        'without activation; a decoder adds a constant to its sum of maps. Losses are taken inside the brain, and differences of images are averaged over pairs of scanners, which the public code adds up '
+        'and divides by the number of scanners.',
     )  # fmt: skip
 
     def view(self) -> View:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
+from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
@@ -83,7 +83,7 @@ class Munit(StyleMethod):
         uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='Networks and weights are those of MUNIT, for the code of the paper could not be found. More than two scanners are '
         'served, each in turn paired with the target. The image is decoded with the mean style of the target; styles for the uncertainty are '
-        "drawn from a normal distribution with the mean and spread of the styles of the target's slices instead of a standard one.",
+        "drawn from a normal distribution with the mean and spread of the styles of the target's slices instead of a standard one." + DECAY,
     )  # fmt: skip
 
     def sampler(self, data: TrainingSet) -> Sampler:
@@ -121,11 +121,13 @@ class Munit(StyleMethod):
 
     @property
     def players(self) -> Mapping[str, Player]:
-        """The discriminators, and all others together."""
-        from bidsharm.training.options import Player
+        """The discriminators, and all others together; the rate is halved every 100,000 steps."""
+        from bidsharm.training.options import Player, halving
+
+        schedule = halving(100_000 / self.settings.steps)
 
         def player(*names: str) -> Player:
-            return Player(names, self.settings.rate, betas=(0.5, 0.999), weight_decay=1e-4)
+            return Player(names, self.settings.rate, betas=(0.5, 0.999), weight_decay=1e-4, schedule=schedule)
 
         return {
             'generators': player('content', 'style', 'decoder'),

@@ -62,7 +62,8 @@ class S2SGAN(TrainedSurface):
         doi='10.1007/978-3-030-32251-9_52', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=2.0, fidelity='adapted',
         deviations='No code of the paper is public. Adversarial, cycle and correlation losses are those of its abstract; their weights and the least-squares form '
-        'are those of CycleGAN, the correlation has weight 1, and the discriminator is half of a spherical U-Net. Group norm instead of batch norm; all other sites are one.',
+        'are those of CycleGAN, the correlation has weight 1, and the discriminator is half of a spherical U-Net. Group norm instead of batch norm; all other sites are one. The loss of '
+        'the discriminators is not halved, which makes no difference to Adam.',
     )  # fmt: skip
 
     def build(self) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
+from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
@@ -72,9 +72,8 @@ class StarGAN2Settings(StyleSettings, AdversarialSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StyleTransferSettings(StarGAN2Settings):
-    """Settings of Liu et al.: the way back weighs 100, and skip connections bring fine structure along (their public code)."""
+    """Settings of Liu et al.: the way back weighs 100 (their public code, whose training command leaves out the high-pass skip connections)."""
 
-    high_pass: float = 1.0
     cycle: float = 100.0
     steps: int = 200_000
 
@@ -96,7 +95,7 @@ class StarGAN2(StyleMethod):
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='Networks and weights of the losses are those of StarGAN v2, for the paper names no others. Outputs are masked by '
         "the brain. The target's style is the mean over the slices of its scans; a reference from an unknown site gets the mean of what "
-        'the layers of all sites say.',
+        'the layers of all sites say.' + DECAY,
     )  # fmt: skip
 
     @property
@@ -209,10 +208,10 @@ class StarGAN2(StyleMethod):
 
 
 class StyleTransfer(StarGAN2):
-    """StarGAN v2 with a single domain and high-pass skip connections: style transfer from a reference (Liu et al. 2021, 2023)."""
+    """StarGAN v2 with a single domain: style transfer from a reference (Liu et al. 2021, 2023)."""
 
     Preset: ClassVar[type[NetworkSettings]] = StyleTransferSettings
-    tiny: ClassVar[Mapping[str, Any]] = {**StarGAN2.tiny, 'downs': 2, 'middle': 0}
+    tiny: ClassVar[Mapping[str, Any]] = {**StarGAN2.tiny, 'downs': 2, 'middle': 0, 'high_pass': 1.0}
     card = Card(
         name='styletransfer', title='The style of one image in the anatomy of another, without site labels', family='gan',
         supervision='unpaired',
@@ -221,7 +220,7 @@ class StyleTransfer(StarGAN2):
         doi='10.1002/hbm.26422', geometry='grid', targets=('site', 'reference', 'acquisition'), needs_fit=('cohort',),
         needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='References in the training come from the same height of the head. Outputs are masked by the brain. The style of a '
-        'target is the mean over all its slices instead of that of one.',
+        'target is the mean over all its slices instead of that of one.' + DECAY,
     )  # fmt: skip
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bidsharm.harmonizers.adversarial import judged
+from bidsharm.harmonizers.adversarial import DECAY, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.cyclegan import CycleGAN, CycleSettings
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
@@ -65,7 +65,7 @@ class Ugatit(CycleGAN):
         doi='10.1117/12.2654392', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=6.0, fidelity='adapted',
         deviations='U-GAT-IT itself: what the paper\'s "Morph" adds is not described where we could read it, and no code is public. The light variant of the generator; '
-        'the last layer has no tanh, and borders are padded with zeros.',
+        'the last layer has no tanh, and borders are padded with zeros.' + DECAY,
     )  # fmt: skip
 
     def generator(self) -> nn.Module:

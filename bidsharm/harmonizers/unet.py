@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -34,7 +35,7 @@ class UNetSettings(AdversarialSettings):
     ----------
     widths, convs
         Channels of the levels, and convolutions of each.
-    block, gates, bottleneck, depth, heads
+    block, gates, bottleneck, depth, heads, norm, down
         Variants of the network (:class:`bidsharm.nn.unet.UNet`).
     skip_input
         Concatenate the input before the last convolution.
@@ -57,6 +58,8 @@ class UNetSettings(AdversarialSettings):
     bottleneck: str = 'conv'
     depth: int = 4
     heads: int = 8
+    norm: Norm = 'instance'
+    down: Literal['stride', 'pool'] = 'stride'
     skip_input: bool = False
     adversarial: float = 0.0
     l1: float = 1.0
@@ -127,12 +130,14 @@ class ConditionalTransformerSettings(ConditionalSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OsmanSettings(UNetSettings):
-    """Osman et al.: axial slices, batch norm and pooling in a U-Net of usual width."""
+    """Osman et al.: axial slices, batch norm and pooling (their public code)."""
 
     axes: tuple[int, ...] = (2,)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
     convs: int = 2
-    batch: int = 16
+    norm: Norm = 'batch'
+    down: Literal['stride', 'pool'] = 'pool'
+    batch: int = 32
+    rate: float = 1e-3
 
 
 class PairedUNet(TrainedHarmonizer):
@@ -173,7 +178,7 @@ class PairedUNet(TrainedHarmonizer):
         networks: dict[str, nn.Module] = {
             'generator': UNet(
                 dims=dims, in_channels=self.channels, out_channels=self.channels, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
-                depth=s.depth, heads=s.heads, skip_input=s.skip_input,
+                depth=s.depth, heads=s.heads, kind=s.norm, down=s.down, skip_input=s.skip_input,
             )
         }  # fmt: skip
         if s.adversarial:
@@ -192,7 +197,7 @@ class PairedUNet(TrainedHarmonizer):
         return {name: Player((name,), self.settings.rate, betas) for name in names}
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """L1, and with a discriminator the conditional adversarial loss (Isola et al. 2017, eq. 1 to 4)."""
+        """L1, and with a discriminator a conditional adversarial loss (Isola et al. 2017), by least squares as in the public code of Bottani et al."""
         import torch
 
         from bidsharm.nn.losses import l1, least_squares_gan
@@ -237,17 +242,28 @@ _OSMAN = (
     'Osman AFI, Tamam NM. Deep learning-based convolutional neural network for intramodality brain MRI synthesis. '
     'J Appl Clin Med Phys 2022;23:e13530.'
 )
-_PUBLISHED_WIDTHS = (
-    "Widths, patch size and optimizer are those of the usual U-Net, for the paper's own could not be read."
+_SIZES = (
+    'Networks have fewer channels than those of the public code, and the norms and last layers of this package; they see patches instead of whole images on a grid of 128 voxels along each '
+    'axis, and more of them at once.'
+)
+_WEIGHTS = (
+    ' The mean absolute difference weighs 100 times the adversarial loss, as in Isola et al. 2017, and nothing is trained before; in the public code both weigh 1, the generator is first trained '
+    'alone, and the discriminator is told noisy numbers instead of 0 and 1.'
 )
 
 
-def _card(name: str, title: str, paper: str, doi: str = '', deviations: str = _PUBLISHED_WIDTHS) -> Card:
+def _card(name: str, title: str, paper: str, doi: str = '', deviations: str = _SIZES) -> Card:
     return Card(
         name=name, title=title, paper=paper, doi=doi, family='unet', supervision='paired', geometry='grid', targets=('site',),
         needs_fit=('paired',), needs_apply=('weights',), changes_anatomy=True, uses_device=True, memory_gb=6.0,
         fidelity='adapted', deviations=deviations,
     )  # fmt: skip
+
+
+def _conditional(card: Card) -> Card:
+    """Return the card of a method with a discriminator, from that of the one without."""
+    title, deviations = f'{card.name} with a conditional discriminator', card.deviations + _WEIGHTS
+    return replace(card, name=f'{card.name}-cgan', title=title, deviations=deviations)
 
 
 class DeepHarmony(PairedUNet):
@@ -352,35 +368,38 @@ class UNet3DCGAN(UNet3D):
     """3-D U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalSettings
-    card = _card('unet3d-cgan', 'unet3d with a conditional discriminator', _BOTTANI)
+    card = _conditional(UNet3D.card)
 
 
 class ResUNetCGAN(ResUNet):
     """Residual U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalResidualSettings
-    card = _card('res-unet-cgan', 'res-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(ResUNet.card)
 
 
 class AttUNetCGAN(AttUNet):
     """Attention U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalAttentionSettings
-    card = _card('att-unet-cgan', 'att-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(AttUNet.card)
 
 
 class TransUNetCGAN(TransUNet):
     """Transformer U-Net with a conditional discriminator (Bottani et al. 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = ConditionalTransformerSettings
-    card = _card('trans-unet-cgan', 'trans-unet with a conditional discriminator', _BOTTANI)
+    card = _conditional(TransUNet.card)
 
 
 class Osman(PairedUNet):
     """2-D U-Net on axial slices (Osman and Tamam 2022)."""
 
     Preset: ClassVar[type[NetworkSettings]] = OsmanSettings
+    # The running means of batch norm need some hundred steps.
+    tiny: ClassVar[Mapping[str, Any]] = {**PairedUNet.tiny, 'steps': 200}
     card = _card(
         'osman', 'U-Net on axial slices', _OSMAN, '10.1002/acm2.13530',
-        'The paper translates between contrasts of one scanner; here the pairs are two scanners. ' + _PUBLISHED_WIDTHS,
+        'The paper translates between contrasts of one scanner; here the pairs are two scanners. Widths, batch norm, pooling, batches and rate are those of the public code. The mean absolute '
+        'difference is minimized, not the squared one; sizes grow by transposed convolutions instead of repetition, and norms follow activations instead of preceding them.',
     )  # fmt: skip

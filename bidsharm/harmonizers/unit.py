@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
+from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 
@@ -75,7 +75,7 @@ class SharedCode(Unpaired):
         doi='10.1007/978-3-030-59861-7_19', geometry='grid', targets=('site',), needs_fit=('two_sites',), needs_apply=('weights',),
         changes_anatomy=True, uses_device=True, memory_gb=8.0, fidelity='minimal',
         deviations="The paper's segmentation network and its loss are left out: images are harmonized, nothing is segmented (`unit-seg` does that). No code is public and the text could not be "
-        'read; networks and weights are those of UNIT, in three dimensions. All sites but the target are one.',
+        'read; networks and weights are those of UNIT, in three dimensions. All sites but the target are one.' + DECAY,
     )  # fmt: skip
 
     def build(self) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.harmonizers.adversarial import DECAY
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.task import Kind, TaskSettings, TrainedTask, Truth
 from bidsharm.harmonizers.uda import source_and_target
@@ -47,7 +48,7 @@ class SharedCodeTask(TrainedTask):
         paper=SharedCode.card.paper, doi=SharedCode.card.doi, output='task', geometry='grid', targets=(), needs_fit=('answers', 'site_without_answers'),
         needs_apply=('weights',), uses_device=True, memory_gb=8.0, fidelity='minimal',
         deviations='No code is public and the text could not be read; the translation is that of UNIT in three dimensions, the segmentation '
-        'a U-Net whose loss also reaches the translation. Sites with labels are one side, all others the other.',
+        'a U-Net whose loss also reaches the translation. Sites with labels are one side, all others the other.' + DECAY,
     )  # fmt: skip
 
     def translator(self) -> SharedCode:

@@ -59,15 +59,10 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return total.flatten(1).sum(dim=1).mean()
 
 
-def total_variation(x: Tensor) -> Tensor:
-    """Return the mean absolute difference of neighbours, summed over the axes of space."""
-    return torch.stack([x.diff(dim=axis).abs().mean() for axis in range(2, x.ndim)]).sum()
-
-
 def gradient_l1(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean absolute difference of finite differences, averaged over the axes of space."""
+    """Return the mean absolute difference of finite differences, summed over the axes of space."""
     axes = range(2, found.ndim)
-    return torch.stack([l1(found.diff(dim=axis), wanted.diff(dim=axis)) for axis in axes]).mean()
+    return torch.stack([l1(found.diff(dim=axis), wanted.diff(dim=axis)) for axis in axes]).sum()
 
 
 def local_correlation(x: Tensor, y: Tensor, size: int = 9) -> Tensor:
@@ -172,12 +167,6 @@ class _Reversal(torch.autograd.Function):
 def reverse_gradient(x: Tensor, weight: float = 1.0) -> Tensor:
     """Return the input; its gradient is turned round on the way back (Ganin et al. 2016, eq. 2)."""
     return _Reversal.apply(x, weight)
-
-
-def gram(features: Tensor) -> Tensor:
-    """Return the products of channels, averaged over space, shape (B, C, C) (Gatys et al. 2016)."""
-    flat = features.flatten(2)
-    return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

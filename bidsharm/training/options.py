@@ -27,6 +27,11 @@ def polynomial(done: float, last: float = 0.1) -> float:
     return 1 - (1 - last) * done
 
 
+def halving(every: float) -> Schedule:
+    """Return a schedule that halves the rate whenever a part of the training, from 0 to 1, is over (Huang et al. 2018)."""
+    return lambda done: 0.5 ** int(done / every)
+
+
 @dataclass(frozen=True)
 class Player:
     """Networks that one optimizer moves.

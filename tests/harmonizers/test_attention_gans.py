@@ -14,7 +14,7 @@ from bidsharm.harmonizers.ugatit import Ugatit
 from bidsharm.nn.patches import PatchProjection, telling
 from bidsharm.nn.ugatit import ClassActivation, LayerInstanceNorm, UgatitGenerator
 
-from .small_gans import batch_of, built
+from .small_gans import Add, batch_of, built, totals
 
 
 def test_the_norm_shades_from_instance_to_layer():
@@ -70,6 +70,48 @@ def test_losses_of_ugatit_at_the_start():
     assert float(losses['cycle'].detach()) == float(losses['identity'].detach()) == 0
 
 
+class Moves(nn.Module):
+    """Add a number, and guess the site by a multiple of the mean, as the classifiers of both means do."""
+
+    def __init__(self, number, slope):
+        super().__init__()
+        self.number, self.slope = number, slope
+
+    def forward(self, x):
+        return x + self.number, self.slope * x.mean(dim=(1, 2, 3))[:, None].expand(-1, 2)
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def test_losses_of_ugatit_are_those_worked_out_by_hand():
+    method = built(Ugatit, cycle=10.0, identity=5.0, activation=1000.0)
+    zero = torch.zeros(())
+    method.networks = nn.ModuleDict(
+        {'generator': Moves(0.5, 1.0), 'backward': Moves(-0.2, -2.0), 'of_target': Add(zero), 'of_source': Add(zero)}
+    )  # fmt: skip
+    ones, mask = torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])
+    found = totals(method, {'x': 2 * ones, 'y': 3 * ones, 'x_mask': mask, 'y_mask': mask})
+    # In the brain x becomes 2.5 and y 2.8, both ways end at 2.3 and 3.3, what should stay moves by 0.5 and 0.2. Means over slice and background: 1.5, 2.25.
+    made = found['generators']
+    assert made['adversarial'] == pytest.approx((3 * 1.5**2 + 1) / 4 + (3 * 1.8**2 + 1) / 4)
+    assert made['cycle'] == pytest.approx(10 * 0.75 * (0.3 + 0.3))
+    assert made['identity'] == pytest.approx(5 * 0.75 * (0.5 + 0.2))
+    # The way to the target says 1.5 of x (1 is right) and 2.25 of y (0 is right); the way back says -4.5 of y (1) and -3 of x (0).
+    guesses = softplus(-1.5) + softplus(2.25) + softplus(4.5) + softplus(-3.0)
+    assert made['attention'] == pytest.approx(1000 * guesses, rel=1e-5)
+    judged = found['discriminators']
+    assert judged['of_target'] == pytest.approx((3 * 2**2 + 1) / 4 + 0.75 * 2.5**2)
+    assert judged['of_source'] == pytest.approx((3 * 1**2 + 1) / 4 + 0.75 * 2.8**2)
+
+
+def test_both_discriminators_count_with_patches_and_whole_images():
+    method = built(Ugatit)
+    scores = method.networks['of_target'](torch.randn(2, 1, 16, 16))
+    assert [score.ndim for score in scores] == [4, 2, 4, 2]
+
+
 def test_the_places_that_know_best_what_they_are_like_are_kept():
     features = torch.tensor([[[9.0, 0.0], [0.1, 0.1], [0.0, 0.1], [0.0, 9.0]]])
     attention = telling(features, 2)
@@ -100,6 +142,70 @@ def test_an_image_is_more_like_itself_than_like_another():
         torch.manual_seed(0)
         same, other = method.alike(batch['x'], batch['x']), method.alike(batch['y'], batch['x'])
     assert same < other
+
+
+class Turning(nn.Module):
+    """Add a number; features of a tap are the image and its double."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = nn.Parameter(torch.tensor(float(number)))
+
+    def taps(self, x):
+        return [x, 2 * x]
+
+    def forward(self, x):
+        return x + self.number
+
+
+class Circle(nn.Module):
+    """Take each voxel for an angle, and return its place on the unit circle."""
+
+    def routes(self, maps):
+        return maps
+
+    def forward(self, maps, routes):
+        assert [route.shape for route in routes] == [here.shape for here in maps]
+        return [torch.stack([here.flatten(1).cos(), here.flatten(1).sin()], dim=2) for here in maps]
+
+
+@pytest.fixture
+def turning():
+    """QS-Attn whose features are angles, with a generator that adds half a radian."""
+    method = built(QueryAttention, taps=(0, 1), temperature=0.5, contrast=4.0)
+    method.networks = nn.ModuleDict(
+        {'generator': Turning(0.5), 'projection': Circle(), 'discriminator': Add(torch.zeros(()))}
+    )
+    return method
+
+
+def test_likeness_by_hand(turning):
+    x = torch.tensor([[[[0.0, math.pi / 2]]]])
+    # The similarity of a place with itself is 1, with the other one 0 in the first tap and -1 in the second, each over 0.5.
+    same = (softplus(-2.0) + softplus(-4.0)) / 2
+    assert float(turning.alike(x, x).detach()) == pytest.approx(same)
+    other = (softplus(2.0) + softplus(4.0)) / 2
+    assert float(turning.alike(x.flip(3), x).detach()) == pytest.approx(other)
+
+
+def test_losses_of_qs_attn_are_those_worked_out_by_hand(turning):
+    x, y = torch.tensor([[[[0.0, math.pi / 2]]]]), torch.tensor([[[[math.pi, 0.0]]]])
+    ones = torch.ones(1, 1, 1, 2)
+    found = totals(turning, {'x': x, 'y': y, 'x_mask': ones, 'y_mask': ones})
+
+    def likeness(turn, apart):
+        """Return the loss of two places that are turned, and that lie apart: one has the other before it, one behind."""
+        angles = [(tap * turn, tap * apart) for tap in (1, 2)]
+        angles += [(a, -b) for a, b in angles]
+        return sum(softplus(2 * (math.cos(a - b) - math.cos(a))) for a, b in angles) / 4
+
+    made = found['generator']
+    assert made['contrast'] == pytest.approx(0.5 * 4 * likeness(0.5, math.pi / 2), rel=1e-5)
+    assert made['identity'] == pytest.approx(0.5 * 4 * likeness(0.5, math.pi), rel=1e-5)
+    moved = (0.5, math.pi / 2 + 0.5)
+    assert made['adversarial'] == pytest.approx(sum((value - 1) ** 2 for value in moved) / 2, rel=1e-5)
+    real, fake = ((math.pi - 1) ** 2 + 1) / 2, sum(value**2 for value in moved) / 2
+    assert found['discriminator']['adversarial'] == pytest.approx(0.5 * (real + fake), rel=1e-5)
 
 
 def test_the_projection_learns_with_the_generator_and_there_is_no_way_back():

@@ -173,6 +173,94 @@ def test_weights_multiply_the_losses():
     assert float(losses['kl'].detach()) == pytest.approx(1e-5 * float(kl.detach()), rel=1e-4)
 
 
+class Labelling(torch.nn.Module):
+    """The label of a voxel is its intensity in fifths."""
+
+    def forward(self, x):
+        labels = (5 * x[:, 0]).floor().long().clamp(0, 4)
+        return 100 * torch.nn.functional.one_hot(labels, 5).movedim(-1, 1).to(x)
+
+
+class Averaging(torch.nn.Module):
+    """The code of an image is a multiple of its mean, twice; a variance of 1 where one is asked for."""
+
+    def __init__(self, factor, *, variance=False):
+        super().__init__()
+        self.factor, self.variance = torch.nn.Parameter(torch.tensor(factor)), variance
+
+    def forward(self, x):
+        code = self.factor * x.mean(dim=(1, 2, 3))[:, None].expand(-1, 2)
+        return (code, torch.zeros_like(code)) if self.variance else code
+
+
+class Adding(torch.nn.Module):
+    """Draw the label of a voxel plus the first number of the contrast."""
+
+    def forward(self, x):
+        return x[:, :1] + x[:, 1:2]
+
+
+class Sharing(torch.nn.Module):
+    """Attend to all contrasts alike."""
+
+    def forward(self, query, keys, allowed, temperature):
+        return allowed / allowed.sum(dim=1, keepdim=True)
+
+
+class Circle(torch.nn.Module):
+    """The features of a voxel are its place on the unit circle; an intensity of 0.2 is a quarter of the way round."""
+
+    def forward(self, x):
+        angles = x.flatten(1) * 2.5 * torch.pi
+        return torch.stack([angles.cos(), angles.sin()], dim=2)
+
+
+class Totals:
+    """Features that are the sum of an image."""
+
+    def distance(self, found, wanted):
+        return (found.sum() - wanted.sum()).abs()
+
+
+@pytest.fixture
+def by_hand():
+    """HACA3 with networks whose losses can be worked out by hand."""
+    method = HACA3(settings=HACA3.preset('tiny'))
+    method.networks = torch.nn.ModuleDict({
+        'anatomy': Labelling(), 'contrast': Averaging(1.0, variance=True), 'decoder': Adding(), 'attention': Sharing(),
+        'artifact': Averaging(2.0), 'patchifier': Circle(),
+    }).eval()  # fmt: skip
+    method._features = Totals()
+    return method
+
+
+def test_reconstruction_perceptual_and_cycle_losses_of_haca3_are_those_worked_out_by_hand(by_hand):
+    ones = torch.ones(1, 1, 1, 2)
+    batch = {'images': torch.tensor([[[[0.5, 0.7]]]]), 'present': torch.ones(1, 1), 'mask': ones}
+    (_, within), (_, across) = by_hand.losses(batch, 'across')
+    # Labels 2 and 3 of five, contrast 0.6: 1.0 and 1.2 are drawn where 0.5 and 0.7 should be.
+    assert {name: float(loss.detach()) for name, loss in within.items()} == {
+        'reconstruction': pytest.approx(10 * 0.5), 'perceptual': pytest.approx(0.5 * 1.0), 'kl': pytest.approx(1e-5 * 0.5 * 0.6**2),
+    }  # fmt: skip
+    # What was drawn has contrast 1.1 instead of 0.6, artifacts 2.2 instead of 1.2, and the last label (0.8) instead of 0.4 and 0.6.
+    assert float(across['cycle'].detach()) == pytest.approx(0.05 * (0.5 + 1.0 + 0.05 * 0.3))
+
+
+@pytest.mark.parametrize('people', [1, 2])
+def test_the_contrastive_loss_of_haca3_is_that_worked_out_by_hand(by_hand, people):
+    # Two contrasts have the labels 0 and 1 in each other's places; both images lie opposite to label 0 and a quarter away from label 1.
+    logits = Labelling()(torch.tensor([[[0.1, 0.3]], [[0.3, 0.1]]])[:, None])[None].expand(
+        people, -1, -1, -1, -1
+    )
+    images, present = torch.full((people, 2, 1, 2), 0.4), torch.ones(people, 2)
+    task = by_hand._task({'images': images, 'present': present, 'mask': torch.ones(people, 1, 1, 2)})
+    found = float(by_hand._code_losses(task, logits, by_hand._codes(task.style))['contrastive'])
+    # By a temperature of 0.1: the partner scores 0, its other place 10, four places of images -10 or 0; with a second person, as many of their labels.
+    more = 2 * (math.exp(10) + 1) if people == 2 else 0
+    terms = [math.log(1 + math.exp(10) + 4 * math.exp(image) + more) for image in (-10, 0)]
+    assert found == pytest.approx(0.5 * sum(terms) / 2, rel=1e-5)
+
+
 # --- What learns when ---
 
 

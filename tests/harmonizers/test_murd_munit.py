@@ -63,7 +63,7 @@ def test_losses_of_murd():
         'adversarial': torch.log1p(torch.exp(-net['discriminator'](fake, b['y_site']))).mean(),
         'content': 3 * (net['content'](fake) - content).abs().mean(),
         'style': 10 * (net['style'](fake, b['y_site']) - styles[0]).abs().mean(),
-        'cycle': 10 * ((back - b['x']).abs().mean() + 0.1 * (slopes[0] + slopes[1]) / 2),
+        'cycle': 10 * ((back - b['x']).abs().mean() + 0.1 * (slopes[0] + slopes[1])),
         'identity': 10 * (net['decoder'](content, own) - b['x']).abs().mean(),
         'alignment': 0.01 * 0.5 * (mean**2 + variance - variance.log() - 1).mean(),
         'diversity': -2 * (fake - other).abs().mean(),
@@ -104,6 +104,19 @@ def test_losses_of_munit():
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
+
+
+def test_the_rate_of_munit_is_halved_every_100_000_steps():
+    for player in untrained(Munit, steps=250_000).players.values():
+        assert [player.schedule(step / 250_000) for step in (0, 99_999, 100_000, 199_999, 200_000)] == [
+            1,
+            1,
+            0.5,
+            0.5,
+            0.25,
+        ]
+    assert Munit().players['generators'].schedule(1.0 - 1e-9) == 0.5
+    assert untrained(Munit).players['generators'].schedule(0.999) == 1
 
 
 def test_uncertainty_of_munit_is_the_spread_over_styles(scans):

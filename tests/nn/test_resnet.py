@@ -43,3 +43,29 @@ def test_masks_add_up_to_one_and_the_input_begins_with_nine_tenths():
     contents = network.crown.contents(network.taps(x)[-1])
     wanted = 0.9 * x + 0.025 * contents.sum(dim=1, keepdim=True)
     assert torch.allclose(network(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_masks_are_shares_that_combine_the_images_and_the_input(dims):
+    torch.manual_seed(0)
+    network = ResNet(dims=dims, width=4, blocks=1, head='attention', masks=4)
+    x = 3 * torch.randn(2, 1, *(8,) * dims)
+    features = network.taps(x)[-1]
+    masks, contents = network.crown.masks(features), network.crown.contents(features)
+    assert 0 <= masks.min() < masks.max() <= 1
+    wanted = masks[:, 3:] * x
+    for index in range(3):
+        wanted = wanted + masks[:, index, None] * contents[:, index, None]
+    assert torch.allclose(network(x), wanted, atol=1e-5)
+
+
+def test_a_mask_of_1_shows_its_image_and_nothing_else():
+    network = ResNet(width=4, blocks=1, head='attention', masks=4)
+    x = torch.randn(1, 1, 8, 8)
+    contents = network.crown.contents(network.taps(x)[-1])
+    last = network.crown.attention[-1]
+    torch.nn.init.zeros_(last.weight)
+    for index in range(4):
+        last.bias.data = torch.full((4,), -1e4)
+        last.bias.data[index] = 0
+        assert torch.equal(network(x), x if index == 3 else contents[:, index, None])
