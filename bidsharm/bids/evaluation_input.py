@@ -133,7 +133,10 @@ def find_study(sources: Sources) -> Study:
             where='--target',
             fix=f'There are: {", ".join(study.scanners) or "none; see --scans and --site"}.',
         )
-    return _with_people(study, sources)
+    labels: dict[str, list[str]] = {}
+    for key, scan in zip(sorted(keys), scans, strict=True):
+        labels.setdefault(scan.person, []).append(dict(key)['sub'])
+    return _with_people(study, sources, labels)
 
 
 # --- Images ---
@@ -399,25 +402,49 @@ def _participants(sources: Sources) -> dict[str, dict[str, str]]:
     return {}
 
 
-def _with_people(study: Study, sources: Sources) -> Study:
-    """Add ages, groups and classes."""
+def _with_people(study: Study, sources: Sources, labels: Mapping[str, Sequence[str]]) -> Study:
+    """Add ages, groups and classes.
+
+    Parameters
+    ----------
+    study, sources
+        The scans, and what was named.
+    labels
+        Participant of each scan, by person.
+    """
     table = _participants(sources)
     if sources.task and not any(row.get(sources.task) for row in table.values()):
         raise UsageError(f'The table of people has no column "{sources.task}".', where='--task')
-    people = {scan.person for scan in study.scans}
-    rows = {person: table.get(person, {}) for person in sorted(people)}
+    owners = {label: person for person, each in labels.items() for label in each}
+    rows = {person: _rows_of(person, labels[person], owners, table) for person in sorted(labels)}
     return replace(
         study,
-        ages={
-            person: age for person, row in rows.items() if (age := _number(row.get(sources.age))) is not None
-        },
+        ages={person: ages[0] for person, each in rows.items() if (ages := _ages(each, sources.age))},
         groups=_words(rows, sources.group),
         classes=_words(rows, sources.task) if sources.task else {},
     )
 
 
-def _words(rows: Mapping[str, Mapping[str, str]], column: str) -> dict[str, str]:
-    return {p: row[column] for p, row in rows.items() if row.get(column, '') not in ('', 'n/a')}
+def _rows_of(
+    person: str, labels: Sequence[str], owners: Mapping[str, str], table: Mapping[str, dict[str, str]]
+) -> list[dict[str, str]]:
+    """Return what the table says of a person: the own row, then those of the participants that the person is."""
+    # A participant who is called like the person may be somebody else.
+    own = [person] if owners.get(person, person) == person else []
+    return [table[name] for name in dict.fromkeys([*own, *labels]) if name in table]
+
+
+def _ages(rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    return [age for row in rows if (age := _number(row.get(column))) is not None]
+
+
+def _words(rows: Mapping[str, Sequence[Mapping[str, str]]], column: str) -> dict[str, str]:
+    """Return the first word of a column that is known of each person."""
+    found = {
+        person: [row[column] for row in each if row.get(column, '') not in ('', 'n/a')]
+        for person, each in rows.items()
+    }
+    return {person: words[0] for person, words in found.items() if words}
 
 
 def _number(text: str | None) -> float | None:

@@ -349,6 +349,23 @@ def test_a_table_says_who_was_where(world, tmp_path):
     assert {scan.person for scan in study.scans} == {'p0', 'p1', 'p2'}
 
 
+def test_people_keep_age_group_and_class_where_a_table_names_them(world, tmp_path):
+    scans, people = tmp_path / 'scans.tsv', tmp_path / 'participants.tsv'
+    rows = ['participant_id\tperson\tscanner']
+    rows += [f'sub-{n:02d}\t{name}\tx' for n, name in enumerate(('anna', 'anna', 'bo', 'bo', '01', '01'))]
+    scans.write_text('\n'.join(rows) + '\n')
+    people.write_text(
+        'participant_id\tage\tsex\tdiagnosis\n'
+        'sub-00\tn/a\tF\tn/a\nsub-01\t31\tM\twell\n'  # of anna; the first row lacks two
+        'bo\t50\tM\till\nsub-02\t49\tF\twell\n'  # the own row counts
+        'sub-04\t70\tF\till\n'  # sub-01 is not the person 01
+    )
+    study = find_study(sources(world, 'perfect', scans=scans, participants=people, task='diagnosis'))
+    assert study.ages == {'anna': 31, 'bo': 50, '01': 70}
+    assert study.groups == {'anna': 'F', 'bo': 'M', '01': 'F'}
+    assert study.classes == {'anna': 'well', 'bo': 'ill', '01': 'ill'}
+
+
 @pytest.mark.parametrize(
     ('text', 'said'),
     [
