@@ -39,7 +39,7 @@ _SUMMARY = {
     'chance': 'What guessing gives',
     'chance_high': '95 % quantile of guessing',
     'p': 'Of a permutation test against guessing, or of a correlation',
-    'reason': 'Why something is missing',
+    'reason': 'Why something is missing, or what was left out',
 }
 _COMPARISONS = {
     'metric': 'Measure; of lesion_kept the distance from 1',

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import UsageError
 from bidsharm.evaluation import features, probe, statistics, travelling
-from bidsharm.evaluation.intervals import Interval
+from bidsharm.evaluation.intervals import Interval, joined
 from bidsharm.evaluation.overlap import jaccard
 from bidsharm.evaluation.scan_measures import TISSUE_LABELS, Trace
 from bidsharm.evaluation.scores import classification_scores
@@ -39,7 +39,7 @@ class Value:
     p
         Of a permutation test against guessing.
     reason
-        Why something is missing.
+        Why something is missing, or was left out.
     """
 
     estimate: float
@@ -128,15 +128,7 @@ def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
         known = each[np.isfinite(each)]
         if known.size:
             found[f'cov_{name}'] = Value(float(known.mean()), n=int(known.size))
-        icc = travelling.icc(table)
-        for kind in ('agreement', 'consistency'):
-            value = getattr(icc, kind)
-            found[f'icc_{kind}_{name}'] = Value(
-                math.nan if value is None else value,
-                getattr(icc, f'{kind}_interval'),
-                icc.n,
-                reason=icc.reason,
-            )
+        found |= _icc(table, name)
     known_scanners = [trace for trace in traces if trace.scanner]
     people, scanners = ([getattr(t, name) for t in known_scanners] for name in ('person', 'scanner'))
     if len(set(zip(people, scanners, strict=True))) > len(set(people)):
@@ -150,6 +142,29 @@ def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
             math.nan if again.rate is None else again.rate, n=len(again.by_subject), chance=again.chance,
             reason=again.reason,
         )  # fmt: skip
+    return found
+
+
+def _icc(table: NDArray[np.float64], name: str) -> dict[str, Value]:
+    """Return both intraclass correlations of people who were in the same scanners, and say who and what was left out."""
+    people, scanners = travelling.complete_ratings(table)
+    icc = travelling.icc(table[np.ix_(people, scanners)])
+    travelled = int((np.isfinite(table).sum(axis=1) > 1).sum())
+    left_out = people.size < travelled or scanners.size < table.shape[1]
+    rests = (
+        f'rests on {people.size} of {travelled} people who travelled and {scanners.size} of {table.shape[1]} scanners'
+        if left_out
+        else ''
+    )
+    found = {}
+    for kind in ('agreement', 'consistency'):
+        value = getattr(icc, kind)
+        found[f'icc_{kind}_{name}'] = Value(
+            math.nan if value is None else value,
+            getattr(icc, f'{kind}_interval'),
+            icc.n,
+            reason=joined([icc.reason, rests]),
+        )
     return found
 
 

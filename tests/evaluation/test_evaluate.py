@@ -27,7 +27,7 @@ from bidsharm.evaluation import group_measures
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
 from bidsharm.evaluation.protocol import evaluate
 from bidsharm.evaluation.scan_measures import Trace
-from bidsharm.evaluation.study import ORIGINAL, Options
+from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
 
 PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
 SPACING = 2.9
@@ -575,6 +575,26 @@ def test_a_person_scanned_twice_in_a_scanner_counts_with_the_mean(world, tmp_pat
         for r in found.scans if r['method'] == 'scaled' and r['person'] == '03'
     }  # fmt: skip
     assert carried['east'] != carried['nort']
+
+
+def test_agreement_rests_on_people_who_travelled_and_where_they_were():
+    rng = np.random.default_rng(0)
+    where = {'p': 'abc', 'q': 'ab', 'r': 'ab', 's': 'ab', 't': 'd', 'u': 'd'}
+    volumes = {person: rng.uniform(500, 700) for person in where}
+    traces = [
+        replace(EMPTY, scan=f'{person}{scanner}', person=person, scanner=scanner, coarse=np.array([volumes[person]]),
+                row={f'volume_{name}': volumes[person] + rng.normal(0, 5) for name in ('csf', 'gm', 'wm')})
+        for person, scanners in where.items() for scanner in scanners
+    ]  # fmt: skip
+    study = Study(tuple(StudyScan(t.scan, t.person, t.scanner, {}) for t in traces), ('m',))
+    found = group_measures.across_scanners(traces, study)
+    assert found['icc_agreement_gm'].n == 4
+    assert 0.9 < found['icc_agreement_gm'].estimate < 1
+    assert found['icc_consistency_gm'].reason == 'rests on 4 of 4 people who travelled and 2 of 4 scanners'
+    two = [trace for trace in traces if trace.scanner in 'ab' and trace.person in 'pqrs']
+    study = Study(tuple(StudyScan(t.scan, t.person, t.scanner, {}) for t in two), ('m',))
+    again = group_measures.across_scanners(two, study)
+    assert again['icc_agreement_gm'] == replace(found['icc_agreement_gm'], reason='')
 
 
 def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
