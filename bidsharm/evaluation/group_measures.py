@@ -193,10 +193,20 @@ def _distances(traces: Sequence[Trace]) -> NDArray[np.float64]:
     return np.asarray(distances)
 
 
-def label_agreement(volumes: Sequence[NDArray[np.uint8]]) -> dict[str, list[float]]:
-    """Return the Dice of each tissue for every pair of segmentations of one person on the common grid."""
+def label_agreement(segmentations: Sequence[tuple[str, NDArray[np.uint8]]]) -> dict[str, list[float]]:
+    """Return the Dice of each tissue for every pair of segmentations of one person from two scanners.
+
+    Parameters
+    ----------
+    segmentations
+        Scanner, empty where nobody knows, and segmentation on the common grid. Pairs of one scanner, or of one that
+        is not known, say nothing of scanners and are passed over.
+    """
     found: dict[str, list[float]] = {name: [] for name in TISSUE_LABELS}
-    for first, second in combinations(volumes, 2):
+    known = [one for one in segmentations if one[0]]
+    for (here, first), (there, second) in combinations(known, 2):
+        if here == there:
+            continue
         for name, label in TISSUE_LABELS.items():
             shared = jaccard(first == label, second == label)
             found[name].append(2 * shared / (1 + shared))

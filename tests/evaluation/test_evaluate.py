@@ -597,6 +597,29 @@ def test_agreement_rests_on_people_who_travelled_and_where_they_were():
     assert again['icc_agreement_gm'] == replace(found['icc_agreement_gm'], reason='')
 
 
+def test_segmentations_are_compared_between_two_scanners_that_are_known():
+    grey = np.zeros((4, 4, 4), np.uint8)
+    grey[:2] = 1
+    half, other = grey.copy(), grey.copy()
+    half[0], other[:2, :2] = 0, 0
+    same = [('x', grey), ('x', half), ('', grey), ('', half)]
+    assert group_measures.label_agreement(same)['gm'] == []
+    found = group_measures.label_agreement([*same, ('y', other)])['gm']
+    assert found == pytest.approx([2 * 16 / (32 + 16), 2 * 8 / (16 + 16)])
+
+
+def test_repeats_in_one_scanner_say_nothing_across_scanners(world, tmp_path):
+    copied(world / 'scaled', tmp_path / 'spm', of_two)
+    for scanners in ({'east': 'x', 'west': 'x'}, {'east': 'x', 'west': 'n/a'}):
+        table = tmp_path / 'scans.tsv'
+        rows = ['participant_id\tsession_id\tscanner']
+        rows += [f'sub-{n}\tses-{s}\t{scanner}' for n in ('00', '01') for s, scanner in scanners.items()]
+        table.write_text('\n'.join(rows) + '\n')
+        found = evaluate(find_study(sources(world, spm=tmp_path / 'spm', scans=table, site='')), OPTIONS)
+        assert 'dice_gm' in found.values['spm']
+        assert 'scanner_dice_gm' not in found.values['spm']
+
+
 def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
     only = copied(world / 'scaled', tmp_path / 'one', of_one)
     name = '\t<i>ours</i>'
