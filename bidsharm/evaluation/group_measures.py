@@ -354,22 +354,24 @@ def _scores(
     }
 
 
-def add_lpips(traces: Sequence[Trace], weights: Path) -> None:
-    """Write the learned perceptual distance of slices to those of the reference into the rows."""
+def add_lpips(traces: Sequence[Trace], weights: Path | None) -> None:
+    """Write the learned perceptual distance of slices to those of the reference into the rows, if there are weights."""
     from bidsharm.evaluation.perceptual import load_weights, lpips
 
+    if weights is None:
+        return
     loaded = load_weights(weights)
     for trace in traces:
         if len(trace.reference_slices):
             trace.row['lpips'] = float(lpips(trace.slices, trace.reference_slices, loaded).mean())
 
 
-def perceptual(traces: Sequence[Trace], weights: Path) -> dict[str, Value]:
-    """Return FID, KID and Inception score of slices."""
+def perceptual(traces: Sequence[Trace], weights: Path | None) -> dict[str, Value]:
+    """Return FID, KID and Inception score of slices, if there are weights."""
     from bidsharm.evaluation.perceptual import inception_distances, load_weights
 
     ours = [trace for trace in traces if len(trace.reference_slices)]
-    if not ours:
+    if weights is None or not ours:
         return {}
     found = inception_distances(
         np.concatenate([trace.slices for trace in ours]),

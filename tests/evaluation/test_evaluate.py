@@ -25,6 +25,7 @@ from bidsharm.cli import evaluate as command
 from bidsharm.errors import UsageError
 from bidsharm.evaluation import group_measures
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
+from bidsharm.evaluation.comparisons import tolerant
 from bidsharm.evaluation.protocol import evaluate
 from bidsharm.evaluation.scan_measures import Trace
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
@@ -632,7 +633,8 @@ def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
     assert '<i>ours' not in (tmp_path / 'out' / 'evaluation.html').read_text()
 
 
-def test_networks_of_photographs_come_from_files(world, tmp_path, inception, capsys):
+def alexnet() -> dict[str, torch.Tensor]:
+    """Return random weights of LPIPS."""
     torch.manual_seed(0)
     layers = {
         '0': (64, 3, 11),
@@ -646,8 +648,12 @@ def test_networks_of_photographs_come_from_files(world, tmp_path, inception, cap
         alex[f'features.{name}.weight'] = 0.05 * torch.randn(out, depth, size, size)
         alex[f'features.{name}.bias'] = torch.zeros(out)
         alex[f'lin{index}.model.1.weight'] = torch.rand(1, out, 1, 1)
+    return alex
+
+
+def test_networks_of_photographs_come_from_files(world, tmp_path, inception, capsys):
     save_file(inception, tmp_path / 'inception.safetensors')
-    save_file(alex, tmp_path / 'alex.safetensors')
+    save_file(alexnet(), tmp_path / 'alex.safetensors')
     folders = [f'{name}={copied(world / name, tmp_path / name, of_one)}' for name in ('perfect', 'scaled')]
     weights = [
         '--inception',
@@ -664,6 +670,53 @@ def test_networks_of_photographs_come_from_files(world, tmp_path, inception, cap
     (tmp_path / 'alex.safetensors').write_bytes(b'none')
     assert command.main([out, *folders, *weights, *truth, *QUICK]) == 2
     assert 'alex.safetensors' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('option', 'change', 'said'),
+    [
+        ('--inception', {'fc.weight': torch.zeros(1000, 2048)}, '1008 classes'),
+        ('--inception', {'Mixed_7c.branch1x1.conv.weight': None}, 'Mixed_7c'),
+        ('--inception', {'Mixed_7c.branch1x1.conv.weight': torch.zeros(320, 3, 1, 1)}, 'do not fit'),
+        ('--lpips', {'lin3.model.1.weight': None}, 'lin3'),
+        ('--lpips', {'lin3.model.1.weight': torch.zeros(1, 7, 1, 1)}, 'do not fit'),
+        ('--lpips', {'features.6.weight': torch.zeros(9)}, 'do not fit'),
+    ],
+)
+def test_weights_of_another_network_are_refused_before_anything_is_measured(
+    world, tmp_path, inception, capsys, monkeypatch, option, change, said
+):
+    weights = (inception if option == '--inception' else alexnet()) | change
+    file = tmp_path / 'weights.safetensors'
+    save_file({name: part for name, part in weights.items() if part is not None}, file)
+    monkeypatch.setattr(command, '_evaluate', lambda *args: pytest.fail('it was measured'))
+    assert command.main([str(tmp_path / 'out'), f'p={world / "perfect"}', option, str(file), *QUICK]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert 'weights.safetensors' in told
+
+
+def test_networks_of_photographs_cost_themselves_only(world, tmp_path):
+    copied(world / 'perfect', tmp_path / 'perfect', of_two)
+    weights = tmp_path / 'weights.safetensors'
+    save_file({'features.0.weight': torch.zeros(64, 3, 11, 11)}, weights)
+    study = find_study(sources(world, spm=tmp_path / 'perfect'))
+    found = evaluate(study, replace(OPTIONS, inception=weights, lpips=weights))
+    assert [(p.scan, p.method) for p in found.problems] == [('all scans', 'spm')] * 2
+    assert all('psnr' in row for row in found.scans if row['method'] == 'spm')
+    assert 'transfer_dice' in found.values['spm']
+    assert not {'lpips', 'fid'} & set(found.values['spm'])
+
+
+def test_slices_that_are_too_small_for_lpips_cost_it_only(tmp_path):
+    save_file(alexnet(), tmp_path / 'alex.safetensors')
+    slices = np.zeros((2, 31, 40))
+    traces = [replace(EMPTY, slices=slices, reference_slices=slices)]
+    problems: list[Any] = []
+    with tolerant(problems, 'all scans', 'm'):
+        group_measures.add_lpips(traces, tmp_path / 'alex.safetensors')
+    assert '32 x 32' in problems[0].what
+    assert problems[0].fix
 
 
 def test_a_run_that_was_ended_while_it_wrote_can_be_repeated(world, tmp_path):
