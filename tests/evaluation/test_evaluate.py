@@ -19,16 +19,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from bidsharm.bids import evaluation_output
 from bidsharm.bids.evaluation_input import Sources, find_study
-from bidsharm.bids.evaluation_output import check_output
+from bidsharm.bids.evaluation_output import check_output, comparison_rows
 from bidsharm.cli import evaluate as command
 from bidsharm.errors import UsageError
-from bidsharm.evaluation import group_measures
+from bidsharm.evaluation import group_measures, models
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
-from bidsharm.evaluation.comparisons import tolerant
+from bidsharm.evaluation.comparisons import Results, compare, tolerant
 from bidsharm.evaluation.protocol import evaluate
 from bidsharm.evaluation.scan_measures import Trace
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
+from bidsharm.reports import plots
 
 PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
 SPACING = 2.9
@@ -244,6 +246,32 @@ def test_no_harm_is_tested_against_the_scans_before(found):
     assert set(found.harmless) <= set(MARGINS)
 
 
+def test_comparisons_hold_everything_that_was_computed(found):
+    row = next(r for r in comparison_rows(found) if (r['metric'], r['method']) == ('ravd_gm', 'scaled'))
+    one = found.harmless['ravd_gm']['scaled']
+    assert (row['change'], (row['change_low'], row['change_high'])) == (one.difference, one.interval)
+    assert (row['equivalent'], row['noninferior']) == (one.equivalent, one.noninferior)
+    row = next(r for r in comparison_rows(found) if (r['metric'], r['method']) == ('psnr', 'scaled'))
+    pair, model = found.tables['psnr'].against['scaled'], found.tables['psnr'].model
+    effect = model.effects['scaled']
+    assert (row['shift_low'], row['shift_high']) == pair.shift_interval
+    assert (row['dz_low'], row['dz_high']) == pair.dz_interval
+    assert (row['mixed'], row['p_mixed']) == (effect.estimate, effect.p)
+    assert (row['mixed_low'], row['mixed_high']) == effect.interval
+    assert row['fitted_as'] == model.fitted_as != ''
+
+
+def test_a_model_that_fell_back_says_so(found, monkeypatch):
+    monkeypatch.setattr(models, '_fit_mixed', lambda *args: None)
+    again = Results(found.methods, found.against, found.scans, found.values)
+    compare(again, OPTIONS)
+    row = next(r for r in comparison_rows(again) if (r['metric'], r['method']) == ('psnr', 'scaled'))
+    assert row['fitted_as'] == 'fixed subjects'
+    assert 'subject intercepts did not converge' in row['reason']
+    assert 'fitted_as' in evaluation_output._COMPARISONS['p_mixed']
+    assert 'fixed subjects' in evaluation_output._COMPARISONS['fitted_as']
+
+
 def test_everything_named_is_in_the_catalogue(found):
     assert set(COMPARED) | set(MARGINS) <= set(METRICS)
     assert {name for row in found.values.values() for name in row} <= set(METRICS)
@@ -453,6 +481,15 @@ def test_the_page_says_what_measures_would_need(page):
     html = (page / 'evaluation.html').read_text()
     for words in ('--inception', '--lpips', '--returned', '--task'):
         assert words in html
+
+
+def test_the_page_shows_how_sure_the_effects_are(page):
+    html = (page / 'evaluation.html').read_text()
+    record = json.loads((page / 'evaluation.json').read_text())
+    row = next(r for r in record['comparisons'] if r['dz_low'] is not None)
+    assert f'{plots.number(row["dz_low"])} to {plots.number(row["dz_high"])}' in html
+    assert '<th scope="col">Not worse</th>' in html
+    assert '<td>not inferior</td>' in html
 
 
 def test_the_record_holds_strict_json(page):
