@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -22,6 +23,8 @@ from bidsharm.settings import CONTRASTS, reason
 _ENDINGS = ('.nii.gz', '.nii')
 #: Entities that say how an image was made, not which scan it is.
 _MADE = ('desc', 'space', 'res')
+#: Step of bidsharm whose memory counts, as its logs call it.
+_STEP = 'harmonize.harmonize'
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def find_study(sources: Sources) -> Study:
         )
     originals = _originals(sources)
     places = _Places(sources)
+    peaks = {name: _peaks(folder) for name, folder in sources.datasets.items()}
     keys = list(dict.fromkeys(key for images in found.values() for key in images))
     scans = tuple(
         _scan(
@@ -120,6 +124,7 @@ def find_study(sources: Sources) -> Study:
             originals,
             places,
             sources,
+            peaks,
         )
         for key in sorted(keys)
     )
@@ -214,19 +219,23 @@ def _scan(
     originals: Mapping[tuple[tuple[str, str], ...], _Image],
     places: _Places,
     sources: Sources,
+    peaks: Mapping[str, Mapping[str, float]],
 ) -> StudyScan:
     """Gather all files of a scan."""
     first, before = next(iter(images.values())), originals.get(key)
+    scan = file_name(dict(key), sources.suffix)
     other = sources.suffix != 'T1w'
     brain = f'{sources.suffix}Brain' if other else 'brain'
     person, scanner = places.of(first)
     known = _truth(first, sources)
     masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in (before, first) if image]
     return StudyScan(
-        name=file_name(dict(key), sources.suffix),
+        name=scan,
         person=person,
         scanner=scanner,
-        methods={name: _method(image, name, sources) for name, image in images.items()},
+        methods={
+            name: _method(image, name, sources, peaks[name].get(scan)) for name, image in images.items()
+        },
         original=before.path if before else None,
         original_labels=_beside(before, sources.suffix if other else '', 'dseg') if before else None,
         mask=next(filter(None, masks), None),
@@ -237,7 +246,7 @@ def _scan(
     )
 
 
-def _method(image: _Image, name: str, sources: Sources) -> MethodFiles:
+def _method(image: _Image, name: str, sources: Sources, peak_gb: float | None) -> MethodFiles:
     """Return the files of one method and scan."""
     other = sources.suffix != 'T1w'
     record = _record(image, sources.suffix).get('harmonizer')
@@ -254,7 +263,20 @@ def _method(image: _Image, name: str, sources: Sources) -> MethodFiles:
         lesions=_beside(image, '', 'mask', label='lesion'),
         returned=back,
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        peak_gb=peak_gb,
     )
+
+
+def _peaks(folder: Path) -> dict[str, float]:
+    """Return the peak of memory of the harmonizer by scan, from the logs of bidsharm; the last run of a scan counts."""
+    found: dict[str, float] = {}
+    for table in sorted(folder.glob('logs/*/resources.tsv')):  # folders begin with the time
+        with contextlib.suppress(UsageError):  # a log that cannot be read says nothing
+            for row in _read_table(table):
+                peak = _number(row.get('peak_gb'))
+                if row.get('step') == _STEP and row.get('state') == 'finished' and peak is not None:
+                    found[row.get('scan', '')] = peak
+    return found
 
 
 def _record(image: _Image, suffix: str) -> dict[str, Any]:

@@ -96,6 +96,7 @@ SCAN_METRICS: tuple[Metric, ...] = (
     Metric('ece', 'Uncertainty: calibration error', 'Mean difference of coverage and level.', 'lower', f'{REFERENCE}; and desc-uncertainty images'),
     Metric('ause', 'Uncertainty: AUSE', 'How badly the uncertainty orders voxels by their error.', 'lower', f'{REFERENCE}; and desc-uncertainty images'),
     Metric('seconds', 'Seconds', 'Time of the harmonizer for this scan.', 'lower', 'records of bidsharm (_qc.json)', 's'),
+    Metric('peak_gb', 'Memory', 'Peak of memory of the step that harmonized this scan, without that of a GPU.', 'lower', 'logs of bidsharm (logs/*/resources.tsv)', 'GB'),
 )  # fmt: skip
 
 #: Measures of one method over all scans; with those above, averaged by person, the table ``summary.tsv``.

@@ -306,6 +306,38 @@ def test_travellers_instead_of_truth(world):
     assert 'psnr' in found.values[ORIGINAL]
 
 
+def resources(folder: Path, run: str, *rows: str) -> None:
+    path = folder / 'logs' / run / 'resources.tsv'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(['scan\tstep\tseconds\tpeak_gb\tstate', *rows]) + '\n')
+
+
+def test_memory_comes_from_the_logs_of_bidsharm(world, tmp_path):
+    folder = copied(world / 'scaled', tmp_path / 'scaled', of_two)
+    east, west = 'sub-00_ses-east_T1w', 'sub-00_ses-west_T1w'
+    resources(
+        folder, '20260101-000000_a', f'{east}\tharmonize.harmonize\t1\t9.5\tfinished',
+        f'{west}\tharmonize.harmonize\t1\t0.75\tfinished',
+    )  # fmt: skip
+    resources(
+        folder, '20260102-000000_b', f'{east}\tprep.conform\t1\t4\tfinished',
+        f'{east}\tharmonize.harmonize\t1\t0.25\tfinished',  # it was run again
+        f'{west}\tharmonize.harmonize\t1\t0.5\tfailed',
+        'sub-01_ses-east_T1w\tharmonize.harmonize\t1\tn/a\tfinished',
+        f'{east}\tqc.assess\t1\t3\tfinished',
+    )  # fmt: skip
+    resources(folder, '20260103-000000_c')
+    (folder / 'logs' / '20260103-000000_c' / 'resources.tsv').write_bytes(b'\xff')
+    study = find_study(sources(world, spm=folder))
+    assert {scan.name: scan.methods['spm'].peak_gb for scan in study.scans if scan.person == '00'} == {
+        east: 0.25, west: 0.75,
+    }  # fmt: skip
+    assert all(scan.methods['spm'].peak_gb is None for scan in study.scans if scan.person == '01')
+    found = evaluate(study, OPTIONS)
+    assert found.values['spm']['peak_gb'].estimate == 0.5
+    assert METRICS['peak_gb'].unit == 'GB'
+
+
 def test_scans_that_came_back(world, tmp_path):
     for number in range(2):
         for scanner in SCANNERS:
