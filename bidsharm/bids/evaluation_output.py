@@ -10,7 +10,7 @@ from typing import Any
 
 from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
-from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, METRICS, SCAN_METRICS
+from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, MARGINS, METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Results
 from bidsharm.evaluation.intervals import Interval, joined
 from bidsharm.evaluation.kept import ENDING
@@ -151,7 +151,7 @@ def summary_rows(results: Results) -> list[dict[str, Any]]:
 def comparison_rows(results: Results) -> list[dict[str, Any]]:
     """Return one row a measure and method: differences, and tests of no harm."""
     rows = []
-    for name in COMPARED:
+    for name in dict.fromkeys((*COMPARED, *MARGINS)):
         table, harmless = results.tables.get(name), results.harmless.get(name, {})
         for method in results.methods:
             parts = []

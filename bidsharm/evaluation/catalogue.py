@@ -134,4 +134,8 @@ COMPARED = (
 )  # fmt: skip
 
 #: Margins below which a mean change counts as no harm (TOST), fixed before any data were seen.
-MARGINS = {'ravd_gm': 0.05, 'ravd_wm': 0.05, 'ravd_csf': 0.10, 'lesion_kept': 0.10, 'new_edges': 0.05}
+MARGINS = {
+    'ravd_gm': 0.05, 'ravd_wm': 0.05, 'ravd_csf': 0.10, 'lesion_kept': 0.10, 'new_edges': 0.05, 'identity_error': 0.01,
+}  # fmt: skip
+#: What the scans before have of measures that are made of methods only: they are not changed.
+UNCHANGED = {'identity_error': 0.0}

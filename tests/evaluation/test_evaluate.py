@@ -272,6 +272,21 @@ def test_a_model_that_fell_back_says_so(found, monkeypatch):
     assert 'fixed subjects' in evaluation_output._COMPARISONS['fitted_as']
 
 
+@pytest.mark.parametrize(('error', 'verdict'), [(0.004, 'equivalent'), (0.02, 'not shown')])
+def test_scans_of_the_target_that_hardly_change_are_no_harm(error, verdict):
+    scans = [
+        {'method': 'm', 'person': f'p{n}', 'identity_error': error + 1e-4 * n} for n in range(6)
+    ] + [{'method': ORIGINAL, 'person': f'p{n}'} for n in range(6)]  # fmt: skip
+    results = Results((ORIGINAL, 'm'), ORIGINAL, scans)
+    compare(results, OPTIONS)
+    found = results.harmless['identity_error']['m']
+    assert (found.margin, found.n, found.equivalent) == (0.01, 6, verdict)
+    assert found.difference == pytest.approx(error, rel=0.1)  # before, nothing was changed
+    (row,) = comparison_rows(results)
+    assert (row['metric'], row['equivalent'], row['margin']) == ('identity_error', verdict, 0.01)
+    assert 'identity_error' not in results.tables  # no part of Holm's family
+
+
 def test_everything_named_is_in_the_catalogue(found):
     assert set(COMPARED) | set(MARGINS) <= set(METRICS)
     assert {name for row in found.values.values() for name in row} <= set(METRICS)
