@@ -87,6 +87,8 @@ SCAN_METRICS: tuple[Metric, ...] = (
     Metric('lesion_kept', 'Lesion contrast kept', 'Contrast of lesions to their surroundings, after over before.', 'one', f'{LESIONS}; and the scan before'),
     Metric('lesion_dice', 'Lesion Dice', 'Overlap of the lesions that were found with the true ones.', 'higher', f'{LESIONS}; and found ones (label-lesion_mask)'),
     Metric('lesion_f1', 'Lesion F1', 'Lesions that were found, and that are ones.', 'higher', f'{LESIONS}; and found ones (label-lesion_mask)'),
+    Metric('lesion_ravd', 'Lesion rAVD', 'Relative difference of the volume of all lesions that were found and the true one.', 'lower', f'{LESIONS}; and found ones (label-lesion_mask)'),
+    Metric('lesion_false', 'False lesions', 'Share of the lesions found that have no voxel in common with a true one.', 'lower', f'{LESIONS}; and found ones (label-lesion_mask)'),
     Metric('transfer_dice', 'Transfer', 'Dice (mean of three tissues) of classifiers that were learnt in other scanners.', 'higher', f'{LABELS}; {SCANNERS}'),
     Metric('transfer_gm', 'GM fraction found', 'Share of grey matter that these classifiers find.', '', f'{LABELS}; {SCANNERS}'),
     Metric('identity_error', 'Identity error', 'By how much scans of the target scanner were changed, over their range.', 'lower', 'scans of --target, methods that aim at it, and the scans before'),

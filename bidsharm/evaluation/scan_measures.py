@@ -413,7 +413,12 @@ def _of_extras(loaded: Loaded, image: Volume, files: MethodFiles) -> dict[str, f
         found = overlap.lesion_detection(
             read_on(files.lesions, loaded.affine, shape) > 0, loaded.lesions, loaded.spacing
         )
-        row |= {'lesion_dice': found.overlap.dice, 'lesion_f1': found.f1}
+        row |= {
+            'lesion_dice': found.overlap.dice,
+            'lesion_f1': found.f1,
+            'lesion_ravd': found.overlap.ravd,
+            'lesion_false': found.false_rate,
+        }
     if files.uncertainty is not None and loaded.reference is not None:
         sigma = read_on(files.uncertainty, loaded.affine, shape, loaded.mask)
         known = calibration.calibration(image - loaded.reference, sigma, loaded.mask)

@@ -372,6 +372,21 @@ def test_lesions_that_were_found(world, tmp_path):
     found = evaluate(find_study(sources(world, datasets={'x': tmp_path})), OPTIONS)
     assert found.values['x']['lesion_dice'].estimate == 1
     assert found.values['x']['lesion_f1'].estimate == 1
+    assert found.values['x']['lesion_ravd'].estimate == 0
+    assert found.values['x']['lesion_false'].estimate == 0
+
+
+def test_lesions_that_are_none_are_counted_and_change_the_volume(world, tmp_path):
+    person = Person(0)
+    made_up = np.zeros_like(person.lesions)
+    made_up[10:13, 20:23, 20:23] = True
+    assert not (made_up & person.lesions).any()
+    save(named(tmp_path, '00', 'east', 'desc-harmonized_T1w'), person.canonical)
+    save(named(tmp_path, '00', 'east', 'label-lesion_mask'), person.lesions | made_up)
+    found = evaluate(find_study(sources(world, datasets={'x': tmp_path})), OPTIONS).values['x']
+    assert found['lesion_false'].estimate == 0.5
+    assert found['lesion_ravd'].estimate == pytest.approx(27 / person.lesions.sum())
+    assert METRICS['lesion_false'].better == METRICS['lesion_ravd'].better == 'lower'
 
 
 # --- Who was where ---
