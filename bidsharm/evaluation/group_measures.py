@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +21,9 @@ from bidsharm.evaluation.scan_measures import TISSUE_LABELS, Trace
 from bidsharm.evaluation.scores import classification_scores
 from bidsharm.evaluation.study import Options, Study
 from bidsharm.evaluation.transfer import Head, Transfer, cross_site_transfer
+
+#: Folds in which classes are told, or as many as there are people.
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -298,26 +302,38 @@ def _gm_fraction(trace: Trace) -> float:
 def task(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
     """Return how well people's classes are told from their scans, in cross-validation by person and by scanner."""
     known = [trace for trace in traces if trace.person in study.classes]
-    if len({study.classes[trace.person] for trace in known}) < 2:
+    people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
+    classes = [study.classes[person] for person in people]
+    if len(set(classes)) < 2:
         return {}
+    sizes = Counter(study.classes[person] for person in set(people))
+    if min(sizes.values()) < 2:
+        # Nobody of such a class could be told by a classifier that has not seen the person.
+        return {'task_accuracy': Value(math.nan, reason='a class has fewer than two people')}
     table = np.stack(
         [
             np.concatenate([t.quantiles, t.filters.mean(axis=0), [np.nan_to_num(_gm_fraction(t))]])
             for t in known
         ]
     )
-    people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
     ways: tuple[tuple[str, Literal['subject', 'scanner']], ...] = (('', 'subject'), ('_scanner', 'scanner'))
     found: dict[str, Value] = {}
     for suffix, way in ways:
         if way == 'scanner' and len(set(scanners)) < 2:
             continue
         try:
-            parts = probe.folds(people, scanners, by=way, seed=options.seed)
+            parts = probe.folds(
+                people,
+                scanners,
+                by=way,
+                count=min(FOLDS, len(set(people))),
+                classes=classes,
+                seed=options.seed,
+            )
         except UsageError as error:
             found[f'task_accuracy{suffix}'] = Value(math.nan, reason=error.what)
             continue
-        found |= _scores(table, [study.classes[p] for p in people], people, parts, suffix)
+        found |= _scores(table, classes, people, parts, suffix)
     return found
 
 
@@ -342,16 +358,30 @@ def _scores(
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
         model.fit(table[train], labels[train])
         columns = np.array([names.index(name) for name in model.classes_])
+        scores[test] = 0  # of a class that was not there to learn
         scores[test[:, None], columns] = model.predict_proba(table[test])
     owners = sorted(set(people))
     of = {person: [i for i, p in enumerate(people) if p == person] for person in owners}
-    averaged = np.stack([np.nan_to_num(scores[of[p]]).mean(axis=0) for p in owners])
+    averaged = np.stack([_mean_of_known(scores[of[p]]) for p in owners])
     truth = [str(labels[of[p][0]]) for p in owners]
     found = classification_scores(truth, averaged[:, 1] if len(names) == 2 else averaged, classes=names)
+    left_out = (
+        f'{found.left_out} people are left out: without their scanners there was one class to learn'
+        if found.left_out
+        else ''
+    )
     return {
-        f'task_{name}{suffix}': Value(getattr(found, name), n=found.n, reason=found.reason)
+        f'task_{name}{suffix}': Value(
+            getattr(found, name), n=found.n, reason=joined([found.reason, left_out])
+        )
         for name in ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'auc')
     }
+
+
+def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of the scans that have scores; NaN where none has."""
+    known = rows[np.isfinite(rows).all(axis=1)]
+    return np.asarray(known.mean(axis=0)) if len(known) else np.full(rows.shape[1], np.nan)
 
 
 def add_lpips(traces: Sequence[Trace], weights: Path | None) -> None:

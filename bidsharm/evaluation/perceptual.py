@@ -74,7 +74,7 @@ class InceptionDistances:
     kid
         Kernel distance of the same features, without bias; all slices at once rather than in subsets.
     inception_score
-        Of the images; it does not look at the target, and photographs' classes mean little here.
+        Of the images; it looks at the target only for the unit of the slices, and photographs' classes mean little here.
     reason
         Why something is NaN; empty when nothing is.
     """

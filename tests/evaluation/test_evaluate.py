@@ -224,6 +224,48 @@ def test_a_task_is_scored_by_person_and_by_scanner(found):
     assert 'task_accuracy_scanner' in row
 
 
+def classed(classes: str, scanners: str = 'xy') -> tuple[list[Trace], Study]:
+    """Return scans of people, one letter a class, whose first quantile tells it."""
+    rng = np.random.default_rng(0)
+    traces = [
+        replace(EMPTY, scan=f'{n}{scanner}', person=f'p{n}', scanner=scanner, filters=np.zeros((2, 3)),
+                quantiles=np.array([float(ord(name)) + rng.normal(0, 0.05), 1.0]))
+        for n, name in enumerate(classes) for scanner in scanners
+    ]  # fmt: skip
+    study = Study((), ('m',), classes={f'p{n}': name for n, name in enumerate(classes)})
+    return traces, study
+
+
+def test_two_people_in_each_class_are_enough_for_a_task():
+    found = group_measures.task(*classed('aabb'), OPTIONS)
+    for way in ('', '_scanner'):
+        assert (found[f'task_accuracy{way}'].estimate, found[f'task_accuracy{way}'].n) == (1, 4)
+    assert group_measures.task(*classed('aabbcc'), OPTIONS)['task_f1'].estimate == 1
+    alone = group_measures.task(*classed('aaaab'), OPTIONS)
+    assert np.isnan(alone['task_accuracy'].estimate)
+    assert 'fewer than two people' in alone['task_accuracy'].reason
+
+
+def test_people_whose_class_nobody_could_learn_are_left_out_not_wrong():
+    traces, study = classed('aaabba')
+    where = {'p0': 'x', 'p1': 'x', 'p2': 'y', 'p3': 'y', 'p4': 'y', 'p5': 'z'}
+    # Without scanner y there is only one class to learn, and so nothing for the scans there.
+    traces = [replace(t, scanner=where[t.person]) for t in traces if t.scan.endswith('x')]
+    found = group_measures.task(traces, study, OPTIONS)['task_accuracy_scanner']
+    assert (found.estimate, found.n) == (1, 3)
+    assert '3 people' in found.reason
+
+
+def test_needs_are_true(world):
+    for name in ('nll', 'coverage95', 'ece', 'ause'):
+        assert 'travelled' not in METRICS[name].needs
+        assert '--truth' in METRICS[name].needs
+    assert METRICS['fid'].needs == METRICS['inception_score'].needs
+    assert 'two or more scanners' in METRICS['task_auc_scanner'].needs
+    study = find_study(sources(world, 'unsure', target='north'))
+    assert 'nll' not in evaluate(study, OPTIONS).values['unsure']
+
+
 def test_the_person_is_the_unit(found):
     table = found.tables['psnr']
     assert table.against['scaled'].n == PEOPLE
