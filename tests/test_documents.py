@@ -15,6 +15,7 @@ import pytest
 from bidsharm.cli import doctor, evaluate, simulate, surface, table, train
 from bidsharm.cli.parser import build_parser
 from bidsharm.evaluation.catalogue import METRICS
+from bidsharm.evaluation.features import SLICES
 from bidsharm.harmonizers import registry
 from bidsharm.harmonizers.contract import Canonical, Scan
 from bidsharm.harmonizers.linear import Identity, LinearHarmonizer
@@ -90,6 +91,12 @@ def test_every_measure_is_defined() -> None:
     for name in METRICS:
         families = {name, re.sub('_(csf|gm|wm)$', '_*', name), re.sub('^task_.*', 'task_*', name)}
         assert families & defined, name
+
+
+def test_numbers_of_the_protocol_are_those_of_the_code() -> None:
+    text = (ROOT / 'docs' / 'evaluation.md').read_text()
+    (slices,) = re.findall(r'filter bank \(`[\w/.]+`\) in (\w+) slices', text)
+    assert int(slices) == SLICES
 
 
 def test_tables_of_options_hold_only_options() -> None:

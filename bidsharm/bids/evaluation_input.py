@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -22,6 +23,8 @@ from bidsharm.settings import CONTRASTS, reason
 _ENDINGS = ('.nii.gz', '.nii')
 #: Entities that say how an image was made, not which scan it is.
 _MADE = ('desc', 'space', 'res')
+#: Step of bidsharm whose memory counts, as its logs call it.
+_STEP = 'harmonize.harmonize'
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def find_study(sources: Sources) -> Study:
         )
     originals = _originals(sources)
     places = _Places(sources)
+    peaks = {name: _peaks(folder) for name, folder in sources.datasets.items()}
     keys = list(dict.fromkeys(key for images in found.values() for key in images))
     scans = tuple(
         _scan(
@@ -120,6 +124,7 @@ def find_study(sources: Sources) -> Study:
             originals,
             places,
             sources,
+            peaks,
         )
         for key in sorted(keys)
     )
@@ -133,7 +138,10 @@ def find_study(sources: Sources) -> Study:
             where='--target',
             fix=f'There are: {", ".join(study.scanners) or "none; see --scans and --site"}.',
         )
-    return _with_people(study, sources)
+    labels: dict[str, list[str]] = {}
+    for key, scan in zip(sorted(keys), scans, strict=True):
+        labels.setdefault(scan.person, []).append(dict(key)['sub'])
+    return _with_people(study, sources, labels)
 
 
 # --- Images ---
@@ -211,19 +219,23 @@ def _scan(
     originals: Mapping[tuple[tuple[str, str], ...], _Image],
     places: _Places,
     sources: Sources,
+    peaks: Mapping[str, Mapping[str, float]],
 ) -> StudyScan:
     """Gather all files of a scan."""
     first, before = next(iter(images.values())), originals.get(key)
+    scan = file_name(dict(key), sources.suffix)
     other = sources.suffix != 'T1w'
     brain = f'{sources.suffix}Brain' if other else 'brain'
     person, scanner = places.of(first)
     known = _truth(first, sources)
     masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in (before, first) if image]
     return StudyScan(
-        name=file_name(dict(key), sources.suffix),
+        name=scan,
         person=person,
         scanner=scanner,
-        methods={name: _method(image, name, sources) for name, image in images.items()},
+        methods={
+            name: _method(image, name, sources, peaks[name].get(scan)) for name, image in images.items()
+        },
         original=before.path if before else None,
         original_labels=_beside(before, sources.suffix if other else '', 'dseg') if before else None,
         mask=next(filter(None, masks), None),
@@ -234,7 +246,7 @@ def _scan(
     )
 
 
-def _method(image: _Image, name: str, sources: Sources) -> MethodFiles:
+def _method(image: _Image, name: str, sources: Sources, peak_gb: float | None) -> MethodFiles:
     """Return the files of one method and scan."""
     other = sources.suffix != 'T1w'
     record = _record(image, sources.suffix).get('harmonizer')
@@ -251,7 +263,20 @@ def _method(image: _Image, name: str, sources: Sources) -> MethodFiles:
         lesions=_beside(image, '', 'mask', label='lesion'),
         returned=back,
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        peak_gb=peak_gb,
     )
+
+
+def _peaks(folder: Path) -> dict[str, float]:
+    """Return the peak of memory of the harmonizer by scan, from the logs of bidsharm; the last run of a scan counts."""
+    found: dict[str, float] = {}
+    for table in sorted(folder.glob('logs/*/resources.tsv')):  # folders begin with the time
+        with contextlib.suppress(UsageError):  # a log that cannot be read says nothing
+            for row in _read_table(table):
+                peak = _number(row.get('peak_gb'))
+                if row.get('step') == _STEP and row.get('state') == 'finished' and peak is not None:
+                    found[row.get('scan', '')] = peak
+    return found
 
 
 def _record(image: _Image, suffix: str) -> dict[str, Any]:
@@ -399,25 +424,49 @@ def _participants(sources: Sources) -> dict[str, dict[str, str]]:
     return {}
 
 
-def _with_people(study: Study, sources: Sources) -> Study:
-    """Add ages, groups and classes."""
+def _with_people(study: Study, sources: Sources, labels: Mapping[str, Sequence[str]]) -> Study:
+    """Add ages, groups and classes.
+
+    Parameters
+    ----------
+    study, sources
+        The scans, and what was named.
+    labels
+        Participant of each scan, by person.
+    """
     table = _participants(sources)
     if sources.task and not any(row.get(sources.task) for row in table.values()):
         raise UsageError(f'The table of people has no column "{sources.task}".', where='--task')
-    people = {scan.person for scan in study.scans}
-    rows = {person: table.get(person, {}) for person in sorted(people)}
+    owners = {label: person for person, each in labels.items() for label in each}
+    rows = {person: _rows_of(person, labels[person], owners, table) for person in sorted(labels)}
     return replace(
         study,
-        ages={
-            person: age for person, row in rows.items() if (age := _number(row.get(sources.age))) is not None
-        },
+        ages={person: ages[0] for person, each in rows.items() if (ages := _ages(each, sources.age))},
         groups=_words(rows, sources.group),
         classes=_words(rows, sources.task) if sources.task else {},
     )
 
 
-def _words(rows: Mapping[str, Mapping[str, str]], column: str) -> dict[str, str]:
-    return {p: row[column] for p, row in rows.items() if row.get(column, '') not in ('', 'n/a')}
+def _rows_of(
+    person: str, labels: Sequence[str], owners: Mapping[str, str], table: Mapping[str, dict[str, str]]
+) -> list[dict[str, str]]:
+    """Return what the table says of a person: the own row, then those of the participants that the person is."""
+    # A participant who is called like the person may be somebody else.
+    own = [person] if owners.get(person, person) == person else []
+    return [table[name] for name in dict.fromkeys([*own, *labels]) if name in table]
+
+
+def _ages(rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    return [age for row in rows if (age := _number(row.get(column))) is not None]
+
+
+def _words(rows: Mapping[str, Sequence[Mapping[str, str]]], column: str) -> dict[str, str]:
+    """Return the first word of a column that is known of each person."""
+    found = {
+        person: [row[column] for row in each if row.get(column, '') not in ('', 'n/a')]
+        for person, each in rows.items()
+    }
+    return {person: words[0] for person, words in found.items() if words}
 
 
 def _number(text: str | None) -> float | None:

@@ -10,9 +10,12 @@ from typing import Any
 
 from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
-from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, METRICS, SCAN_METRICS
+from bidsharm.evaluation.catalogue import COMPARED, GROUP_METRICS, MARGINS, METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Results
+from bidsharm.evaluation.intervals import Interval, joined
 from bidsharm.evaluation.kept import ENDING
+from bidsharm.evaluation.models import MethodTable
+from bidsharm.evaluation.statistics import Equivalence
 from bidsharm.temporary import clear_remains
 
 PAGE = 'evaluation.html'
@@ -39,7 +42,7 @@ _SUMMARY = {
     'chance': 'What guessing gives',
     'chance_high': '95 % quantile of guessing',
     'p': 'Of a permutation test against guessing, or of a correlation',
-    'reason': 'Why something is missing',
+    'reason': 'Why something is missing, or what was left out',
 }
 _COMPARISONS = {
     'metric': 'Measure; of lesion_kept the distance from 1',
@@ -50,18 +53,31 @@ _COMPARISONS = {
     'difference_low': 'Lower end of its 95 % bootstrap interval',
     'difference_high': 'Upper end of its 95 % bootstrap interval',
     'shift': 'Hodges-Lehmann shift',
+    'shift_low': 'Lower end of its 95 % interval: by bootstrap, and of more than 100 people from the signed-rank test',
+    'shift_high': 'Upper end of that interval',
     'dz': 'Cohen dz: mean difference over the standard deviation of the differences',
+    'dz_low': 'Lower end of its 95 % bootstrap interval',
+    'dz_high': 'Upper end of its 95 % bootstrap interval',
     'p_t': 'Paired t test',
     'p_wilcoxon': 'Wilcoxon signed-rank test',
     'p_t_holm': 'Paired t test, corrected over all methods and measures by Holm',
     'p_wilcoxon_holm': 'Signed-rank test, corrected likewise',
     'p_friedman': 'Friedman test over all methods',
-    'p_mixed': 'Linear mixed model with a random intercept of the person',
+    'mixed': 'Effect of the method against the other, in one linear model of all methods and people',
+    'mixed_low': 'Lower end of its 95 % interval',
+    'mixed_high': 'Upper end of its 95 % interval',
+    'p_mixed': 't test of that effect, in the model that fitted_as names',
+    'fitted_as': 'How that model was fitted. Subject intercepts: a linear mixed model with a random intercept of the person; '
+    'fixed subjects: least squares with an effect of each person, where the former did not converge',
     'margin': 'Largest mean change that counts as no harm, if the measure has one',
+    'change': 'Mean change of the measure itself against the scans before',
+    'change_low': 'Lower end of its 90 % interval, which lies within the margin where no harm is shown at 0.05',
+    'change_high': 'Upper end of its 90 % interval',
     'p_equivalence': 'Two one-sided tests: within the margin of the scans before',
     'p_noninferiority': 'One-sided test: not worse than the scans before by the margin',
-    'equivalent': 'Verdict of the former at 0.05',
-    'reason': 'Why something is missing',
+    'equivalent': 'Verdict of the two one-sided tests at 0.05',
+    'noninferior': 'Verdict of the one-sided test at 0.05',
+    'reason': 'Why something is missing, or was done in another way',
 }
 
 
@@ -135,33 +151,47 @@ def summary_rows(results: Results) -> list[dict[str, Any]]:
 def comparison_rows(results: Results) -> list[dict[str, Any]]:
     """Return one row a measure and method: differences, and tests of no harm."""
     rows = []
-    for name in COMPARED:
+    for name in dict.fromkeys((*COMPARED, *MARGINS)):
         table, harmless = results.tables.get(name), results.harmless.get(name, {})
         for method in results.methods:
-            row: dict[str, Any] = {}
+            parts = []
             if table is not None and method in table.against:
-                row |= _difference(table, method)
+                parts.append(_difference(table, method))
             if method in harmless:
-                one = harmless[method]
-                row |= {
-                    'n': row.get('n', one.n), 'margin': one.margin, 'p_equivalence': one.p_equivalence,
-                    'p_noninferiority': one.p_noninferiority, 'equivalent': one.equivalent,
-                }  # fmt: skip
-            if row:
+                parts.append(_no_harm(harmless[method]))
+            if parts:
+                # Of both tests the people of the difference are told.
+                row = {**parts[-1], **parts[0], 'reason': joined([part['reason'] for part in parts])}
                 rows.append({'metric': name, 'method': method, 'against': results.against, **row})
     return rows
 
 
-def _difference(table: Any, method: str) -> dict[str, Any]:
-    found = table.against[method]
-    low, high = found.mean_interval or (None, None)
-    effect = table.model.effects.get(method)
+def _difference(table: MethodTable, method: str) -> dict[str, Any]:
+    found, effect = table.against[method], table.model.effects.get(method)
+    note = f'model: {table.model.reason}' if table.model.reason else ''
     return {
-        'n': found.n, 'difference': found.mean_difference, 'difference_low': low, 'difference_high': high,
-        'shift': found.shift, 'dz': found.dz, 'p_t': found.p_t, 'p_wilcoxon': found.p_wilcoxon,
+        'n': found.n, 'difference': found.mean_difference, **_limits('difference', found.mean_interval),
+        'shift': found.shift, **_limits('shift', found.shift_interval),
+        'dz': found.dz, **_limits('dz', found.dz_interval), 'p_t': found.p_t, 'p_wilcoxon': found.p_wilcoxon,
         'p_t_holm': table.holm_t[method], 'p_wilcoxon_holm': table.holm_wilcoxon[method],
-        'p_friedman': table.omnibus.p, 'p_mixed': effect.p if effect else None, 'reason': found.reason,
+        'p_friedman': table.omnibus.p, 'mixed': effect.estimate if effect else None,
+        **_limits('mixed', effect.interval if effect else None), 'p_mixed': effect.p if effect else None,
+        'fitted_as': table.model.fitted_as, 'reason': joined([found.reason, note]),
     }  # fmt: skip
+
+
+def _no_harm(found: Equivalence) -> dict[str, Any]:
+    return {
+        'n': found.n, 'margin': found.margin, 'change': found.difference, **_limits('change', found.interval),
+        'p_equivalence': found.p_equivalence, 'p_noninferiority': found.p_noninferiority,
+        'equivalent': found.equivalent, 'noninferior': found.noninferior,
+        'reason': f'no harm: {found.reason}' if found.reason else '',
+    }  # fmt: skip
+
+
+def _limits(name: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f'{name}_low': low, f'{name}_high': high}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

@@ -127,7 +127,6 @@ def _run(args: argparse.Namespace) -> ExitCode:
     from bidsharm.bids.evaluation_output import MEASURED, PAGE, check_output, write_record, write_tables
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.evaluation.kept import Kept
-    from bidsharm.evaluation.perceptual import load_weights
     from bidsharm.reports.evaluation import write_evaluation_report
     from bidsharm.temporary import swept
 
@@ -148,8 +147,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
     check_output(args.out)
     if args.work_dir is not None:
         make_folder(args.work_dir, 'folder', f'--work-dir {args.work_dir}')
-    for weights in filter(None, (options.inception, options.lpips)):
-        load_weights(weights)  # before the work of an hour
+    _check_weights(options)
     console = Console(stderr=True, highlight=False)
     results = _evaluate(study, options, console)
     facts = _provenance(args, sources, study)
@@ -184,6 +182,16 @@ def _check_work_dir(args: argparse.Namespace) -> None:
             where=f'--work-dir {args.work_dir}',
             fix='Name one elsewhere, or leave the option away.',
         )
+
+
+def _check_weights(options: Options) -> None:
+    """Refuse weights of other networks before the work of an hour."""
+    from bidsharm.evaluation.perceptual import check_weights
+
+    if options.inception is not None:
+        check_weights(options.inception, 'inception')
+    if options.lpips is not None:
+        check_weights(options.lpips, 'lpips')
 
 
 def _evaluate(study: Study, options: Options, console: Any) -> Results:

@@ -44,6 +44,7 @@ class Metric:
 
 #: What measures need, in words.
 REFERENCE = 'a reference: the truth of simulated heads (--truth), or people who travelled to --target'
+TRUTH = 'the truth of simulated heads (--truth, without --target)'
 SEGMENTATIONS = 'the scans before (--original)'
 LABELS = 'tissue labels that all methods share: --truth, or the scans before (--original)'
 TRAVELLERS = 'people who were in two or more scanners (--scans)'
@@ -87,15 +88,18 @@ SCAN_METRICS: tuple[Metric, ...] = (
     Metric('lesion_kept', 'Lesion contrast kept', 'Contrast of lesions to their surroundings, after over before.', 'one', f'{LESIONS}; and the scan before'),
     Metric('lesion_dice', 'Lesion Dice', 'Overlap of the lesions that were found with the true ones.', 'higher', f'{LESIONS}; and found ones (label-lesion_mask)'),
     Metric('lesion_f1', 'Lesion F1', 'Lesions that were found, and that are ones.', 'higher', f'{LESIONS}; and found ones (label-lesion_mask)'),
+    Metric('lesion_ravd', 'Lesion rAVD', 'Relative difference of the volume of all lesions that were found and the true one.', 'lower', f'{LESIONS}; and found ones (label-lesion_mask)'),
+    Metric('lesion_false', 'False lesions', 'Share of the lesions found that have no voxel in common with a true one.', 'lower', f'{LESIONS}; and found ones (label-lesion_mask)'),
     Metric('transfer_dice', 'Transfer', 'Dice (mean of three tissues) of classifiers that were learnt in other scanners.', 'higher', f'{LABELS}; {SCANNERS}'),
     Metric('transfer_gm', 'GM fraction found', 'Share of grey matter that these classifiers find.', '', f'{LABELS}; {SCANNERS}'),
     Metric('identity_error', 'Identity error', 'By how much scans of the target scanner were changed, over their range.', 'lower', 'scans of --target, methods that aim at it, and the scans before'),
     Metric('cycle_error', 'Cycle error', 'How far scans are from themselves after they went to a target and back.', 'lower', 'scans that came back (--returned)'),
-    Metric('nll', 'Uncertainty: NLL', 'Negative log-likelihood of the errors under the uncertainty.', 'lower', f'{REFERENCE}; and desc-uncertainty images', 'nats'),
-    Metric('coverage95', 'Uncertainty: coverage', 'Share of the errors within the interval that should hold 95 %.', '', f'{REFERENCE}; and desc-uncertainty images'),
-    Metric('ece', 'Uncertainty: calibration error', 'Mean difference of coverage and level.', 'lower', f'{REFERENCE}; and desc-uncertainty images'),
-    Metric('ause', 'Uncertainty: AUSE', 'How badly the uncertainty orders voxels by their error.', 'lower', f'{REFERENCE}; and desc-uncertainty images'),
+    Metric('nll', 'Uncertainty: NLL', 'Negative log-likelihood of the errors under the uncertainty.', 'lower', f'{TRUTH}; and desc-uncertainty images', 'nats'),
+    Metric('coverage95', 'Uncertainty: coverage', 'Share of the errors within the interval that should hold 95 %.', '', f'{TRUTH}; and desc-uncertainty images'),
+    Metric('ece', 'Uncertainty: calibration error', 'Mean difference of coverage and level.', 'lower', f'{TRUTH}; and desc-uncertainty images'),
+    Metric('ause', 'Uncertainty: AUSE', 'How badly the uncertainty orders voxels by their error.', 'lower', f'{TRUTH}; and desc-uncertainty images'),
     Metric('seconds', 'Seconds', 'Time of the harmonizer for this scan.', 'lower', 'records of bidsharm (_qc.json)', 's'),
+    Metric('peak_gb', 'Memory', 'Peak of memory of the step that harmonized this scan, without that of a GPU.', 'lower', 'logs of bidsharm (logs/*/resources.tsv)', 'GB'),
 )  # fmt: skip
 
 #: Measures of one method over all scans; with those above, averaged by person, the table ``summary.tsv``.
@@ -112,14 +116,14 @@ GROUP_METRICS: tuple[Metric, ...] = (
     Metric('kfd', 'Filter kernel distance', 'The same with a polynomial kernel.', 'lower', REFERENCE),
     Metric('fid', 'FID', 'Fréchet distance of Inception features of slices.', 'lower', f'{REFERENCE}; and --inception'),
     Metric('kid', 'KID', 'Kernel distance of Inception features of slices.', 'lower', f'{REFERENCE}; and --inception'),
-    Metric('inception_score', 'Inception score', 'How surely and variedly a network of photographs sorts the slices; says little of brains.', 'higher', '--inception'),
+    Metric('inception_score', 'Inception score', 'How surely and variedly a network of photographs sorts the slices; says little of brains.', 'higher', f'{REFERENCE}; and --inception'),
     Metric('site_linear', 'Site, linear', 'Balanced accuracy of a linear classifier that guesses the scanner; chance is best.', '', f'{SCANNERS}, two people in each'),
     Metric('site_cnn', 'Site, CNN', 'The same by a small convolutional network.', '', f'{SCANNERS}, two people in each'),
     Metric('age_r', 'Age r', 'Correlation of the grey-matter fraction with age.', '', f'a column of ages; {LABELS}; {SEVERAL}'),
     Metric('group_d', 'Group d', 'Difference of the grey-matter fraction between two groups, in standard deviations.', '', f'a column of groups; {LABELS}; three people in each'),
     *(
-        Metric(f'task_{name}{way}', f'Task: {label}{words}', f'{label} of a classifier that tells the classes of --task, tested on {words2}.', 'higher', '--task, two people in each class')
-        for way, words, words2 in (('', '', 'people it has not seen'), ('_scanner', ', new scanner', 'people and scanners it has not seen'))
+        Metric(f'task_{name}{way}', f'Task: {label}{words}', f'{label} of a classifier that tells the classes of --task, tested on {words2}.', 'higher', f'--task, two people in each class{needs}')
+        for way, words, words2, needs in (('', '', 'people it has not seen', ''), ('_scanner', ', new scanner', 'people and scanners it has not seen', f'; {SCANNERS}'))
         for name, label in (('accuracy', 'Accuracy'), ('balanced_accuracy', 'Balanced accuracy'), ('precision', 'Precision'), ('recall', 'Recall'), ('f1', 'F1'), ('auc', 'AUC'))
     ),
 )  # fmt: skip
@@ -133,4 +137,8 @@ COMPARED = (
 )  # fmt: skip
 
 #: Margins below which a mean change counts as no harm (TOST), fixed before any data were seen.
-MARGINS = {'ravd_gm': 0.05, 'ravd_wm': 0.05, 'ravd_csf': 0.10, 'lesion_kept': 0.10, 'new_edges': 0.05}
+MARGINS = {
+    'ravd_gm': 0.05, 'ravd_wm': 0.05, 'ravd_csf': 0.10, 'lesion_kept': 0.10, 'new_edges': 0.05, 'identity_error': 0.01,
+}  # fmt: skip
+#: What the scans before have of measures that are made of methods only: they are not changed.
+UNCHANGED = {'identity_error': 0.0}

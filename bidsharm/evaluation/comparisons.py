@@ -10,7 +10,7 @@ from typing import Any
 
 from bidsharm.errors import BidsharmError
 from bidsharm.evaluation import models, statistics
-from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
+from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS, UNCHANGED
 from bidsharm.evaluation.group_measures import Value
 from bidsharm.evaluation.study import ORIGINAL, Options
 
@@ -118,11 +118,15 @@ def compare(results: Results, options: Options) -> None:
             usable, reference=results.against, seed=options.seed, resamples=options.resamples
         )
     for name, margin in MARGINS.items():
-        base = tables[name].get(ORIGINAL)
-        if base is not None:
+        table = tables[name] if name in tables else _table(results, name)
+        if name in UNCHANGED:
+            everybody = {person for row in table.values() for person in row}
+            table[ORIGINAL] = dict.fromkeys(everybody, UNCHANGED[name])
+        base = table.get(ORIGINAL)
+        if base:
             results.harmless[name] = {
                 method: _harmless(name, margin, row, base)
-                for method, row in tables[name].items()
+                for method, row in table.items()
                 if method != ORIGINAL
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import UsageError
 from bidsharm.evaluation import features, probe, statistics, travelling
-from bidsharm.evaluation.intervals import Interval
+from bidsharm.evaluation.intervals import Interval, joined
 from bidsharm.evaluation.overlap import jaccard
 from bidsharm.evaluation.scan_measures import TISSUE_LABELS, Trace
 from bidsharm.evaluation.scores import classification_scores
 from bidsharm.evaluation.study import Options, Study
 from bidsharm.evaluation.transfer import Head, Transfer, cross_site_transfer
+
+#: Folds in which classes are told, or as many as there are people.
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Value:
     p
         Of a permutation test against guessing.
     reason
-        Why something is missing.
+        Why something is missing, or was left out.
     """
 
     estimate: float
@@ -128,15 +132,7 @@ def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
         known = each[np.isfinite(each)]
         if known.size:
             found[f'cov_{name}'] = Value(float(known.mean()), n=int(known.size))
-        icc = travelling.icc(table)
-        for kind in ('agreement', 'consistency'):
-            value = getattr(icc, kind)
-            found[f'icc_{kind}_{name}'] = Value(
-                math.nan if value is None else value,
-                getattr(icc, f'{kind}_interval'),
-                icc.n,
-                reason=icc.reason,
-            )
+        found |= _icc(table, name)
     known_scanners = [trace for trace in traces if trace.scanner]
     people, scanners = ([getattr(t, name) for t in known_scanners] for name in ('person', 'scanner'))
     if len(set(zip(people, scanners, strict=True))) > len(set(people)):
@@ -150,6 +146,29 @@ def across_scanners(traces: Sequence[Trace], study: Study) -> dict[str, Value]:
             math.nan if again.rate is None else again.rate, n=len(again.by_subject), chance=again.chance,
             reason=again.reason,
         )  # fmt: skip
+    return found
+
+
+def _icc(table: NDArray[np.float64], name: str) -> dict[str, Value]:
+    """Return both intraclass correlations of people who were in the same scanners, and say who and what was left out."""
+    people, scanners = travelling.complete_ratings(table)
+    icc = travelling.icc(table[np.ix_(people, scanners)])
+    travelled = int((np.isfinite(table).sum(axis=1) > 1).sum())
+    left_out = people.size < travelled or scanners.size < table.shape[1]
+    rests = (
+        f'rests on {people.size} of {travelled} people who travelled and {scanners.size} of {table.shape[1]} scanners'
+        if left_out
+        else ''
+    )
+    found = {}
+    for kind in ('agreement', 'consistency'):
+        value = getattr(icc, kind)
+        found[f'icc_{kind}_{name}'] = Value(
+            math.nan if value is None else value,
+            getattr(icc, f'{kind}_interval'),
+            icc.n,
+            reason=joined([icc.reason, rests]),
+        )
     return found
 
 
@@ -178,10 +197,20 @@ def _distances(traces: Sequence[Trace]) -> NDArray[np.float64]:
     return np.asarray(distances)
 
 
-def label_agreement(volumes: Sequence[NDArray[np.uint8]]) -> dict[str, list[float]]:
-    """Return the Dice of each tissue for every pair of segmentations of one person on the common grid."""
+def label_agreement(segmentations: Sequence[tuple[str, NDArray[np.uint8]]]) -> dict[str, list[float]]:
+    """Return the Dice of each tissue for every pair of segmentations of one person from two scanners.
+
+    Parameters
+    ----------
+    segmentations
+        Scanner, empty where nobody knows, and segmentation on the common grid. Pairs of one scanner, or of one that
+        is not known, say nothing of scanners and are passed over.
+    """
     found: dict[str, list[float]] = {name: [] for name in TISSUE_LABELS}
-    for first, second in combinations(volumes, 2):
+    known = [one for one in segmentations if one[0]]
+    for (here, first), (there, second) in combinations(known, 2):
+        if here == there:
+            continue
         for name, label in TISSUE_LABELS.items():
             shared = jaccard(first == label, second == label)
             found[name].append(2 * shared / (1 + shared))
@@ -273,26 +302,38 @@ def _gm_fraction(trace: Trace) -> float:
 def task(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
     """Return how well people's classes are told from their scans, in cross-validation by person and by scanner."""
     known = [trace for trace in traces if trace.person in study.classes]
-    if len({study.classes[trace.person] for trace in known}) < 2:
+    people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
+    classes = [study.classes[person] for person in people]
+    if len(set(classes)) < 2:
         return {}
+    sizes = Counter(study.classes[person] for person in set(people))
+    if min(sizes.values()) < 2:
+        # Nobody of such a class could be told by a classifier that has not seen the person.
+        return {'task_accuracy': Value(math.nan, reason='a class has fewer than two people')}
     table = np.stack(
         [
             np.concatenate([t.quantiles, t.filters.mean(axis=0), [np.nan_to_num(_gm_fraction(t))]])
             for t in known
         ]
     )
-    people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
     ways: tuple[tuple[str, Literal['subject', 'scanner']], ...] = (('', 'subject'), ('_scanner', 'scanner'))
     found: dict[str, Value] = {}
     for suffix, way in ways:
         if way == 'scanner' and len(set(scanners)) < 2:
             continue
         try:
-            parts = probe.folds(people, scanners, by=way, seed=options.seed)
+            parts = probe.folds(
+                people,
+                scanners,
+                by=way,
+                count=min(FOLDS, len(set(people))),
+                classes=classes,
+                seed=options.seed,
+            )
         except UsageError as error:
             found[f'task_accuracy{suffix}'] = Value(math.nan, reason=error.what)
             continue
-        found |= _scores(table, [study.classes[p] for p in people], people, parts, suffix)
+        found |= _scores(table, classes, people, parts, suffix)
     return found
 
 
@@ -317,34 +358,50 @@ def _scores(
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
         model.fit(table[train], labels[train])
         columns = np.array([names.index(name) for name in model.classes_])
+        scores[test] = 0  # of a class that was not there to learn
         scores[test[:, None], columns] = model.predict_proba(table[test])
     owners = sorted(set(people))
     of = {person: [i for i, p in enumerate(people) if p == person] for person in owners}
-    averaged = np.stack([np.nan_to_num(scores[of[p]]).mean(axis=0) for p in owners])
+    averaged = np.stack([_mean_of_known(scores[of[p]]) for p in owners])
     truth = [str(labels[of[p][0]]) for p in owners]
     found = classification_scores(truth, averaged[:, 1] if len(names) == 2 else averaged, classes=names)
+    left_out = (
+        f'{found.left_out} people are left out: without their scanners there was one class to learn'
+        if found.left_out
+        else ''
+    )
     return {
-        f'task_{name}{suffix}': Value(getattr(found, name), n=found.n, reason=found.reason)
+        f'task_{name}{suffix}': Value(
+            getattr(found, name), n=found.n, reason=joined([found.reason, left_out])
+        )
         for name in ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'auc')
     }
 
 
-def add_lpips(traces: Sequence[Trace], weights: Path) -> None:
-    """Write the learned perceptual distance of slices to those of the reference into the rows."""
+def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of the scans that have scores; NaN where none has."""
+    known = rows[np.isfinite(rows).all(axis=1)]
+    return np.asarray(known.mean(axis=0)) if len(known) else np.full(rows.shape[1], np.nan)
+
+
+def add_lpips(traces: Sequence[Trace], weights: Path | None) -> None:
+    """Write the learned perceptual distance of slices to those of the reference into the rows, if there are weights."""
     from bidsharm.evaluation.perceptual import load_weights, lpips
 
+    if weights is None:
+        return
     loaded = load_weights(weights)
     for trace in traces:
         if len(trace.reference_slices):
             trace.row['lpips'] = float(lpips(trace.slices, trace.reference_slices, loaded).mean())
 
 
-def perceptual(traces: Sequence[Trace], weights: Path) -> dict[str, Value]:
-    """Return FID, KID and Inception score of slices."""
+def perceptual(traces: Sequence[Trace], weights: Path | None) -> dict[str, Value]:
+    """Return FID, KID and Inception score of slices, if there are weights."""
     from bidsharm.evaluation.perceptual import inception_distances, load_weights
 
     ours = [trace for trace in traces if len(trace.reference_slices)]
-    if not ours:
+    if weights is None or not ours:
         return {}
     found = inception_distances(
         np.concatenate([trace.slices for trace in ours]),

@@ -12,10 +12,11 @@ be, and as three equal channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ Step = tuple[str, int, int] | str
 NAN = float('nan')
 #: Side of the images that Inception takes, its features, and the classes of the network that FID is defined by.
 INCEPTION_SIDE, INCEPTION_FEATURES, INCEPTION_CLASSES = 299, 2048, 1008
+#: Least side of the images that LPIPS takes.
+LPIPS_SIDE = 32
 #: Mean and spread of the channels that LPIPS takes away, for images in [-1, 1].
 LPIPS_MEAN, LPIPS_SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 #: Convolutions of each network: number in ``features``, stride, padding. 'P' halves by a maximum, '*' is compared.
@@ -71,7 +74,7 @@ class InceptionDistances:
     kid
         Kernel distance of the same features, without bias; all slices at once rather than in subsets.
     inception_score
-        Of the images; it does not look at the target, and photographs' classes mean little here.
+        Of the images; it looks at the target only for the unit of the slices, and photographs' classes mean little here.
     reason
         Why something is NaN; empty when nothing is.
     """
@@ -115,6 +118,46 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise UsageError(f'This is no safetensors file: {error}.', where=str(path)) from error
+
+
+def check_weights(path: str | Path, network: Literal['inception', 'lpips']) -> None:
+    """Refuse weights that a network cannot be run with: it is tried on one empty image.
+
+    Parameters
+    ----------
+    path
+        File with the ending ``.safetensors``.
+    network
+        ``'inception'`` for :func:`inception_distances`, ``'lpips'`` for :func:`lpips`.
+
+    Raises
+    ------
+    UsageError
+        If the weights are of another network, or not readable.
+    ConfigurationError
+        If there is no such file.
+    """
+    weights, empty = load_weights(path), np.zeros((1, LPIPS_SIDE, LPIPS_SIDE))
+    try:
+        if network == 'inception':
+            inception_features(empty, weights)
+        else:
+            lpips(empty, empty, weights)
+    except UsageError as error:
+        raise UsageError(error.what, where=str(path), fix=error.fix) from error
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Say in plain words that arrays have other sizes than the network has; it fails for that deep inside."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise UsageError(
+            f'The weights do not fit the network: {first.rstrip(".")}.',
+            fix='Use a file of this very network, with the names that torchvision gives its networks.',
+        ) from error
 
 
 def inception_distances(images: NDArray, target: NDArray, weights: Weights) -> InceptionDistances:
@@ -190,7 +233,7 @@ def inception_features(images: NDArray, weights: Weights, *, batch: int = 8) -> 
         )
     x = 2 * _channels(images) - 1
     features, logits = [], []
-    with torch.no_grad():
+    with torch.no_grad(), _fitting():
         for part in x.split(batch):
             part = functional.interpolate(part, (INCEPTION_SIDE,) * 2, mode='bilinear', align_corners=False)
             found = _Inception(weights)(part)
@@ -245,13 +288,15 @@ def lpips(images: NDArray, references: NDArray, weights: Weights) -> Floats:
     """
     import torch
 
-    if images.shape != references.shape or images.ndim != 3 or min(images.shape[1:]) < 32:
+    if images.shape != references.shape or images.ndim != 3 or min(images.shape[1:]) < LPIPS_SIDE:
         raise UsageError(
-            f'Images of shape {images.shape} and {references.shape} are not equally many slices of 32 x 32 or more.'
+            f'Images of shape {images.shape} and {references.shape} are not equally many slices of '
+            f'{LPIPS_SIDE} x {LPIPS_SIDE} or more, which LPIPS needs.',
+            fix='Use images of a finer grid, or leave LPIPS away.',
         )
     mean, spread = (torch.tensor(part)[:, None, None] for part in (LPIPS_MEAN, LPIPS_SPREAD))
     total = torch.zeros(len(images))
-    with torch.no_grad():
+    with torch.no_grad(), _fitting():
         pairs = ((2 * _channels(part) - 1 - mean) / spread for part in (images, references))
         layers = (_layers(part, weights) for part in pairs)
         for index, (x, y) in enumerate(zip(*layers, strict=True)):

@@ -80,7 +80,7 @@ def measure_person(
     aim = None
     if target is not None and target.name in places:
         aim = _Target(target, places[target.name], study)
-    labels: dict[str, list[Labels]] = {method: [] for method in study.methods}
+    labels: dict[str, list[tuple[str, Labels]]] = {method: [] for method in study.methods}
     for scan in scans:
         work = _Scan(scan, places[scan.name], study, options)
         facts = None
@@ -103,7 +103,7 @@ def measure_person(
                     if is_target:
                         found.targets[method] = trace.filters
                 if after is not None:
-                    labels[method].append(after)
+                    labels[method].append((scan.scanner, after))
     found.agreement = _agreement(labels)
     return found
 
@@ -208,14 +208,14 @@ def _files_of(scan: StudyScan, study: Study) -> str:
     return key_of(scan.name, shared, images, ORIGINAL in study.methods)
 
 
-def _agreement(labels: Mapping[str, Sequence[Labels]]) -> dict[str, dict[str, float]]:
-    """Return the mean Dice of all pairs of segmentations, by method and tissue."""
-    return {
+def _agreement(labels: Mapping[str, Sequence[tuple[str, Labels]]]) -> dict[str, dict[str, float]]:
+    """Return the mean Dice of all pairs of segmentations from two scanners, by method and tissue."""
+    found = {
         method: {
             name: float(np.nanmean(each))
-            for name, each in group_measures.label_agreement(volumes).items()
+            for name, each in group_measures.label_agreement(segmentations).items()
             if np.isfinite(each).any()
         }
-        for method, volumes in labels.items()
-        if len(volumes) > 1
+        for method, segmentations in labels.items()
     }
+    return {method: row for method, row in found.items() if row}

@@ -86,6 +86,7 @@ def folds(
     *,
     by: Literal['subject', 'scanner'],
     count: int = 5,
+    classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Fold]:
     """Return cross-validation folds that never have a subject on both sides.
@@ -100,6 +101,9 @@ def folds(
         fold tests one part on one scanner and trains on the other parts on the other scanners.
     count
         Number of folds, or of parts of travelling subjects.
+    classes
+        Class of each row's subject, length rows: each class is shared out evenly, so with ``by='subject'`` one that
+        two or more subjects have is in every training. By default classes do not count.
     seed
         Seed of the sharing out.
 
@@ -113,19 +117,21 @@ def folds(
     UsageError
         If there are too few subjects or scanners for it, or a fold would have nothing to train on.
     """
-    same_length(len(subjects), scanners)
+    for labels in (scanners, classes):
+        if labels is not None:
+            same_length(len(subjects), labels)
     if by not in ('subject', 'scanner'):
         raise UsageError(f'Folds by {by!r} are not known.', fix="Use 'subject' or 'scanner'.")
     persons, devices = np.asarray(subjects, dtype=str), np.asarray(scanners, dtype=str)
     if by == 'subject':
-        part = _parts(persons, count, seed)
+        part = _parts(persons, count, seed, classes)
         found = [(part != index, part == index) for index in range(count)]
         return [Fold(np.flatnonzero(train), np.flatnonzero(test)) for train, test in found]
     names = np.unique(devices)
     if names.size < 2:
         raise UsageError('Folds by scanner need two or more scanners.')
     travelled = len(set(zip(subjects, scanners, strict=True))) > len(set(subjects))
-    part = _parts(persons, count, seed) if travelled else np.zeros(persons.size, dtype=np.int64)
+    part = _parts(persons, count, seed, classes) if travelled else np.zeros(persons.size, dtype=np.int64)
     result = []
     for name in names:
         for index in np.unique(part[devices == name]):
@@ -474,15 +480,22 @@ def balanced_interval(
     )
 
 
-def _parts(persons: NDArray[np.str_], count: int, seed: int) -> Integers:
+def _parts(
+    persons: NDArray[np.str_], count: int, seed: int, classes: Sequence[str] | None = None
+) -> Integers:
     """Share out the persons over ``count`` parts of nearly equal numbers; one index a row."""
-    names, index = np.unique(persons, return_inverse=True)
+    names, first, index = np.unique(persons, return_index=True, return_inverse=True)
     if count < 2 or names.size < count:
         raise UsageError(
             f'{names.size} subjects cannot be shared out over {count} folds.',
             fix='Use from 2 folds up to the number of subjects.',
         )
-    place = np.random.default_rng(seed).permutation(names.size) % count
+    drawn = np.random.default_rng(seed).permutation(names.size)
+    place = drawn % count
+    if classes is not None:
+        # Persons of a class follow one another, so neighbours, and two of any class, are in different parts.
+        in_turn = drawn[np.argsort(np.asarray(classes, dtype=str)[first][drawn], kind='stable')]
+        place[in_turn] = np.arange(names.size) % count
     return place[index].astype(np.int64)
 
 

@@ -143,7 +143,7 @@ def _method(
     truth: dict[str, float] = {}
     with tolerant(problems, 'all scans', method):
         truth = group_measures.add_transfer(traces)
-    if options.lpips is not None:
+    with tolerant(problems, 'all scans', method):
         group_measures.add_lpips(traces, options.lpips)
     values = _means(traces, options) | _agreement(method, measured, options)
     parts: tuple[Callable[[], dict[str, Value]], ...] = (
@@ -153,12 +153,11 @@ def _method(
         lambda: group_measures.sites(traces, options),
         lambda: group_measures.biology(traces, study, options),
         lambda: group_measures.task(traces, study, options),
+        lambda: group_measures.perceptual(traces, options.inception),
     )
     for part in parts:
         with tolerant(problems, 'all scans', method):
             values |= part()
-    if options.inception is not None:
-        values |= group_measures.perceptual(traces, options.inception)
     return values
 
 

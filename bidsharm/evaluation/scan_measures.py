@@ -399,11 +399,13 @@ def _overlaps(after: NDArray[np.uint8], before: NDArray[np.uint8], spacing: Spac
 
 
 def _of_extras(loaded: Loaded, image: Volume, files: MethodFiles) -> dict[str, float]:
-    """Return measures of what only some methods give: uncertainty, lesions, the way back, time."""
+    """Return measures of what only some methods give: uncertainty, lesions, the way back, time, memory."""
     row: dict[str, float] = {}
     shape = loaded.mask.shape
     if files.seconds is not None:
         row['seconds'] = files.seconds
+    if files.peak_gb is not None:
+        row['peak_gb'] = files.peak_gb
     if files.returned is not None and loaded.original is not None:
         returned = read_on(files.returned, loaded.affine, shape, loaded.mask)
         row['cycle_error'] = travelling.cycle_error(loaded.original, returned, loaded.mask)
@@ -411,7 +413,12 @@ def _of_extras(loaded: Loaded, image: Volume, files: MethodFiles) -> dict[str, f
         found = overlap.lesion_detection(
             read_on(files.lesions, loaded.affine, shape) > 0, loaded.lesions, loaded.spacing
         )
-        row |= {'lesion_dice': found.overlap.dice, 'lesion_f1': found.f1}
+        row |= {
+            'lesion_dice': found.overlap.dice,
+            'lesion_f1': found.f1,
+            'lesion_ravd': found.overlap.ravd,
+            'lesion_false': found.false_rate,
+        }
     if files.uncertainty is not None and loaded.reference is not None:
         sigma = read_on(files.uncertainty, loaded.affine, shape, loaded.mask)
         known = calibration.calibration(image - loaded.reference, sigma, loaded.mask)

@@ -26,8 +26,8 @@ class MethodFiles:
         Lesions found in it, if any.
     returned
         The scan after the way to another target and back, if any.
-    seconds
-        What the harmonizer took, if known.
+    seconds, peak_gb
+        Time and peak of memory, in GB of 1e9 bytes, that the harmonizer took, if known.
     """
 
     image: Path
@@ -36,6 +36,7 @@ class MethodFiles:
     lesions: Path | None = None
     returned: Path | None = None
     seconds: float | None = None
+    peak_gb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,50 @@ def icc(ratings: ArrayLike, *, confidence: float = 0.95) -> ICC:
     )
 
 
+def complete_ratings(ratings: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose people and scanners for :func:`icc`: each of the people was in each of the scanners.
+
+    Only people who travelled count, and only scanners that they were in. While two scanners or more are left, the one
+    with the fewest people (of equal ones the first) may be left out, and then the next. Of these steps that one is
+    taken that keeps the most ratings, complete people times scanners, and of equal ones that with the most scanners;
+    steps with three people or more go first, since fewer make no ICC. Only who was where decides, never a rating.
+
+    Parameters
+    ----------
+    ratings
+        As for :func:`icc`; not finite where a person was not in a scanner.
+
+    Returns
+    -------
+    people, scanners
+        Rows and columns of the ratings, sorted; both empty where nobody travelled, people also where there is nobody
+        complete.
+
+    Raises
+    ------
+    UsageError
+        If the ratings are not a table.
+    """
+    there = np.isfinite(np.asarray(ratings, dtype=np.float64))
+    if there.ndim != 2:
+        raise UsageError(f'The ratings have shape {there.shape}.', fix='Give subjects x scanners.')
+    best, found = (False, -1), (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+    scanners = np.flatnonzero(_of_travellers(there).any(axis=0))
+    while scanners.size > 1:
+        people = np.flatnonzero(there[:, scanners].all(axis=1))
+        rank = (people.size > 2, people.size * scanners.size)
+        if rank > best:
+            best, found = rank, (people, scanners)
+        fewest = np.argmin(_of_travellers(there[:, scanners]).sum(axis=0))
+        scanners = np.delete(scanners, fewest)
+    return found
+
+
+def _of_travellers(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return who was where, without people of one scanner."""
+    return there & (np.count_nonzero(there, axis=1) > 1)[:, None]
+
+
 def within_between_ratio(
     distances: ArrayLike, subjects: Sequence[str], scanners: Sequence[str] | None = None
 ) -> WithinBetween:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from bidsharm.evaluation.catalogue import COMPARED, METRICS, Metric
 from bidsharm.evaluation.comparisons import Results
 from bidsharm.evaluation.group_measures import Value
+from bidsharm.evaluation.intervals import Interval
 from bidsharm.evaluation.study import ORIGINAL
 from bidsharm.reports import plots
 from bidsharm.reports.subject import ErrorEntry, render
@@ -154,12 +155,14 @@ def _table(results: Results, names: Sequence[str]) -> dict[str, Any]:
 def _cell(value: Value | None, *, best: bool) -> Cell:
     if value is None or math.isnan(value.estimate):
         return Cell('–')
-    detail = ''
-    if value.interval is not None:
-        detail = f'{plots.number(value.interval[0])} to {plots.number(value.interval[1])}'
+    detail = _range(value.interval)
     if value.chance is not None:
         detail = f'{detail}; chance {plots.number(value.chance)}'.removeprefix('; ')
     return Cell('∞' if math.isinf(value.estimate) else plots.number(value.estimate), detail, best)
+
+
+def _range(interval: Interval | None) -> str:
+    return '' if interval is None else f'{plots.number(interval.low)} to {plots.number(interval.high)}'
 
 
 def _comparisons(results: Results) -> list[dict[str, str]]:
@@ -170,12 +173,11 @@ def _comparisons(results: Results) -> list[dict[str, str]]:
             found = table.against.get(method) if table else None
             if table is None or found is None:
                 continue
-            interval = found.mean_interval
             rows.append({
                 'metric': METRICS[name].label, 'method': method, 'n': str(found.n),
                 'difference': plots.number(found.mean_difference),
-                'interval': f'{plots.number(interval[0])} to {plots.number(interval[1])}' if interval else '–',
-                'dz': plots.number(found.dz) if found.dz is not None else '–',
+                'interval': _range(found.mean_interval) or '–',
+                'dz': plots.number(found.dz) if found.dz is not None else '–', 'dz_interval': _range(found.dz_interval),
                 't': _p(table.holm_t.get(method)), 'wilcoxon': _p(table.holm_wilcoxon.get(method)),
             })  # fmt: skip
     return rows
@@ -188,7 +190,7 @@ def _harmless(results: Results) -> list[dict[str, str]]:
             rows.append({
                 'metric': METRICS[name].label, 'method': method, 'margin': plots.number(one.margin),
                 'difference': plots.number(one.difference) if one.difference is not None else '–',
-                'p': _p(one.p_equivalence), 'verdict': str(one.equivalent),
+                'p': _p(one.p_equivalence), 'verdict': one.equivalent, 'not_worse': one.noninferior,
             })  # fmt: skip
     return rows
 

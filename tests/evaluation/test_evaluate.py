@@ -19,15 +19,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from bidsharm.bids import evaluation_output
 from bidsharm.bids.evaluation_input import Sources, find_study
-from bidsharm.bids.evaluation_output import check_output
+from bidsharm.bids.evaluation_output import check_output, comparison_rows
 from bidsharm.cli import evaluate as command
 from bidsharm.errors import UsageError
-from bidsharm.evaluation import group_measures
+from bidsharm.evaluation import group_measures, models
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
+from bidsharm.evaluation.comparisons import Results, compare, tolerant
 from bidsharm.evaluation.protocol import evaluate
 from bidsharm.evaluation.scan_measures import Trace
-from bidsharm.evaluation.study import ORIGINAL, Options
+from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
+from bidsharm.reports import plots
 
 PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
 SPACING = 2.9
@@ -221,6 +224,48 @@ def test_a_task_is_scored_by_person_and_by_scanner(found):
     assert 'task_accuracy_scanner' in row
 
 
+def classed(classes: str, scanners: str = 'xy') -> tuple[list[Trace], Study]:
+    """Return scans of people, one letter a class, whose first quantile tells it."""
+    rng = np.random.default_rng(0)
+    traces = [
+        replace(EMPTY, scan=f'{n}{scanner}', person=f'p{n}', scanner=scanner, filters=np.zeros((2, 3)),
+                quantiles=np.array([float(ord(name)) + rng.normal(0, 0.05), 1.0]))
+        for n, name in enumerate(classes) for scanner in scanners
+    ]  # fmt: skip
+    study = Study((), ('m',), classes={f'p{n}': name for n, name in enumerate(classes)})
+    return traces, study
+
+
+def test_two_people_in_each_class_are_enough_for_a_task():
+    found = group_measures.task(*classed('aabb'), OPTIONS)
+    for way in ('', '_scanner'):
+        assert (found[f'task_accuracy{way}'].estimate, found[f'task_accuracy{way}'].n) == (1, 4)
+    assert group_measures.task(*classed('aabbcc'), OPTIONS)['task_f1'].estimate == 1
+    alone = group_measures.task(*classed('aaaab'), OPTIONS)
+    assert np.isnan(alone['task_accuracy'].estimate)
+    assert 'fewer than two people' in alone['task_accuracy'].reason
+
+
+def test_people_whose_class_nobody_could_learn_are_left_out_not_wrong():
+    traces, study = classed('aaabba')
+    where = {'p0': 'x', 'p1': 'x', 'p2': 'y', 'p3': 'y', 'p4': 'y', 'p5': 'z'}
+    # Without scanner y there is only one class to learn, and so nothing for the scans there.
+    traces = [replace(t, scanner=where[t.person]) for t in traces if t.scan.endswith('x')]
+    found = group_measures.task(traces, study, OPTIONS)['task_accuracy_scanner']
+    assert (found.estimate, found.n) == (1, 3)
+    assert '3 people' in found.reason
+
+
+def test_needs_are_true(world):
+    for name in ('nll', 'coverage95', 'ece', 'ause'):
+        assert 'travelled' not in METRICS[name].needs
+        assert '--truth' in METRICS[name].needs
+    assert METRICS['fid'].needs == METRICS['inception_score'].needs
+    assert 'two or more scanners' in METRICS['task_auc_scanner'].needs
+    study = find_study(sources(world, 'unsure', target='north'))
+    assert 'nll' not in evaluate(study, OPTIONS).values['unsure']
+
+
 def test_the_person_is_the_unit(found):
     table = found.tables['psnr']
     assert table.against['scaled'].n == PEOPLE
@@ -241,6 +286,47 @@ def test_no_harm_is_tested_against_the_scans_before(found):
     assert found.harmless['ravd_gm']['perfect'].equivalent == 'equivalent'
     assert found.harmless['lesion_kept']['scaled'].equivalent == 'equivalent'
     assert set(found.harmless) <= set(MARGINS)
+
+
+def test_comparisons_hold_everything_that_was_computed(found):
+    row = next(r for r in comparison_rows(found) if (r['metric'], r['method']) == ('ravd_gm', 'scaled'))
+    one = found.harmless['ravd_gm']['scaled']
+    assert (row['change'], (row['change_low'], row['change_high'])) == (one.difference, one.interval)
+    assert (row['equivalent'], row['noninferior']) == (one.equivalent, one.noninferior)
+    row = next(r for r in comparison_rows(found) if (r['metric'], r['method']) == ('psnr', 'scaled'))
+    pair, model = found.tables['psnr'].against['scaled'], found.tables['psnr'].model
+    effect = model.effects['scaled']
+    assert (row['shift_low'], row['shift_high']) == pair.shift_interval
+    assert (row['dz_low'], row['dz_high']) == pair.dz_interval
+    assert (row['mixed'], row['p_mixed']) == (effect.estimate, effect.p)
+    assert (row['mixed_low'], row['mixed_high']) == effect.interval
+    assert row['fitted_as'] == model.fitted_as != ''
+
+
+def test_a_model_that_fell_back_says_so(found, monkeypatch):
+    monkeypatch.setattr(models, '_fit_mixed', lambda *args: None)
+    again = Results(found.methods, found.against, found.scans, found.values)
+    compare(again, OPTIONS)
+    row = next(r for r in comparison_rows(again) if (r['metric'], r['method']) == ('psnr', 'scaled'))
+    assert row['fitted_as'] == 'fixed subjects'
+    assert 'subject intercepts did not converge' in row['reason']
+    assert 'fitted_as' in evaluation_output._COMPARISONS['p_mixed']
+    assert 'fixed subjects' in evaluation_output._COMPARISONS['fitted_as']
+
+
+@pytest.mark.parametrize(('error', 'verdict'), [(0.004, 'equivalent'), (0.02, 'not shown')])
+def test_scans_of_the_target_that_hardly_change_are_no_harm(error, verdict):
+    scans = [
+        {'method': 'm', 'person': f'p{n}', 'identity_error': error + 1e-4 * n} for n in range(6)
+    ] + [{'method': ORIGINAL, 'person': f'p{n}'} for n in range(6)]  # fmt: skip
+    results = Results((ORIGINAL, 'm'), ORIGINAL, scans)
+    compare(results, OPTIONS)
+    found = results.harmless['identity_error']['m']
+    assert (found.margin, found.n, found.equivalent) == (0.01, 6, verdict)
+    assert found.difference == pytest.approx(error, rel=0.1)  # before, nothing was changed
+    (row,) = comparison_rows(results)
+    assert (row['metric'], row['equivalent'], row['margin']) == ('identity_error', verdict, 0.01)
+    assert 'identity_error' not in results.tables  # no part of Holm's family
 
 
 def test_everything_named_is_in_the_catalogue(found):
@@ -277,6 +363,38 @@ def test_travellers_instead_of_truth(world):
     assert 'psnr' in found.values[ORIGINAL]
 
 
+def resources(folder: Path, run: str, *rows: str) -> None:
+    path = folder / 'logs' / run / 'resources.tsv'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(['scan\tstep\tseconds\tpeak_gb\tstate', *rows]) + '\n')
+
+
+def test_memory_comes_from_the_logs_of_bidsharm(world, tmp_path):
+    folder = copied(world / 'scaled', tmp_path / 'scaled', of_two)
+    east, west = 'sub-00_ses-east_T1w', 'sub-00_ses-west_T1w'
+    resources(
+        folder, '20260101-000000_a', f'{east}\tharmonize.harmonize\t1\t9.5\tfinished',
+        f'{west}\tharmonize.harmonize\t1\t0.75\tfinished',
+    )  # fmt: skip
+    resources(
+        folder, '20260102-000000_b', f'{east}\tprep.conform\t1\t4\tfinished',
+        f'{east}\tharmonize.harmonize\t1\t0.25\tfinished',  # it was run again
+        f'{west}\tharmonize.harmonize\t1\t0.5\tfailed',
+        'sub-01_ses-east_T1w\tharmonize.harmonize\t1\tn/a\tfinished',
+        f'{east}\tqc.assess\t1\t3\tfinished',
+    )  # fmt: skip
+    resources(folder, '20260103-000000_c')
+    (folder / 'logs' / '20260103-000000_c' / 'resources.tsv').write_bytes(b'\xff')
+    study = find_study(sources(world, spm=folder))
+    assert {scan.name: scan.methods['spm'].peak_gb for scan in study.scans if scan.person == '00'} == {
+        east: 0.25, west: 0.75,
+    }  # fmt: skip
+    assert all(scan.methods['spm'].peak_gb is None for scan in study.scans if scan.person == '01')
+    found = evaluate(study, OPTIONS)
+    assert found.values['spm']['peak_gb'].estimate == 0.5
+    assert METRICS['peak_gb'].unit == 'GB'
+
+
 def test_scans_that_came_back(world, tmp_path):
     for number in range(2):
         for scanner in SCANNERS:
@@ -296,6 +414,21 @@ def test_lesions_that_were_found(world, tmp_path):
     found = evaluate(find_study(sources(world, datasets={'x': tmp_path})), OPTIONS)
     assert found.values['x']['lesion_dice'].estimate == 1
     assert found.values['x']['lesion_f1'].estimate == 1
+    assert found.values['x']['lesion_ravd'].estimate == 0
+    assert found.values['x']['lesion_false'].estimate == 0
+
+
+def test_lesions_that_are_none_are_counted_and_change_the_volume(world, tmp_path):
+    person = Person(0)
+    made_up = np.zeros_like(person.lesions)
+    made_up[10:13, 20:23, 20:23] = True
+    assert not (made_up & person.lesions).any()
+    save(named(tmp_path, '00', 'east', 'desc-harmonized_T1w'), person.canonical)
+    save(named(tmp_path, '00', 'east', 'label-lesion_mask'), person.lesions | made_up)
+    found = evaluate(find_study(sources(world, datasets={'x': tmp_path})), OPTIONS).values['x']
+    assert found['lesion_false'].estimate == 0.5
+    assert found['lesion_ravd'].estimate == pytest.approx(27 / person.lesions.sum())
+    assert METRICS['lesion_false'].better == METRICS['lesion_ravd'].better == 'lower'
 
 
 # --- Who was where ---
@@ -347,6 +480,23 @@ def test_a_table_says_who_was_where(world, tmp_path):
     study = find_study(sources(world, 'perfect', scans=table))
     assert study.scanners == ('magnete', 'magnetn', 'magnetw')
     assert {scan.person for scan in study.scans} == {'p0', 'p1', 'p2'}
+
+
+def test_people_keep_age_group_and_class_where_a_table_names_them(world, tmp_path):
+    scans, people = tmp_path / 'scans.tsv', tmp_path / 'participants.tsv'
+    rows = ['participant_id\tperson\tscanner']
+    rows += [f'sub-{n:02d}\t{name}\tx' for n, name in enumerate(('anna', 'anna', 'bo', 'bo', '01', '01'))]
+    scans.write_text('\n'.join(rows) + '\n')
+    people.write_text(
+        'participant_id\tage\tsex\tdiagnosis\n'
+        'sub-00\tn/a\tF\tn/a\nsub-01\t31\tM\twell\n'  # of anna; the first row lacks two
+        'bo\t50\tM\till\nsub-02\t49\tF\twell\n'  # the own row counts
+        'sub-04\t70\tF\till\n'  # sub-01 is not the person 01
+    )
+    study = find_study(sources(world, 'perfect', scans=scans, participants=people, task='diagnosis'))
+    assert study.ages == {'anna': 31, 'bo': 50, '01': 70}
+    assert study.groups == {'anna': 'F', 'bo': 'M', '01': 'F'}
+    assert study.classes == {'anna': 'well', 'bo': 'ill', '01': 'ill'}
 
 
 @pytest.mark.parametrize(
@@ -435,6 +585,15 @@ def test_the_page_says_what_measures_would_need(page):
     html = (page / 'evaluation.html').read_text()
     for words in ('--inception', '--lpips', '--returned', '--task'):
         assert words in html
+
+
+def test_the_page_shows_how_sure_the_effects_are(page):
+    html = (page / 'evaluation.html').read_text()
+    record = json.loads((page / 'evaluation.json').read_text())
+    row = next(r for r in record['comparisons'] if r['dz_low'] is not None)
+    assert f'{plots.number(row["dz_low"])} to {plots.number(row["dz_high"])}' in html
+    assert '<th scope="col">Not worse</th>' in html
+    assert '<td>not inferior</td>' in html
 
 
 def test_the_record_holds_strict_json(page):
@@ -560,6 +719,49 @@ def test_a_person_scanned_twice_in_a_scanner_counts_with_the_mean(world, tmp_pat
     assert carried['east'] != carried['nort']
 
 
+def test_agreement_rests_on_people_who_travelled_and_where_they_were():
+    rng = np.random.default_rng(0)
+    where = {'p': 'abc', 'q': 'ab', 'r': 'ab', 's': 'ab', 't': 'd', 'u': 'd'}
+    volumes = {person: rng.uniform(500, 700) for person in where}
+    traces = [
+        replace(EMPTY, scan=f'{person}{scanner}', person=person, scanner=scanner, coarse=np.array([volumes[person]]),
+                row={f'volume_{name}': volumes[person] + rng.normal(0, 5) for name in ('csf', 'gm', 'wm')})
+        for person, scanners in where.items() for scanner in scanners
+    ]  # fmt: skip
+    study = Study(tuple(StudyScan(t.scan, t.person, t.scanner, {}) for t in traces), ('m',))
+    found = group_measures.across_scanners(traces, study)
+    assert found['icc_agreement_gm'].n == 4
+    assert 0.9 < found['icc_agreement_gm'].estimate < 1
+    assert found['icc_consistency_gm'].reason == 'rests on 4 of 4 people who travelled and 2 of 4 scanners'
+    two = [trace for trace in traces if trace.scanner in 'ab' and trace.person in 'pqrs']
+    study = Study(tuple(StudyScan(t.scan, t.person, t.scanner, {}) for t in two), ('m',))
+    again = group_measures.across_scanners(two, study)
+    assert again['icc_agreement_gm'] == replace(found['icc_agreement_gm'], reason='')
+
+
+def test_segmentations_are_compared_between_two_scanners_that_are_known():
+    grey = np.zeros((4, 4, 4), np.uint8)
+    grey[:2] = 1
+    half, other = grey.copy(), grey.copy()
+    half[0], other[:2, :2] = 0, 0
+    same = [('x', grey), ('x', half), ('', grey), ('', half)]
+    assert group_measures.label_agreement(same)['gm'] == []
+    found = group_measures.label_agreement([*same, ('y', other)])['gm']
+    assert found == pytest.approx([2 * 16 / (32 + 16), 2 * 8 / (16 + 16)])
+
+
+def test_repeats_in_one_scanner_say_nothing_across_scanners(world, tmp_path):
+    copied(world / 'scaled', tmp_path / 'spm', of_two)
+    for scanners in ({'east': 'x', 'west': 'x'}, {'east': 'x', 'west': 'n/a'}):
+        table = tmp_path / 'scans.tsv'
+        rows = ['participant_id\tsession_id\tscanner']
+        rows += [f'sub-{n}\tses-{s}\t{scanner}' for n in ('00', '01') for s, scanner in scanners.items()]
+        table.write_text('\n'.join(rows) + '\n')
+        found = evaluate(find_study(sources(world, spm=tmp_path / 'spm', scans=table, site='')), OPTIONS)
+        assert 'dice_gm' in found.values['spm']
+        assert 'scanner_dice_gm' not in found.values['spm']
+
+
 def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
     only = copied(world / 'scaled', tmp_path / 'one', of_one)
     name = '\t<i>ours</i>'
@@ -572,7 +774,8 @@ def test_one_person_in_one_scanner_is_measured(world, tmp_path, capsys):
     assert '<i>ours' not in (tmp_path / 'out' / 'evaluation.html').read_text()
 
 
-def test_networks_of_photographs_come_from_files(world, tmp_path, inception, capsys):
+def alexnet() -> dict[str, torch.Tensor]:
+    """Return random weights of LPIPS."""
     torch.manual_seed(0)
     layers = {
         '0': (64, 3, 11),
@@ -586,8 +789,12 @@ def test_networks_of_photographs_come_from_files(world, tmp_path, inception, cap
         alex[f'features.{name}.weight'] = 0.05 * torch.randn(out, depth, size, size)
         alex[f'features.{name}.bias'] = torch.zeros(out)
         alex[f'lin{index}.model.1.weight'] = torch.rand(1, out, 1, 1)
+    return alex
+
+
+def test_networks_of_photographs_come_from_files(world, tmp_path, inception, capsys):
     save_file(inception, tmp_path / 'inception.safetensors')
-    save_file(alex, tmp_path / 'alex.safetensors')
+    save_file(alexnet(), tmp_path / 'alex.safetensors')
     folders = [f'{name}={copied(world / name, tmp_path / name, of_one)}' for name in ('perfect', 'scaled')]
     weights = [
         '--inception',
@@ -604,6 +811,53 @@ def test_networks_of_photographs_come_from_files(world, tmp_path, inception, cap
     (tmp_path / 'alex.safetensors').write_bytes(b'none')
     assert command.main([out, *folders, *weights, *truth, *QUICK]) == 2
     assert 'alex.safetensors' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('option', 'change', 'said'),
+    [
+        ('--inception', {'fc.weight': torch.zeros(1000, 2048)}, '1008 classes'),
+        ('--inception', {'Mixed_7c.branch1x1.conv.weight': None}, 'Mixed_7c'),
+        ('--inception', {'Mixed_7c.branch1x1.conv.weight': torch.zeros(320, 3, 1, 1)}, 'do not fit'),
+        ('--lpips', {'lin3.model.1.weight': None}, 'lin3'),
+        ('--lpips', {'lin3.model.1.weight': torch.zeros(1, 7, 1, 1)}, 'do not fit'),
+        ('--lpips', {'features.6.weight': torch.zeros(9)}, 'do not fit'),
+    ],
+)
+def test_weights_of_another_network_are_refused_before_anything_is_measured(
+    world, tmp_path, inception, capsys, monkeypatch, option, change, said
+):
+    weights = (inception if option == '--inception' else alexnet()) | change
+    file = tmp_path / 'weights.safetensors'
+    save_file({name: part for name, part in weights.items() if part is not None}, file)
+    monkeypatch.setattr(command, '_evaluate', lambda *args: pytest.fail('it was measured'))
+    assert command.main([str(tmp_path / 'out'), f'p={world / "perfect"}', option, str(file), *QUICK]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert 'weights.safetensors' in told
+
+
+def test_networks_of_photographs_cost_themselves_only(world, tmp_path):
+    copied(world / 'perfect', tmp_path / 'perfect', of_two)
+    weights = tmp_path / 'weights.safetensors'
+    save_file({'features.0.weight': torch.zeros(64, 3, 11, 11)}, weights)
+    study = find_study(sources(world, spm=tmp_path / 'perfect'))
+    found = evaluate(study, replace(OPTIONS, inception=weights, lpips=weights))
+    assert [(p.scan, p.method) for p in found.problems] == [('all scans', 'spm')] * 2
+    assert all('psnr' in row for row in found.scans if row['method'] == 'spm')
+    assert 'transfer_dice' in found.values['spm']
+    assert not {'lpips', 'fid'} & set(found.values['spm'])
+
+
+def test_slices_that_are_too_small_for_lpips_cost_it_only(tmp_path):
+    save_file(alexnet(), tmp_path / 'alex.safetensors')
+    slices = np.zeros((2, 31, 40))
+    traces = [replace(EMPTY, slices=slices, reference_slices=slices)]
+    problems: list[Any] = []
+    with tolerant(problems, 'all scans', 'm'):
+        group_measures.add_lpips(traces, tmp_path / 'alex.safetensors')
+    assert '32 x 32' in problems[0].what
+    assert problems[0].fix
 
 
 def test_a_run_that_was_ended_while_it_wrote_can_be_repeated(world, tmp_path):

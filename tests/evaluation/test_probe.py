@@ -46,6 +46,19 @@ def test_folds_are_even_and_seeded():
     assert any(not np.array_equal(a.test, b.test) for a, b in zip(found, other, strict=True))
 
 
+@pytest.mark.parametrize('by', ['subject', 'scanner'])
+def test_training_never_lacks_a_class_that_two_people_have(by):
+    for seed in range(20):
+        subjects = [f's{index // 2}' for index in range(20)]
+        classes = np.array(['rare' if index < 4 else 'usual' for index in range(20)])
+        found = P.folds(subjects, ['x', 'y'] * 10, by=by, classes=list(classes), seed=seed)
+        assert sorted(np.concatenate([fold.test for fold in found])) == list(range(20))
+        for fold in found:
+            assert set(classes[fold.train]) == {'rare', 'usual'}
+    with pytest.raises(UsageError, match='labels'):
+        P.folds(subjects, ['x', 'y'] * 10, by=by, classes=['a'])
+
+
 def test_each_scanner_is_left_out_once_where_nobody_travelled():
     scanners = ['x'] * 3 + ['y'] * 2 + ['z'] * 4
     found = P.folds([f's{index}' for index in range(9)], scanners, by='scanner')

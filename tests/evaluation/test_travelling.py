@@ -96,6 +96,50 @@ def test_perfect_agreement():
     assert shifted.agreement < 1
 
 
+def rated(*people: str) -> np.ndarray:
+    """Return a table with a number where a person's word names a scanner, a to e."""
+    rng = np.random.default_rng(0)
+    return np.array([[rng.uniform() if name in word else np.nan for name in 'abcde'] for word in people])
+
+
+@pytest.mark.parametrize(
+    ('people', 'rows', 'scanners'),
+    [
+        (['abcde', 'abcde', 'abcde'], [0, 1, 2], 'abcde'),
+        # Nobody who travelled was in c and d, and who was there is not asked.
+        (['ab', 'ab', 'ab', 'c', 'd', 'a'], [0, 1, 2], 'ab'),
+        # Three people in three scanners are more than five in two less one; of equally many the more scanners count.
+        (['abc', 'abc', 'abc', 'abc', 'ab'], [0, 1, 2, 3], 'abc'),
+        (['abc', 'abc', 'abc', 'abc', 'ab', 'ab'], [0, 1, 2, 3], 'abc'),
+        (['abc', 'abc', 'abc', 'abc', 'ab', 'ab', 'ab'], [0, 1, 2, 3, 4, 5, 6], 'ab'),
+        # To leave out one scanner alone helps nothing.
+        (['abc', 'abc', 'abd', 'abd', 'ab'], [0, 1, 2, 3, 4], 'ab'),
+        # Two groups of people: who has no second scanner left does not count for the first.
+        (['ab', 'ab', 'ab', 'de', 'de', 'de', 'de'], [3, 4, 5, 6], 'de'),
+        # Two people are no ICC, however many scanners they were in.
+        (['abcde', 'abcde', 'ab'], [0, 1, 2], 'ab'),
+        (['abc', 'abc'], [0, 1], 'abc'),
+        (['a', 'b', 'c'], [], ''),
+    ],
+)
+def test_complete_ratings_are_as_many_as_can_be(people, rows, scanners):
+    found, columns = T.complete_ratings(rated(*people))
+    assert found.tolist() == rows
+    assert ''.join('abcde'[column] for column in columns) == scanners
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(0, 8), st.integers(0, 6))))
+@settings(max_examples=300, deadline=None)
+def test_complete_ratings_are_complete(there):
+    rows, columns = T.complete_ratings(np.where(there, 1.0, np.nan))
+    assert there[np.ix_(rows, columns)].all()
+    assert columns.size != 1
+    everywhere = np.count_nonzero(there.all(axis=1))
+    if everywhere > 2 and there.shape[1] > 1:
+        assert rows.size > 2
+        assert rows.size * columns.size >= everywhere * there.shape[1]
+
+
 @pytest.mark.parametrize(
     ('table', 'reason'),
     [
