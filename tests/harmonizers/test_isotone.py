@@ -72,7 +72,7 @@ def scan_of(
     )
 
 
-@pytest.fixture(scope='module', params=['spgr', 'turbo', 'slices'])
+@pytest.fixture(scope='module', params=['spgr', 'turbo', 'volume'])
 def scan(anatomy, request) -> Scan:
     return scan_of(anatomy, request.param)
 
@@ -312,10 +312,10 @@ def test_what_is_no_scan_of_the_contrast_is_scaled_and_said_so(method, scan, kin
 
 
 def test_a_scan_under_the_name_of_another_contrast_is_scaled_and_said_so(method, scan):
-    other = {'T1w': 'T2w', 'T2w': 'FLAIR', 'FLAIR': 'T1w'}[scan.contrast]
+    other = {'T1w': 'FLAIR', 'T2w': 'T1w', 'FLAIR': 'T2w'}[scan.contrast]
     result = method.harmonize(replace(scan, contrast=other), Canonical())
     assert result.details['way'] == 'robust'
-    assert 'unlike' in result.details['reason']
+    assert result.details['reason'] in result.warnings[0]
 
 
 def test_a_contrast_without_a_model_is_scaled(method, scan):
@@ -343,7 +343,7 @@ def test_a_target_that_is_not_understood_is_aimed_at_by_scale(scan):
 
 def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     method = Isotone()
-    other = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'volume'}[scan.contrast]
+    other = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'slices'}[scan.contrast]
     method.fit(Cohort([scan_of(anatomy, other, scale=900)]), target=Reference('r'))
     bundle.save(method, tmp_path / 'b')
     again = bundle.load(tmp_path / 'b')
@@ -373,7 +373,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
 
 
 def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
-    target = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'volume'}[scan.contrast]
+    target = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'slices'}[scan.contrast]
     arrays, made = shipped(scan.contrast)
     arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
     bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
