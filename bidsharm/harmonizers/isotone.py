@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,8 +37,6 @@ CLEARLY_BETTER = 0.85
 STRANGEST = {'T1w': 0.5, 'T2w': 0.8}
 #: Units of two scans that differ by less than this (logarithm) are taken for the same.
 SAME_UNITS = 0.05
-#: An offset of the intensities counts as one, and not as a guess that is a little off, above this part of the scale.
-REAL_OFFSET = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,12 @@ class _Understood:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """A shift and a scale: ``factor * (x - shift)``."""
+    """A map that changes nothing but the scale."""
 
     factor: float
-    shift: float = 0.0
 
     def __call__(self, values: Values) -> Values:
-        return (values - self.shift) * self.factor
+        return values * self.factor
 
 
 class Isotone(StandardHarmonizer):
@@ -201,14 +198,12 @@ class Isotone(StandardHarmonizer):
         )
         details = _summary(found)
         span = float(np.subtract(*np.percentile(found.values, [99.5, 0.5])))
-        for scaling in (_Scaling(1.0), self._scaling(scan.contrast, found, standard, target)):
-            if scaling is None:
-                continue
+        for scaling in self._small_changes(found, standard, target):
             change = float(np.mean(np.abs(curves - scaling(found.values)))) / (span * scaling.factor)
-            details |= {'change': change, **vars(scaling)}
             if change < found.style.expected_error:
                 why = 'the change would be smaller than its expected error'
-                return _scaled(scan, found.values, scaling, {'way': 'scale', 'reason': why, **details})
+                more = {'way': 'scale', 'reason': why, 'change': change, **vars(scaling)}
+                return _scaled(scan, found.values, scaling, {**details, **more})
         return Harmonized(
             paint(scan, mapped), paint(scan, deviation), {'way': 'network', 'reason': '', **details},
             beyond=_beyond(found.style, found.seen, standard),
@@ -219,7 +214,7 @@ class Isotone(StandardHarmonizer):
     ) -> Harmonized:
         """Return a scan that the network is not followed for, with a warning."""
         percent = self._anchor(scan.contrast)[0]
-        scaling = self._scaling(scan.contrast, replace(found, style=None), standard, target)
+        scaling = self._scaling(found, standard, target)
         if scaling is None:
             raise ScanError(
                 f'It can only be scaled ({reason}), and the {percent:.0f}th percentile of the brain, here or in the target, is not above 0.',
@@ -230,23 +225,21 @@ class Isotone(StandardHarmonizer):
         warning = f'Only scaled, by the {percent:.0f}th percentile: {reason}.'
         return _scaled(scan, found.values, scaling, details, (warning,))
 
-    def _scaling(
-        self, contrast: str, found: _Understood, standard: Values, target: Target
-    ) -> _Scaling | None:
+    def _small_changes(self, found: _Understood, standard: Values, target: Target) -> list[_Scaling]:
+        """Return what may be done to a scan that is near its target already: nothing; on the way to a site or a reference also scaling."""
+        nothing = _Scaling(1.0)
+        # Of scans of one scanner some would be scaled and others followed, which would set them apart in the canonical contrast.
+        scaling = None if isinstance(target, Canonical) else self._scaling(found, standard, target)
+        return [nothing] if scaling is None else [nothing, scaling]
+
+    @staticmethod
+    def _scaling(found: _Understood, standard: Values, target: Target) -> _Scaling | None:
         """Return what scaling alone would do to a scan; None where it would turn bright into dark, or has nothing to go by."""
-        style, bright, offset = found.style, found.bright, 0.0
-        if (
-            style is not None
-            and isinstance(target, Canonical)
-            and abs(style.offset) > REAL_OFFSET * style.scale
-        ):
-            offset = style.offset
-            bright -= offset / self._anchor(contrast)[1]
-        if not (bright > 0 and standard[0] > 0):
+        if not (found.bright > 0 and standard[0] > 0):
             return None
-        factor = float(standard[0] / bright)
+        factor = float(standard[0] / found.bright)
         same = not isinstance(target, Canonical) and abs(np.log(factor)) < SAME_UNITS
-        return _Scaling(1.0 if same else factor, offset)
+        return _Scaling(1.0 if same else factor)
 
     @staticmethod
     def _anchor(contrast: str) -> tuple[float, float]:
