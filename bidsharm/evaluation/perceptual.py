@@ -149,13 +149,13 @@ def check_weights(path: str | Path, network: Literal['inception', 'lpips']) -> N
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Say in plain words that arrays have other sizes than the network has; it fails for that deep inside."""
+    """Say in plain words that a network fails, as it does deep inside where arrays have other sizes than it has."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         raise UsageError(
-            f'The weights do not fit the network: {first.rstrip(".")}.',
+            f'The network cannot be run with these weights: {first.rstrip(".")}.',
             fix='Use a file of this very network, with the names that torchvision gives its networks.',
         ) from error
 
