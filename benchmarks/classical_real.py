@@ -43,7 +43,6 @@ METHODS = (
     'isotone',
 )
 VISITS, CONTROL = ('sub-ms01', 'sub-ms03'), ('sub-ms12',)
-os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '2'
 
 
 def load_scan(qc: Path) -> Any:
@@ -239,6 +238,7 @@ def main() -> None:
     arguments.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
     arguments.add_argument('--name', default='classical_real', help='of the result')
     args = arguments.parse_args()
+    os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '2'
     root = args.derivatives.absolute()
     scans = [load_scan(file) for file in sorted(root.rglob('*_qc.json'))]
     priors = warped_priors(root, [scan for scan in scans if scan.contrast == 'T1w'])

@@ -800,6 +800,7 @@ def test_a_question_that_crashes_ends_nothing_else(monkeypatch: pytest.MonkeyPat
         'harmonizer',
         'built-in weights',
         'built-in weights',
+        'built-in weights',
         'brain extraction',
     ]
     assert json.dumps([vars(item) for item in found])
