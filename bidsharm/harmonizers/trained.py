@@ -427,18 +427,18 @@ class TrainedHarmonizer(Harmonizer):
         self, volume: NDArray[np.float32], scan: Scan, effort: Effort
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the translated volume, and its standard deviation where the method draws several."""
-        from bidsharm.training.views import Frame
+        from bidsharm.training.views import widened
 
-        frame = Frame.around(volume.shape, self.frame if self.view().sees_all else None)
+        least = self.frame if self.frame and self.view().sees_all else volume.shape
         fill = self.settings.background
         given = Given(
             site=self.sites.index(scan.site) if scan.site in self.sites else -1,
             contrast=self.contrasts.index(scan.contrast), style=self._style_tensors(scan.contrast), effort=effort,
-            companions={number: frame.put(other, fill) for number, other in self._companions(scan).items()},
+            companions={number: widened(other, least, fill)[0] for number, other in self._companions(scan).items()},
         )  # fmt: skip
-        wide = frame.put(volume, fill)
-        image = frame.cut(self._through(wide, given))
-        several = [frame.cut(self._through(wide, replace(other, effort=None))) for other in self.draws(given)]
+        wide, inside = widened(volume, least, fill)
+        image = self._through(wide, given)[inside]
+        several = [self._through(wide, replace(other, effort=None))[inside] for other in self.draws(given)]
         return image, np.std(several, axis=0, ddof=1) if len(several) > 1 else None
 
     def _through(self, volume: NDArray[np.float32], given: Given) -> NDArray[np.float32]:

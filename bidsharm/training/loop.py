@@ -132,7 +132,9 @@ class Loop:
                 self._enter(done)
                 self._take_step(batches, done)
                 self.step += 1
-                self.seconds = self._agreed(before + time.monotonic() - started)
+                self.seconds = before + time.monotonic() - started
+                if self.running.budget.minutes:
+                    self.seconds = self._agreed(self.seconds)
                 if self.step % self.running.interval == 0 or self._done() >= 1:
                     self._pause()
         self._finish()
@@ -208,7 +210,7 @@ class Loop:
     def _move(self, player: str, done: float) -> None:
         """Let a player's optimizer take its step."""
         settings, optimizer = self.learner.players[player], self.optimizers[player]
-        self._share_gradients(self._weights_of(player))
+        self._share_gradients(player)
         for group in optimizer.param_groups:
             group['lr'] = settings.rate * settings.schedule(done) * group['factor']
         # Fabric takes the scale of half precision out of the gradients before it measures them.
@@ -233,10 +235,10 @@ class Loop:
             if weight.requires_grad
         ]
 
-    def _share_gradients(self, weights: Sequence[nn.Parameter]) -> None:
+    def _share_gradients(self, player: str) -> None:
         if self.fabric.world_size == 1:
             return
-        for weight in weights:
+        for weight in self._weights_of(player):
             slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = self.fabric.all_reduce(slope, reduce_op='mean')
 

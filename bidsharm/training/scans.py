@@ -40,9 +40,9 @@ _THICK_MM = 2.4
 _LEVELS = 121
 #: How much darker or brighter deep grey matter is than the equations say, relative: myelin in T1w, iron in the others.
 _DEEP_GREY = {'T1w': (-0.05, 0.12), 'T2w': (-0.2, 0.05), 'FLAIR': (-0.2, 0.05), 'PDw': (-0.15, 0.05)}
-#: How much signal dark fluid has at most that should have none, in parts of white matter; 0.25 where nothing is said.
+#: How much signal dark fluid has at most that should have none, in parts of white matter.
 #: Real FLAIR have 0.4 to 0.55 (``benchmarks/results/simulated_real.md``), partial volume and noise included.
-_FLUID_LEFT = {'FLAIR': 0.5}
+_FLUID_LEFT = {'T1w': 0.25, 'FLAIR': 0.5}
 #: What a scan may really be when its name is wrong; PDw with bright fluid are T2w to the eye, those with dark fluid FLAIR.
 _MISTAKEN = {
     'T1w': ('T2w', 'FLAIR', 'PDw'),
@@ -315,8 +315,7 @@ class ScanSource:
         source = self._others[contrast]
         source.reseed(int(self.rng.integers(2**31)))
         scan = source.draw()
-        nothing = torch.zeros_like(scan.values)
-        return replace(scan, canonical=nothing, log_gain=nothing, tissue=nothing.expand(3, -1))
+        return self._untrue(scan.values, _flat(scan.voxels), scan.true_mask)
 
     def _recoloured(self) -> TrainingScan:
         """Return a brain with tissue of any brightness, as in other contrasts, in infants or in a CT."""
@@ -366,8 +365,7 @@ class ScanSource:
             axis = kind - 1
             voxels = voxels.clone()
             voxels[:, axis] = SHAPE[axis] - 1 - voxels[:, axis]
-        flat = (voxels[:, 0] * SHAPE[1] + voxels[:, 1]) * SHAPE[2] + voxels[:, 2]
-        return self._untrue(values, flat, scan.true_mask)
+        return self._untrue(values, _flat(voxels), scan.true_mask)
 
     def _phantom(self, scan: TrainingScan) -> TrainingScan:
         """Return bodies of even brightness, in the shape of the brain or of an ellipsoid."""
@@ -379,7 +377,7 @@ class ScanSource:
             image[away < 1] = self._uniform(0.1, 1)
         image = image + self._uniform(0.01, 0.1) * self._normal(*SHAPE)
         if self._chance(0.5):
-            flat = (scan.voxels[:, 0] * SHAPE[1] + scan.voxels[:, 1]) * SHAPE[2] + scan.voxels[:, 2]
+            flat = _flat(scan.voxels)
         else:
             radii = self.rng.uniform(0.5, 0.85, 3)
             flat = (sum((g / r) ** 2 for g, r in zip(grids, radii, strict=True)) < 1).view(-1).nonzero()[:, 0]
@@ -447,7 +445,7 @@ class ScanSource:
         texture = torch.from_numpy(brain.texture).to(self.device).float() * _TEXTURE_STEP
         if not bool(fits.all()):
             voxels, kinds, texture = voxels[fits], kinds[:, fits], texture[:, fits]
-        flat = (voxels[:, 0] * SHAPE[1] + voxels[:, 1]) * SHAPE[2] + voxels[:, 2]
+        flat = _flat(voxels)
         mixture = kinds.clone()
         membranes = self._uniform(0, 0.45) * kinds[1]
         mixture[2] += membranes
@@ -491,7 +489,7 @@ class ScanSource:
             if self.contrast in _BRIGHT_FLUID:
                 table[:2] *= self._uniform(0.4, 1.1)
             else:
-                table[:2] += self._uniform(0, _FLUID_LEFT.get(self.contrast, 0.25))
+                table[:2] += self._uniform(0, _FLUID_LEFT[self.contrast])
         fine = functional.interpolate(
             torch.cat([table, signal[4:5].abs()])[None], size=_LEVELS, mode='linear', align_corners=True
         )[0]
@@ -581,6 +579,11 @@ def enlarge(field: Tensor, flat: Tensor) -> Tensor:
     """Interpolate a coarse field to the field of view and return it at voxels."""
     whole = functional.interpolate(field[None, None], size=SHAPE, mode='trilinear', align_corners=False)
     return whole.view(-1)[flat]
+
+
+def _flat(voxels: Tensor) -> Tensor:
+    """Return places in the field of view, shape (N, 3), as one index, shape (N,)."""
+    return (voxels[:, 0] * SHAPE[1] + voxels[:, 1]) * SHAPE[2] + voxels[:, 2]
 
 
 def _grow(mask: Tensor) -> Tensor:

@@ -90,43 +90,17 @@ class View(ABC):
 
 def padded(volumes: Array, multiple: int, background: float) -> tuple[Array, tuple[slice, ...]]:
     """Return volumes, shape (C, X, Y, Z), padded on both sides to multiples, and where the original lies in them."""
-    extra = [-size % multiple for size in volumes.shape[1:]]
+    return widened(volumes, [-(-size // multiple) * multiple for size in volumes.shape[-3:]], background)
+
+
+def widened(volumes: Array, least: Sequence[int], background: float) -> tuple[Array, tuple[slice, ...]]:
+    """Return volumes, shape (..., X, Y, Z), padded on both sides until they are nowhere smaller, and where the original lies in them."""
+    sizes = volumes.shape[-3:]
+    extra = [max(whole - size, 0) for whole, size in zip(least, sizes, strict=True)]
     sides = [(part // 2, part - part // 2) for part in extra]
-    inside = tuple(slice(low, low + size) for (low, _), size in zip(sides, volumes.shape[1:], strict=True))
-    return np.pad(volumes, [(0, 0), *sides], constant_values=background), inside
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A field of view with a volume in its middle.
-
-    Parameters
-    ----------
-    shape
-        Of the field of view.
-    inside
-        Where the volume lies in it.
-    """
-
-    shape: tuple[int, ...]
-    inside: tuple[slice, ...]
-
-    @classmethod
-    def around(cls, shape: Sequence[int], least: Sequence[int] | None) -> Frame:
-        """Return a frame that is nowhere smaller than a volume or than the least shape; None is no least shape."""
-        wide = tuple(max(pair) for pair in zip(shape, least or shape, strict=True))
-        starts = [(whole - size) // 2 for whole, size in zip(wide, shape, strict=True)]
-        return cls(wide, tuple(slice(at, at + size) for at, size in zip(starts, shape, strict=True)))
-
-    def put(self, volume: Array, fill: float) -> Array:
-        """Return a volume in the middle of the frame."""
-        wide = np.full(self.shape, fill, np.float32)
-        wide[self.inside] = volume
-        return wide
-
-    def cut(self, wide: Array) -> Array:
-        """Return the volume that lies in the middle."""
-        return wide[self.inside]
+    inside = tuple(slice(low, low + size) for (low, _), size in zip(sides, sizes, strict=True))
+    around = [(0, 0)] * (volumes.ndim - 3)
+    return np.pad(volumes, [*around, *sides], constant_values=background), inside
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ SEQUENCES = {
     'inverted': (PulseSequence('FLAIR', 'IRSE', 6.0, 0.1, 90, 2.02), 1.5),
 }  # fmt: skip
 
+#: Which of them is aimed at, by contrast.
+TARGETS = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'slices'}
+
 
 def scan_of(
     anatomy: Anatomy, name: str, *, seed: int = 0, bias: float = 0.2, site: str = '', scale: float = 400
@@ -343,7 +346,7 @@ def test_a_target_that_is_not_understood_is_aimed_at_by_scale(scan):
 
 def test_a_fit_survives_its_bundle(anatomy, scan, tmp_path):
     method = Isotone()
-    other = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'slices'}[scan.contrast]
+    other = TARGETS[scan.contrast]
     method.fit(Cohort([scan_of(anatomy, other, scale=900)]), target=Reference('r'))
     bundle.save(method, tmp_path / 'b')
     again = bundle.load(tmp_path / 'b')
@@ -373,7 +376,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
 
 
 def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
-    target = {'T1w': 'mprage', 'T2w': 'late', 'FLAIR': 'slices'}[scan.contrast]
+    target = TARGETS[scan.contrast]
     arrays, made = shipped(scan.contrast)
     arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
     bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
