@@ -22,6 +22,8 @@ import common
 
 #: Every so many steps progress is printed and the state written.
 INTERVAL = 200
+#: Scans that the network is tried on at a time.
+TRIES = 3000
 #: Anatomies that are kept for testing, and people from each of the others.
 HELD_OUT, PEOPLE = ['head-07', 'head-08', 'brain-04', 'brain-05'], 40
 
@@ -110,28 +112,30 @@ def tried(work: Path, contrast: str, count: int, seed: int) -> Any:
 
     from bidsharm.training.isotone import Verdicts
 
+    seeds = [seed + 1000 * number for number in range(-(-count // TRIES))]
     with ProcessPoolExecutor(2) as pool:
-        halves = list(
-            pool.map(try_half, (seed, seed + 1000), *([value] * 2 for value in (count // 2, work, contrast)))
-        )
-    return Verdicts(
-        *(torch.cat(parts) for parts in zip(*(vars(half).values() for half in halves), strict=True))
-    )
+        parts = list(pool.map(try_some, seeds, *([value] * len(seeds) for value in (work, contrast))))
+    return Verdicts(*(torch.cat(columns) for columns in zip(*(part.values() for part in parts), strict=True)))
 
 
-def try_half(seed: int, count: int, work: Path, contrast: str) -> Any:
-    """Try the trained network on some scans."""
+def try_some(seed: int, work: Path, contrast: str) -> dict[str, Any]:
+    """Try the trained network on some scans, in scanners of their own, unless it has been."""
     import torch
 
     from bidsharm.nn.isotone import IsotoneNet
     from bidsharm.training.isotone import try_out
     from bidsharm.training.scans import ScanSource
 
-    torch.set_num_threads(1)
-    net = IsotoneNet()
-    net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
-    _, others = split(work)
-    return try_out(net, ScanSource(others, contrast, seed=seed, scanners=1500), count, seed=seed)
+    file = work / f'tries_{contrast}_{seed}.pt'
+    if not file.exists():
+        torch.set_num_threads(1)
+        net = IsotoneNet()
+        net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
+        _, others = split(work)
+        source = ScanSource(others, contrast, seed=seed, scanners=1500)
+        keep(vars(try_out(net, source, TRIES, seed=seed)), file)
+        print(contrast, seed, TRIES, 'tries', flush=True)
+    return dict(torch.load(file, weights_only=True))
 
 
 def network_of(folder: Path) -> Any:
@@ -176,7 +180,9 @@ def main() -> None:
     arguments.add_argument('--seconds', type=float, default=10_000)
     arguments.add_argument('--batch', type=int, default=8)
     arguments.add_argument('--rate', type=float, default=1e-3)
-    arguments.add_argument('--tries', type=int, default=5000, help='scans that the judge learns from')
+    arguments.add_argument(
+        '--tries', type=int, default=12_000, help=f'scans that the judge learns from, in multiples of {TRIES}'
+    )
     arguments.add_argument('--seed', type=int, default=1)
     arguments.add_argument('--device', default='cpu')
     arguments.add_argument('--made', default='', help='a sentence for the card')

@@ -2,12 +2,13 @@
 
 WORK may be that of `train_isotone.py`; its people are drawn there if they are missing. The network sees the whole brain at 2 mm and writes what it likes into every
 voxel: unlike `isotone` it may invent. The learning rate falls as a cosine of the time; a training that was interrupted goes on when the
-command is given again. `travelling.py --unet FILE` tries it; its change at 2 mm is carried to the scan's own voxels as the app does for
+command is given again, and one that has ended can be gone on with (`--from`). `travelling.py --unet FILE` tries it; its change at 2 mm is carried to the scan's own voxels as the app does for
 every method that works on a grid.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import time
@@ -17,6 +18,8 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from train_isotone import HELD_OUT, PEOPLE, draw, keep, split
@@ -116,20 +119,22 @@ def loss(net: nn.Module, scan: Any) -> Tensor:
     return (found - scan.canonical).abs()[scan.true_mask].mean()
 
 
-def train(work: Path, out: Path, seconds: float, rate: float, seed: int, device: str) -> None:
+def train(args: argparse.Namespace) -> None:
     """Train until the time is up and write the running average of the weights."""
     import copy
 
     from bidsharm.training.scans import ScanSource
 
+    out, seconds, rate, seed, device = args.out, args.seconds, args.rate, args.seed, args.device
     torch.manual_seed(seed)
-    some, others = split(work)
+    some, others = split(args.work)
     checks = ScanSource(others, 'T1w', seed=seed + 1, scanners=300, device=device)
     validation = [checks.draw() for _ in range(24)]
-    net = UNet().to(device, memory_format=torch.channels_last_3d)
+    net = UNet() if args.first is None else load(args.first).train()
+    net = net.to(device, memory_format=torch.channels_last_3d)
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)
-    part, before, count = out.with_suffix('.part'), 0.0, 0
+    part, before, count = out.with_suffix('.part'), 0.0, told(args.first)['scans']
     if part.exists():
         state = torch.load(part, weights_only=True)
         net.load_state_dict(state['net'])
@@ -162,13 +167,24 @@ def train(work: Path, out: Path, seconds: float, rate: float, seed: int, device:
                  'seconds': elapsed, 'scans': count},
                 part,
             )  # fmt: skip
-    keep({'average': average.state_dict(), 'seconds': seconds, 'scans': count}, out)
+    about = {'seconds': round(seconds) + told(args.first)['seconds'], 'scans': count, 'seed': seed}
+    halves = {name: value.cpu().half().contiguous() for name, value in average.state_dict().items()}
+    save_file(halves, out, {key: str(value) for key, value in about.items()})
+
+
+def told(file: Path | None) -> dict[str, int]:
+    """Return how many seconds and scans went into a trained network; 0 without one."""
+    if file is None:
+        return {'seconds': 0, 'scans': 0}
+    with safe_open(file, 'pt') as content:
+        about = content.metadata()
+    return {key: int(about[key]) for key in ('seconds', 'scans')}
 
 
 def load(file: Path) -> UNet:
     """Return a trained network."""
     net = UNet().to(memory_format=torch.channels_last_3d)
-    net.load_state_dict(torch.load(file, weights_only=True)['average'])
+    net.load_state_dict(load_file(file))
     return net.eval()
 
 
@@ -189,8 +205,9 @@ def harmonize(net: UNet, scan: Any) -> Any:
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('work', type=Path, help='folder for what lies between')
-    arguments.add_argument('out', type=Path, help='file of the weights (PyTorch)')
+    arguments.add_argument('out', type=Path, help='file of the weights (safetensors)')
     common.add_labels(arguments)
+    arguments.add_argument('--from', dest='first', type=Path, help='file of weights to start from')
     arguments.add_argument('--seconds', type=float, default=7500)
     arguments.add_argument('--rate', type=float, default=1e-3)
     arguments.add_argument('--seed', type=int, default=1)
@@ -199,7 +216,7 @@ def main() -> None:
     labels = common.labels_of(args)
     draw(args.work, labels, HELD_OUT, PEOPLE, args.seed)
     if not args.out.exists():
-        train(args.work, args.out, args.seconds, args.rate, args.seed, args.device)
+        train(args)
 
 
 if __name__ == '__main__':

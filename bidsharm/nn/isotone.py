@@ -31,6 +31,8 @@ GLOBAL_BINS = 38
 PURITY = (2, 6)
 #: Histograms of the whole scan: one of all voxels, and one for each tissue and power.
 HISTOGRAMS = 1 + 3 * len(PURITY)
+#: Hidden layer of the judge.
+JUDGE_WIDTH = 256
 #: Channels of a cell: histogram, share of the cell that is brain, place in the brain.
 CHANNELS = BINS + 1 + 3
 
@@ -216,16 +218,27 @@ class Judge(nn.Module):
     ----------
     features
         Number of pooled features; histograms come on top.
+    width
+        Of the hidden layer.
+    dropout
+        Share of features, and of the hidden layer, that it does without in training: what simulated scans have in common by chance is no
+        reason to doubt a real one.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, width: int = JUDGE_WIDTH, dropout: float = 0.2) -> None:
         super().__init__()
         size = features + HISTOGRAMS * GLOBAL_BINS
-        self.layers = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 64), nn.GELU(), nn.Linear(64, 3))
+        self.dropout = dropout
+        self.layers = nn.Sequential(
+            nn.LayerNorm(size), nn.Linear(size, width), nn.GELU(), nn.Linear(width, 3)
+        )
 
     def forward(self, pooled: Tensor, histogram: Tensor) -> Tensor:
         """Return the logarithms of the expected errors of the network and of robust scaling, and the logit of being strange, (B, 3)."""
-        return self.layers(torch.cat([pooled, histogram], dim=1))
+        norm, hidden, gelu, last = self.layers
+        seen = functional.dropout(norm(torch.cat([pooled, histogram], dim=1)), self.dropout, self.training)
+        found: Tensor = last(functional.dropout(gelu(hidden(seen)), self.dropout, self.training))
+        return found
 
 
 def _twice(field: Tensor) -> Tensor:

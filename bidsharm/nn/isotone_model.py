@@ -123,7 +123,8 @@ class Model:
             If arrays are missing or of other shapes.
         """
         net = parts.IsotoneNet()
-        judge = parts.Judge(net.features)
+        hidden = arrays.get('judge/layers.1.weight', ())  # judges differ in width
+        judge = parts.Judge(net.features, len(hidden) or parts.JUDGE_WIDTH)
         for kind, module in (('net', net), ('judge', judge)):
             module.load_state_dict(
                 {

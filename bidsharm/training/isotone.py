@@ -285,7 +285,7 @@ def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Ve
     return Verdicts(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def train_judge(verdicts: Verdicts, features: int, *, seed: int, steps: int = 1500) -> Judge:
+def train_judge(verdicts: Verdicts, features: int, *, seed: int, steps: int = 8000) -> Judge:
     """Teach a judge what the verdicts say: expected errors (L1 of logarithms) and strangeness (cross-entropy)."""
     torch.manual_seed(seed)
     judge = Judge(features)

@@ -354,15 +354,15 @@ class ScanSource:
                 return fluid, grey, white
 
     def _spoiled(self, scan: TrainingScan) -> TrainingScan:
-        """Return a scan upside down, back to front, inverted, or with noise in place of tissue."""
-        kind = int(self.rng.integers(4))
+        """Return a scan upside down, back to front (the least obvious, so more of them), inverted, or with noise in place of tissue."""
+        kind = str(self.rng.choice(['inverted', 'noise', *(2 * ['back to front']), *(2 * ['upside down'])]))
         values, voxels = scan.values, scan.voxels
-        if kind == 0:
+        if kind == 'inverted':
             values = values.max() - values
-        elif kind == 1:
+        elif kind == 'noise':
             values = 1 + self._uniform(0.02, 0.5) * self._normal(len(values))
         else:
-            axis = kind - 1
+            axis = 1 if kind == 'back to front' else 2
             voxels = voxels.clone()
             voxels[:, axis] = SHAPE[axis] - 1 - voxels[:, axis]
         return self._untrue(values, _flat(voxels), scan.true_mask)

@@ -1,0 +1,154 @@
+"""Does `bidsharm participant --harmonizer NAME` work for every method of images, on real scans, with a model of one's own?
+
+Every trained method is trained by `bidsharm-train` for a few steps on the derivatives of the real scans (OUT of `participant.py`), in the preset "tiny"; its two sites are
+the two visits of the MS patients, who so have travelled. Then the app runs on one scan of one of them with that model, and its results are looked at. So few
+steps teach nothing: this asks whether a user gets through, not how good a method is.
+
+- report: the page of the subject has the name of the method, its paper and how faithful it is to it.
+- background: all voxels outside the brain mask are 0. grid: the image has shape and affine of the scan. changed: some voxel of the brain changed.
+- verdict: that of quality control, which may well fail a method that has learnt nothing; "refused" where the scan was, with exit code 1.
+- training, run: seconds. Runs share a work folder, so that the first pays for the preprocessing of all.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+PROGRAM = Path(sys.executable).with_name('bidsharm')
+#: Whose scan is harmonized, and the visit that it shall look like.
+SUBJECT, VISIT, TARGET = 'ms12', '1', '2'
+CONTRASTS = ('T1w', 'T2w')
+
+
+def methods() -> list[str]:
+    """Return all methods that turn an image into an image."""
+    from bidsharm.harmonizers import registry
+
+    return [name for name in registry.available() if registry.card(name).place == 'volume']
+
+
+def train(name: str, derivatives: Path, folder: Path, steps: int) -> tuple[float, str]:
+    """Train a method on real scans, unless it is; return the seconds, and what went wrong."""
+    from bidsharm.harmonizers import registry
+
+    if (folder / 'model').exists():
+        return 0.0, ''
+    card = registry.card(name)
+    contrasts = CONTRASTS if 'multi_contrast' in card.needs_fit else CONTRASTS[:1]
+    aim = ['--target', TARGET] if 'site' in card.targets else []
+    command = [
+        sys.executable, '-m', 'bidsharm.cli.train', name, derivatives, folder, '--preset', 'tiny', '--budget', str(steps),
+        '--site', 'session', '--contrasts', *contrasts, '--threads', '2', *aim,
+    ]  # fmt: skip
+    with (folder.parent / f'{name}.train.log').open('w') as log:
+        used = common.measure(command, stdout=log, stderr=subprocess.STDOUT)
+    # Exit code 1 with a model: scans without a session were left out, as was said.
+    problem = '' if (folder / 'model').exists() else f'training: exit code {used.code}'
+    return used.wall_s, problem
+
+
+def harmonize(name: str, model: Path | None, out: Path, work: Path) -> dict[str, Any]:
+    """Run the app on one scan and look at what it wrote."""
+    from bidsharm.harmonizers import registry
+
+    shutil.rmtree(out, ignore_errors=True)
+    aim = ['--target', TARGET] if 'site' in registry.card(name).targets else []
+    command = [
+        PROGRAM, common.real_data(), out, 'participant', '--participant-label', SUBJECT, '--session-label', VISIT, TARGET,
+        '--contrasts', 'T1w', '--site', 'session', '--harmonizer', name, *aim, '--skip-bids-validation', '-w', work,
+        *(['--model', model] if model else []),
+    ]  # fmt: skip
+    with (out.parent / f'{name}.log').open('w') as log:
+        used = common.measure(command, stdout=log, stderr=subprocess.STDOUT)
+    row = {'exit': used.code, **looked_at(name, out)}
+    return row | {'run': used.wall_s}
+
+
+def looked_at(name: str, out: Path) -> dict[str, Any]:
+    """Return what the report and the image of a run have."""
+    import nibabel as nib
+
+    folder = out / f'sub-{SUBJECT}' / f'ses-{VISIT}' / 'anat'
+    stem = f'sub-{SUBJECT}_ses-{VISIT}'
+    image = folder / f'{stem}_desc-harmonized_T1w.nii.gz'
+    row: dict[str, Any] = {'report': named(name, out / f'sub-{SUBJECT}.html')}
+    if not image.exists():
+        return row | dict.fromkeys(('background', 'grid', 'changed')) | {'verdict': 'refused'}
+    scan = nib.load(common.real_data() / f'sub-{SUBJECT}' / f'ses-{VISIT}' / 'anat' / f'{stem}_T1w.nii.gz')
+    after, before, mask = (
+        nib.load(folder / f'{stem}_desc-{part}')
+        for part in ('harmonized_T1w.nii.gz', 'preproc_T1w.nii.gz', 'brain_mask.nii.gz')
+    )
+    inside = np.asarray(mask.dataobj) > 0
+    values, old = (np.asarray(part.dataobj, dtype=np.float32) for part in (after, before))
+    record = json.loads((folder / f'{stem}_desc-T1w_qc.json').read_text())
+    return row | {
+        'background': yes(not values[~inside].any()),
+        'grid': yes(after.shape == scan.shape and bool(np.allclose(after.affine, scan.affine, atol=1e-4))),
+        'changed': yes(not np.array_equal(values[inside], old[inside])),
+        'verdict': record['verdict'],
+    }
+
+
+def named(name: str, page: Path) -> str:
+    """Say whether a report names a method, its paper and its fidelity."""
+    from bidsharm.harmonizers import registry
+
+    if not page.exists():
+        return 'none'
+    card = registry.card(name)
+    text = re.sub(r'\s+', ' ', html.unescape(re.sub(r'<[^>]+>', '', page.read_text())))
+    wanted = (card.title, re.sub(r'\s+', ' ', card.paper), card.doi, card.fidelity)
+    return yes(all(str(part) in text for part in wanted if part))
+
+
+def yes(holds: bool) -> str:
+    """Return a word for a table."""
+    return 'yes' if holds else 'no'
+
+
+def main() -> None:
+    arguments = common.parser(__doc__)
+    arguments.add_argument('out', type=Path, help='what participant.py wrote')
+    arguments.add_argument('work', type=Path, help='folder for models and results')
+    arguments.add_argument('--methods', nargs='+', help='default: all')
+    arguments.add_argument('--steps', type=int, default=20, help='of each training')
+    arguments.add_argument('--name', default='every_method', help='of the result')
+    args = arguments.parse_args()
+    from bidsharm.harmonizers import registry
+
+    (args.work / 'models').mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in args.methods or methods():
+        card, model, seconds = registry.card(name), None, None
+        row: dict[str, Any] = {'method': name, 'fidelity': card.fidelity}
+        if card.family not in ('classical', 'lookup'):
+            model = args.work / 'models' / name
+            seconds, problem = train(name, args.out, model, args.steps)
+            model = model / 'model'
+            if problem:
+                rows.append(row | {'exit': problem})
+                continue
+        rows.append(row | harmonize(name, model, args.work / name, args.work / 'shared'))
+        rows[-1]['training'] = seconds
+        print(rows[-1], flush=True)
+    through = sum(row.get('exit') == 0 and row.get('report') == 'yes' for row in rows)
+    how = f'{through} of {len(rows)} methods: exit code 0 and a report that names method, paper and fidelity. {args.steps} steps of training each.'
+    columns = dict.fromkeys(key for row in rows for key in row)
+    rows = [{key: row.get(key) for key in columns} for row in rows]
+    text = common.body(__doc__, how, rows)
+    common.save(args.name, title='Every method through the app', text=text, data={'rows': rows}, seed=0)
+
+
+if __name__ == '__main__':
+    main()
