@@ -50,6 +50,11 @@ def train(name: str, derivatives: Path, folder: Path, steps: int) -> tuple[float
         sys.executable, '-m', 'bidsharm.cli.train', name, derivatives, folder, '--preset', 'tiny', '--budget', str(steps),
         '--site', 'session', '--contrasts', *contrasts, '--threads', '2', *aim,
     ]  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    shared = folder.parent / 'cache'  # of preprocessed scans
+    shared.mkdir(exist_ok=True)
+    if not (folder / 'cache').exists():
+        (folder / 'cache').symlink_to(shared.resolve())
     with (folder.parent / f'{name}.train.log').open('w') as log:
         used = common.measure(command, stdout=log, stderr=subprocess.STDOUT)
     # Exit code 1 with a model: scans without a session were left out, as was said.

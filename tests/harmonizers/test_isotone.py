@@ -314,11 +314,28 @@ def test_what_is_no_scan_of_the_contrast_is_scaled_and_said_so(method, scan, kin
     assert np.percentile(result.image[odd.mask], percent) == pytest.approx(level, rel=1e-3)
 
 
-def test_a_scan_under_the_name_of_another_contrast_is_scaled_and_said_so(method, scan):
-    other = {'T1w': 'FLAIR', 'T2w': 'T1w', 'FLAIR': 'T2w'}[scan.contrast]
-    result = method.harmonize(replace(scan, contrast=other), Canonical())
+#: Scans that pass under a wrong name: grey and white matter of this FLAIR are nearly alike, and its fluid is dark, as in a poor T1w.
+MISTAKEN = {('volume', 'T1w')}
+
+
+@pytest.mark.parametrize('name', SEQUENCES)
+def test_a_scan_under_the_name_of_another_contrast_is_scaled_and_said_so(method, anatomy, name):
+    odd = scan_of(anatomy, name)
+    for contrast in TARGETS:
+        if contrast == odd.contrast or (name, contrast) in MISTAKEN:
+            continue
+        result = method.harmonize(replace(odd, contrast=contrast), Canonical())
+        assert result.details['way'] == 'robust', contrast
+        assert result.details['reason'] in result.warnings[0]
+
+
+def test_a_brain_before_myelin_is_scaled_and_said_so(method, anatomy):
+    swapped = anatomy.fractions.copy()
+    swapped[[1, 2]] = swapped[[2, 1]]  # grey matter and white matter have changed places
+    odd = scan_of(Anatomy(swapped, anatomy.affine), 'mprage')
+    result = method.harmonize(odd, Canonical())
     assert result.details['way'] == 'robust'
-    assert result.details['reason'] in result.warnings[0]
+    assert 'unlike' in result.details['reason']
 
 
 def test_a_contrast_without_a_model_is_scaled(method, scan):
