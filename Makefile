@@ -100,6 +100,7 @@ benchmark: $(VENV)/.test
 	for script in bias_levels extraction carry classical_real; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
 	$(BIN)/python benchmarks/lesions.py
+	$(BIN)/python benchmarks/every_method.py $(REAL_OUT) build/every-method
 	$(BIN)/bidsharm-simulate $(SIMULATED) --subjects 2 --scanners coastE lakeN --contrasts T1w FLAIR --lesions 12 \
 	  --labels $(BIDSHARM_LABELS)/head-01.nii.gz $(BIDSHARM_LABELS)/head-05.nii.gz --resolution 1.2 --seed 3 --force
 	$(BIN)/bidsharm $(SIMULATED) $(SIMULATED)-out participant --skip-bids-validation --site session
