@@ -84,7 +84,7 @@ class Usage:
     code: int
 
 
-def measure(command: Sequence[str], **options: Any) -> Usage:
+def measure(command: Sequence[object], **options: Any) -> Usage:
     """Run a command and watch its whole process tree (proportional set size, every 0.5 s)."""
     before, started = os.times(), time.perf_counter()
     with subprocess.Popen([str(part) for part in command], **options) as process:
@@ -97,6 +97,52 @@ def measure(command: Sequence[str], **options: Any) -> Usage:
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Usage(time.perf_counter() - started, cpu, peak[0], code)
+
+
+def train(
+    name: str,
+    derivatives: Path,
+    folder: Path,
+    *,
+    cache: Path,
+    target: str,
+    others: Sequence[str],
+    options: Sequence[object],
+    **how: Any,
+) -> Usage:
+    """Train a method by `bidsharm-train`; the sessions are the sites.
+
+    Parameters
+    ----------
+    name
+        Registry name.
+    derivatives
+        What bidsharm made of the scans.
+    folder
+        For model and log.
+    cache
+        Folder for what is read of the scans; all methods share it.
+    target
+        Session to aim at, where the method aims at a site.
+    others
+        Contrasts beside T1w, for methods that need several.
+    options
+        More of the command line.
+    **how
+        Options of `measure`.
+    """
+    from bidsharm.harmonizers import registry
+
+    card = registry.card(name)
+    for made in (folder, cache):
+        made.mkdir(parents=True, exist_ok=True)
+    link = folder / 'cache'
+    if not link.exists():
+        link.symlink_to(cache.resolve())
+    contrasts = ['T1w', *(others if 'multi_contrast' in card.needs_fit else ())]
+    aim = ['--target', target] if 'site' in card.targets else []
+    command = [sys.executable, '-m', 'bidsharm.cli.train', name, derivatives, folder, '--site', 'session']
+    return measure([*command, '--contrasts', *contrasts, *aim, *options], **how)
 
 
 def _watch(pid: int, peak: list[float], done: threading.Event) -> None:

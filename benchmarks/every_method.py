@@ -27,7 +27,8 @@ import numpy as np
 PROGRAM = Path(sys.executable).with_name('bidsharm')
 #: Whose scan is harmonized, and the visit that it shall look like.
 SUBJECT, VISIT, TARGET = 'ms12', '1', '2'
-CONTRASTS = ('T1w', 'T2w')
+#: Who has two visits, and is trained on.
+PATIENTS = ('ms01', 'ms03', 'ms12')
 
 
 def methods() -> list[str]:
@@ -37,29 +38,19 @@ def methods() -> list[str]:
     return [name for name in registry.available() if registry.card(name).place == 'volume']
 
 
-def train(name: str, derivatives: Path, folder: Path, steps: int) -> tuple[float, str]:
+def train(name: str, args: Any) -> tuple[float, str]:
     """Train a method on real scans, unless it is; return the seconds, and what went wrong."""
-    from bidsharm.harmonizers import registry
-
+    folder = args.work / 'models' / name
     if (folder / 'model').exists():
         return 0.0, ''
-    card = registry.card(name)
-    contrasts = CONTRASTS if 'multi_contrast' in card.needs_fit else CONTRASTS[:1]
-    aim = ['--target', TARGET] if 'site' in card.targets else []
-    command = [
-        sys.executable, '-m', 'bidsharm.cli.train', name, derivatives, folder, '--preset', 'tiny', '--budget', str(steps),
-        '--site', 'session', '--contrasts', *contrasts, '--threads', '2', *aim,
-    ]  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    shared = folder.parent / 'cache'  # of preprocessed scans
-    shared.mkdir(exist_ok=True)
-    if not (folder / 'cache').exists():
-        (folder / 'cache').symlink_to(shared.resolve())
-    with (folder.parent / f'{name}.train.log').open('w') as log:
-        used = common.measure(command, stdout=log, stderr=subprocess.STDOUT)
-    # Exit code 1 with a model: scans without a session were left out, as was said.
-    problem = '' if (folder / 'model').exists() else f'training: exit code {used.code}'
-    return used.wall_s, problem
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'said.log').open('w') as log:
+        used = common.train(
+            name, args.out, folder, cache=args.work / 'cache', target=TARGET, others=['T2w'],
+            options=['--participant-label', *PATIENTS, '--preset', 'tiny', '--budget', args.steps, '--threads', 2],
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    return used.wall_s, f'training: exit code {used.code}' if used.code else ''
 
 
 def harmonize(name: str, model: Path | None, out: Path, work: Path) -> dict[str, Any]:
@@ -75,8 +66,7 @@ def harmonize(name: str, model: Path | None, out: Path, work: Path) -> dict[str,
     ]  # fmt: skip
     with (out.parent / f'{name}.log').open('w') as log:
         used = common.measure(command, stdout=log, stderr=subprocess.STDOUT)
-    row = {'exit': used.code, **looked_at(name, out)}
-    return row | {'run': used.wall_s}
+    return {'exit': used.code, **looked_at(name, out), 'run': used.wall_s}
 
 
 def looked_at(name: str, out: Path) -> dict[str, Any]:
@@ -132,20 +122,18 @@ def main() -> None:
     args = arguments.parse_args()
     from bidsharm.harmonizers import registry
 
-    (args.work / 'models').mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in args.methods or methods():
-        card, model, seconds = registry.card(name), None, None
+        card, model, cost = registry.card(name), None, {}
         row: dict[str, Any] = {'method': name, 'fidelity': card.fidelity}
-        if card.family not in ('classical', 'lookup'):
-            model = args.work / 'models' / name
-            seconds, problem = train(name, args.out, model, args.steps)
-            model = model / 'model'
+        if 'weights' in card.needs_apply:
+            seconds, problem = train(name, args)
             if problem:
                 rows.append(row | {'exit': problem})
                 continue
-        rows.append(row | harmonize(name, model, args.work / name, args.work / 'shared'))
-        rows[-1]['training'] = seconds
+            model, cost = args.work / 'models' / name / 'model', {'training': seconds}
+        rows.append(row | harmonize(name, model, args.work / name, args.work / 'shared') | cost)
         print(rows[-1], flush=True)
     through = sum(row.get('exit') == 0 and row.get('report') == 'yes' for row in rows)
     how = f'{through} of {len(rows)} methods: exit code 0 and a report that names method, paper and fidelity. {args.steps} steps of training each.'

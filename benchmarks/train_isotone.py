@@ -209,7 +209,7 @@ def main() -> None:
     model = Model(net, train_judge(verdicts, net.features, seed=args.seed))
     scans = args.work / f'scans_{args.contrast}'
     settings = {
-        'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'tries': args.tries, 'held_out': args.hold_out,
+        'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'tries': len(verdicts.own), 'held_out': args.hold_out,
         'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made,
         'anatomies': sorted({file.stem.rpartition('_')[0] for file in (args.work / 'brains').glob('*.npz')}),
     }  # fmt: skip

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,24 +53,23 @@ def trained() -> list[str]:
 def train(name: str, args: Any) -> dict[str, float]:
     """Train a method unless it is; return the steps that it took, their minutes, and the memory."""
     from bidsharm.errors import BidsharmError
-    from bidsharm.harmonizers import registry
 
     folder = args.work / 'models' / name
     if not (folder / 'model').exists():
-        cache = folder / 'cache'
-        contrasts = ['T1w', *args.others] if 'multi_contrast' in registry.card(name).needs_fit else ['T1w']
-        folder.mkdir(parents=True, exist_ok=True)
-        shared = args.work / 'cache'
-        shared.mkdir(exist_ok=True)
-        if not cache.exists():
-            cache.symlink_to(shared.resolve())
-        aim = ['--target', args.target] if 'site' in registry.card(name).targets else []
-        command = [
-            sys.executable, '-m', 'bidsharm.cli.train', name, args.train, folder, '--preset', args.preset, '--budget', args.budget, '--site', 'session',
-            '--contrasts', *contrasts, '--threads', args.threads, '--interval', '100', *aim,
-            *(['--set', *args.set] if args.set else []),
-        ]  # fmt: skip
-        used = common.measure(command)
+        options = [
+            '--preset',
+            args.preset,
+            '--budget',
+            args.budget,
+            '--threads',
+            args.threads,
+            '--interval',
+            100,
+        ]
+        used = common.train(
+            name, args.train, folder, cache=args.work / 'cache', target=args.target, others=args.others,
+            options=[*options, *(['--set', *args.set] if args.set else [])],
+        )  # fmt: skip
         if used.code:
             raise BidsharmError(
                 f'The training ended with exit code {used.code}.', where=name, fix='See above for the reason.'

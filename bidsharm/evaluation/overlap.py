@@ -8,7 +8,7 @@ NaN in the result, with a reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import ndimage, spatial
 
 from bidsharm.errors import UsageError
 from bidsharm.evaluation.metrics import Mask, Spacing, relative_volume_difference
+from bidsharm.imaging.grids import bounding_box
 from bidsharm.imaging.segmentation import DSEG_LABELS
 
 Floats = NDArray[np.float64]
@@ -335,7 +336,7 @@ def lesion_contrast(
     _check_spacing(spacing, ill.ndim)
     if not ill.any():
         return LesionContrast(0, 0, reason='there is no lesion')
-    box = _box_around(ill, [math.ceil((gap + width) / size) + 1 for size in spacing])
+    box = bounding_box(ill, math.ceil((gap + width) / min(spacing)) + 1)
     before, after, ill, allowed = (part[box] for part in (before, after, ill, allowed))
     away = ndimage.distance_transform_edt(~ill, sampling=spacing)
     # A gap narrower than a voxel would leave the voxels that the lesion fills in part among the surroundings.
@@ -356,15 +357,6 @@ def lesion_contrast(
         after=second,
         kept=kept,
         reason='; '.join(text for text, applies in reasons.items() if applies),
-    )
-
-
-def _box_around(mask: Mask, margins: Sequence[int]) -> tuple[slice, ...]:
-    """Return the box of a mask that is not empty, and some voxels more along each axis."""
-    boxes = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(max(0, box.start - margin), box.stop + margin)
-        for box, margin in zip(boxes, margins, strict=True)
     )
 
 

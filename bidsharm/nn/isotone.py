@@ -235,7 +235,7 @@ class Judge(nn.Module):
 
     def forward(self, pooled: Tensor, histogram: Tensor) -> Tensor:
         """Return the logarithms of the expected errors of the network and of robust scaling, and the logit of being strange, (B, 3)."""
-        norm, hidden, gelu, last = self.layers
+        norm, hidden, gelu, last = self.layers  # dropout is none of them: bundles know layers by their number
         seen = functional.dropout(norm(torch.cat([pooled, histogram], dim=1)), self.dropout, self.training)
         found: Tensor = last(functional.dropout(gelu(hidden(seen)), self.dropout, self.training))
         return found
