@@ -9,7 +9,8 @@ person's scan there. What they make of it is written as data sets into WORK and 
 curve, fitted to the truth: as good as a map of this kind can be. `unet`, where --unet names its weights, is the network of
 `train_unet.py`, which may change a scan in any way. p: paired t test of each person's PSNR against `isotone`,
 Holm-corrected over all methods and measures of the page. The scans of the canonical scanner itself take part only where scanners are
-compared with each other.
+compared with each other. With --keep, images that are in WORK already are left as they are, and so is what was measured of them: for one more
+method, or after an interruption, not after a change of a method.
 """
 
 from __future__ import annotations
@@ -89,12 +90,19 @@ def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travel
     return Travelled(person, session.removeprefix('ses-'), scan, canonical, box, image)
 
 
-def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim: str) -> None:
-    """Write what a method makes of every scan; it aims at a scanner, or at the canonical contrast."""
+def missing(scans: Sequence[Travelled], folder: Path, keep: bool) -> list[Travelled]:
+    """Return the scans whose images a method shall write."""
+    return [item for item in scans if not (keep and item.harmonized(folder).exists())]
+
+
+def harmonize(
+    name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim: str, wanted: Sequence[Travelled]
+) -> None:
+    """Write what a method makes of those scans that are wanted; it aims at a scanner, or at the canonical contrast."""
     from bidsharm.harmonizers import registry
     from bidsharm.harmonizers.contract import Canonical, Cohort, Site
 
-    for person in sorted({item.person for item in scans}):
+    for person in sorted({item.person for item in wanted}):
         method = registry.get(name)()
         target: Any = Canonical()
         if name != 'isotone' or aim:
@@ -102,7 +110,7 @@ def harmonize(name: str, scans: Sequence[Travelled], n4: bool, folder: Path, aim
             examples = [replace(example(item, aim, n4), site='target') for item in others]
             target = Site('target')
             method.fit(Cohort(examples), target=target, seed=0)
-        for item in (item for item in scans if item.person == person):
+        for item in (item for item in wanted if item.person == person):
             scan = item.corrected if n4 else item.scan  # N4 is no part of the time of a method
             started = time.perf_counter()
             found = method.harmonize(scan, target)
@@ -215,6 +223,7 @@ def main() -> None:
     arguments.add_argument('--people', type=int, help='only the first so many')
     arguments.add_argument('--methods', nargs='+', default=METHODS)
     arguments.add_argument('--unet', type=Path, help='weights of train_unet.py')
+    arguments.add_argument('--keep', action='store_true', help='images that are in WORK already')
     args = arguments.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
@@ -224,13 +233,14 @@ def main() -> None:
     labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen]
     for label, (name, n4) in zip(labels, chosen, strict=False):
         print(label, flush=True)
-        harmonize(name, scans, n4, args.work / label, args.target)
+        wanted = missing(scans, args.work / label, args.keep)
+        harmonize(name, scans, n4, args.work / label, args.target, wanted)
     if not args.target:
         if args.unet:
             labels.append('unet')
-            regress(args.unet, scans, args.work / 'unet')
+            regress(args.unet, missing(scans, args.work / 'unet', args.keep), args.work / 'unet')
         labels.append('oracle')
-        for item in scans:
+        for item in missing(scans, args.work / 'oracle', args.keep):
             write(item, oracle(item), args.work / 'oracle', None)
     aim = ['--target', args.target] if args.target else []
     out = judge(args.work, args.held, labels, '--against', 'isotone', '--suffix', args.contrast, *aim)
