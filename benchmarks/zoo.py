@@ -8,7 +8,7 @@ need to know the scanner of a scan cannot serve scanners that they have not seen
 
 Two blurred images agree well, so PSNR and SSIM stand beside `detail`: the correlation of an image's gradients with those of the head as it is, without noise
 (scans of the target scanner left out). `rank`: the mean place of a method over people and over PSNR, SSIM, detail and transfer. p: paired t test of each person's PSNR
-against `identity`, Holm-corrected over all methods and measures of the page. In brackets are 95 % bootstrap intervals over people. GB: largest resident set
+against `robust`, Holm-corrected over all methods and measures of the page; raw scans are in units of their scanners, so that against `identity` any scale would do. In brackets are 95 % bootstrap intervals over people. GB: largest resident set
 of the process that trained, and of the one that harmonized. weights: of networks that were trained here; that of `isotone` came trained.
 
 WORK keeps models and images; the same command goes on where it was stopped.
@@ -29,6 +29,8 @@ from typing import Any
 import common
 import travelling
 
+#: What the others are tested against.
+REFERENCE = 'robust'
 #: Measures of the page by which methods are ranked, beside `detail`; all are better when larger.
 RANKED = ('psnr', 'ssim', 'transfer_dice')
 #: Columns that show an interval.
@@ -246,9 +248,7 @@ def main() -> None:
     if args.only_train:
         return
     details = {name: detail(name, scans, args) for name in about}
-    out = travelling.judge(
-        args.work, args.held, list(about), '--against', 'identity', '--target', args.target
-    )
+    out = travelling.judge(args.work, args.held, list(about), '--against', REFERENCE, '--target', args.target)
     rows = rows_of(out, about, details, args.target)
     settings = ''.join(f', {part}' for part in args.set)
     how = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}"{settings}, budget {args.budget} each, {args.threads} thread(s).'
