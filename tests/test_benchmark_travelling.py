@@ -1,0 +1,71 @@
+"""The table of travelling heads: what is kept, and the U-Net beside `isotone`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bidsharm.harmonizers.contract import Scan
+
+
+@pytest.fixture
+def travelling(benchmark_script: Any) -> Any:
+    return benchmark_script('travelling')
+
+
+@pytest.fixture
+def train_unet(benchmark_script: Any) -> Any:
+    return benchmark_script('train_unet')
+
+
+@pytest.fixture
+def scan() -> Scan:
+    """A ball whose brightness grows from left to right, in voxels of 2 mm."""
+    places = np.indices((20, 22, 24))
+    mask = sum((axis - 10.5) ** 2 for axis in places) < 81
+    data = np.where(mask, 100.0 + 10.0 * places[0], 0.0).astype(np.float32)
+    return Scan(data, mask, np.diag([2.0, 2.0, 2.0, 1.0]), 'T1w', 'ball')
+
+
+def test_only_images_that_are_missing_are_written_again(travelling: Any, scan: Scan, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(scan.data, scan.affine)
+    box = (slice(0, 20), slice(0, 22), slice(0, 24))
+    first, second = (
+        travelling.Travelled(person, 'northA', scan, scan.data, box, image) for person in ('sub-01', 'sub-02')
+    )
+    travelling.write(first, scan.data, tmp_path, 1.0)
+    assert travelling.missing([first, second], tmp_path, keep=True) == [second]
+    assert travelling.missing([first, second], tmp_path, keep=False) == [first, second]
+
+
+def test_blocks_become_channels_and_voxels_again(train_unet: Any) -> None:
+    image = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
+    deep = train_unet.blocks_to_channels(image)
+    assert deep.shape == (2, 24, 2, 3, 4)
+    torch.testing.assert_close(deep[:, :8, 0, 0, 0], image[:, 0, :2, :2, :2].reshape(2, 8))
+    torch.testing.assert_close(train_unet.channels_to_blocks(deep), image)
+
+
+def test_the_u_net_sees_a_scan_in_its_units_and_writes_on_its_voxels(
+    train_unet: Any, scan: Scan, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = train_unet.UNet()
+    for part in net.last[-1].parameters():
+        torch.nn.init.zeros_(part)  # its change is 0: what comes out is what it saw
+    file = tmp_path / 'net.safetensors'
+    about = {'seconds': '60', 'scans': '200', 'seed': '1'}
+    save_file({name: value.half() for name, value in net.state_dict().items()}, file, about)
+    assert train_unet.told(file) == {'seconds': 60, 'scans': 200}
+    found = train_unet.harmonize(train_unet.load(file), scan)
+    assert not found[~scan.mask].any()
+    inside, before = found[scan.mask], scan.data[scan.mask]
+    slope, _ = np.polyfit(before, inside, 1)
+    assert slope == pytest.approx(1 / (np.quantile(before, 0.9) - np.quantile(before, 0.005)), rel=0.05)
+    assert np.corrcoef(before, inside)[0, 1] > 0.99
