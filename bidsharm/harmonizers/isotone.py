@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent.parent / 'weights' / 'isotone'
 #: Fewer voxels of 2 mm than this are no brain (50 ml).
 LEAST_VOXELS = 6250
-#: The network is followed if it expects an error below this part of that of robust scaling.
-CLEARLY_BETTER = 0.85
+#: The network is followed if it expects an error below this part of that of robust scaling. In FLAIR, 0.85 would scale one of seven real scans and
+#: follow the other visit of the same person, which sets the two further apart than either way does for both.
+CLEARLY_BETTER = {'T1w': 0.85, 'T2w': 0.85, 'FLAIR': 0.9}
 #: And if the scan is less likely than this to be no scan of the contrast (``benchmarks/results/doubts.md``). For T2w, 0.5 would refuse one of the eight
 #: real scans that the limit was chosen with, and no wrong one that 0.8 lets through.
-STRANGEST = {'T1w': 0.5, 'T2w': 0.8}
+STRANGEST = {'T1w': 0.5, 'T2w': 0.8, 'FLAIR': 0.5}
 #: Units of two scans that differ by less than this (logarithm) are taken for the same.
 SAME_UNITS = 0.05
 
@@ -288,7 +289,7 @@ def _doubt(style: Style, contrast: str) -> str:
     """Return why a style should not be followed; empty when it should."""
     if style.strangeness > STRANGEST.get(contrast, 0.5):
         return 'the scan is unlike all that the network has learnt from'
-    if style.expected_error > CLEARLY_BETTER * style.expected_error_robust:
+    if style.expected_error > CLEARLY_BETTER.get(contrast, 0.85) * style.expected_error_robust:
         return 'the network expects no clear gain over robust scaling'
     return ''
 

@@ -347,7 +347,7 @@ def test_a_contrast_without_a_model_is_scaled(method, scan):
 
 
 def test_a_scan_that_the_network_doubts_is_scaled(method, scan, monkeypatch):
-    monkeypatch.setattr(room, 'CLEARLY_BETTER', 0.0)
+    monkeypatch.setitem(room.CLEARLY_BETTER, scan.contrast, 0.0)
     result = method.harmonize(scan, Canonical())
     assert result.details['way'] == 'robust'
     assert 'no clear gain' in result.details['reason']
