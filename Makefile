@@ -106,7 +106,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm $(SIMULATED) $(SIMULATED)-out participant --skip-bids-validation --site session
 	$(BIN)/python benchmarks/simulated_real.py $(REAL_OUT) $(SIMULATED)-out
 	$(BIN)/bidsharm-simulate $(HELD) --scanners $(HELD_SCANNERS) clinicL --resolution 1 --lesions 6 $(HELD_PEOPLE)
-	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work
+	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work --unet benchmarks/weights/unet.safetensors
 	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-site-work --target southB --name travelling_site
 	$(BIN)/python benchmarks/scanner_file.py build/noise-free.json $(HELD_SCANNERS) --noise-free
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
