@@ -97,8 +97,9 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/participant.py $(REAL_OUT)
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/preprocessing.py
-	for script in bias_levels extraction carry classical_real; do \
+	for script in bias_levels extraction carry; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
+	$(BIN)/python benchmarks/classical_real.py $(REAL_OUT) --unet benchmarks/weights/unet.safetensors
 	$(BIN)/python benchmarks/lesions.py
 	$(BIN)/python benchmarks/every_method.py $(REAL_OUT) build/every-method
 	$(BIN)/bidsharm-simulate $(SIMULATED) --subjects 2 --scanners coastE lakeN --contrasts T1w FLAIR --lesions 12 \

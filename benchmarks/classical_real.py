@@ -12,6 +12,8 @@ the other subjects (leave one subject out). Measures, per method:
   another; mean Dice of GM and WM with that scan's own segmentation. "own" is the classifier learnt from the scan itself.
 - Dice GM, GM r, verdicts: segmentation before against after, the correlation of grey matter's share of the brain before and
   after over all T1w, and the verdict of the app (T1w).
+
+`unet`, where --unet names its weights, is the network of `train_unet.py`, for T1w alone.
 """
 
 from __future__ import annotations
@@ -99,6 +101,18 @@ def harmonize_all(name: str, scans: Sequence[Any]) -> tuple[dict[str, Any], dict
             seconds.append(time.perf_counter() - started)
             quantiles[scan.name] = method.target_quantiles(contrast)
     return images, quantiles, statistics.median(seconds)
+
+
+def regress_all(file: Path, scans: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """Let the U-Net draw every scan; median seconds of a scan."""
+    import train_unet
+
+    net, images, seconds = train_unet.load(file), {}, []
+    for scan in scans:
+        started = time.perf_counter()
+        images[scan.name] = train_unet.harmonize(net, scan)
+        seconds.append(time.perf_counter() - started)
+    return images, dict.fromkeys(images), statistics.median(seconds)
 
 
 def distances(pairs: Iterable[tuple[Any, Any]], images: Mapping[str, Any]) -> tuple[float, float]:
@@ -205,9 +219,14 @@ def of_contrast(contrast: str, pairs: Iterable[tuple[Any, Any]]) -> list[tuple[A
     return [pair for pair in pairs if pair[0].contrast == contrast]
 
 
-def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of one method."""
-    images, quantiles, seconds = harmonize_all(name, scans)
+def evaluate(
+    name: str,
+    scans: Sequence[Any],
+    priors: Mapping[str, Any],
+    made: tuple[dict[str, Any], dict[str, Any], float],
+) -> dict[str, Any]:
+    """Return the row of one method from what it made of the scans."""
+    images, quantiles, seconds = made
     pairs = list(itertools.combinations(scans, 2))
     same = [(a, b) for a, b in pairs if a.contrast == b.contrast]
     visits = [(a, b) for a, b in same if subject(a) == subject(b) and subject(a) in VISITS]
@@ -223,9 +242,11 @@ def evaluate(name: str, scans: Sequence[Any], priors: Mapping[str, Any]) -> dict
         'sites': sites, 'T2w sites': of_contrast('T2w', across),
     }  # fmt: skip
     for label, chosen in kinds.items():
-        row[f'{label} distance'], row[f'{label} peaks'] = distances(chosen, images)
+        if chosen:
+            row[f'{label} distance'], row[f'{label} peaks'] = distances(chosen, images)
     row['transfer'], row['own'] = transfer(sites, images)
-    row['T2w transfer'], row['T2w own'] = transfer(of_contrast('T2w', across), images)
+    if t2w := of_contrast('T2w', across):
+        row['T2w transfer'], row['T2w own'] = transfer(t2w, images)
     row |= judge(t1w, images, quantiles, priors)
     row['s a scan'] = seconds
     print(row, flush=True)
@@ -236,19 +257,25 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument('derivatives', type=Path)
     arguments.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+    arguments.add_argument('--unet', type=Path, help='weights of train_unet.py')
     arguments.add_argument('--name', default='classical_real', help='of the result')
     args = arguments.parse_args()
     os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '2'
     root = args.derivatives.absolute()
     scans = [load_scan(file) for file in sorted(root.rglob('*_qc.json'))]
     priors = warped_priors(root, [scan for scan in scans if scan.contrast == 'T1w'])
-    rows = [evaluate(name, scans, priors) for name in args.methods]
+    rows = [evaluate(name, scans, priors, harmonize_all(name, scans)) for name in args.methods]
+    if args.unet:
+        t1w = [scan for scan in scans if scan.contrast == 'T1w']
+        row = evaluate('unet', t1w, priors, regress_all(args.unet, t1w))
+        mixed = ('visits', 'control')  # means over all contrasts
+        rows.append({key: None if key.split()[0] in mixed else row.get(key) for key in rows[0]})
     about = (__doc__ or '').split('Measures, per method:')[1]
     text = (
         f'{len(scans)} scans of {len({subject(scan) for scan in scans})} people; a method that learns was fitted on the '
         f'other subjects.\n{about}\n' + common.table(rows)
     )
-    common.save(args.name, title='Classical methods on real scans', text=text, data={'rows': rows}, seed=0)
+    common.save(args.name, title='Methods on real scans', text=text, data={'rows': rows}, seed=0)
 
 
 if __name__ == '__main__':
