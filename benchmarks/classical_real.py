@@ -263,10 +263,10 @@ def main() -> None:
     os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '2'
     root = args.derivatives.absolute()
     scans = [load_scan(file) for file in sorted(root.rglob('*_qc.json'))]
-    priors = warped_priors(root, [scan for scan in scans if scan.contrast == 'T1w'])
+    t1w = [scan for scan in scans if scan.contrast == 'T1w']
+    priors = warped_priors(root, t1w)
     rows = [evaluate(name, scans, priors, harmonize_all(name, scans)) for name in args.methods]
     if args.unet:
-        t1w = [scan for scan in scans if scan.contrast == 'T1w']
         row = evaluate('unet', t1w, priors, regress_all(args.unet, t1w))
         mixed = ('visits', 'control')  # means over all contrasts
         rows.append({key: None if key.split()[0] in mixed else row.get(key) for key in rows[0]})

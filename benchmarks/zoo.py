@@ -58,19 +58,10 @@ def train(name: str, args: Any) -> dict[str, float]:
 
     folder = args.work / 'models' / name
     if not (folder / 'model').exists():
-        options = [
-            '--preset',
-            args.preset,
-            '--budget',
-            args.budget,
-            '--threads',
-            args.threads,
-            '--interval',
-            100,
-        ]
+        options = ['--preset', args.preset, '--budget', args.budget, '--threads', args.threads, '--interval', 100,
+                   *(['--set', *args.set] if args.set else [])]  # fmt: skip
         used = common.train(
-            name, args.train, folder, cache=args.work / 'cache', target=args.target, others=args.others,
-            options=[*options, *(['--set', *args.set] if args.set else [])],
+            name, args.train, folder, cache=args.work / 'cache', target=args.target, others=args.others, options=options,
         )  # fmt: skip
         if used.code:
             raise BidsharmError(
@@ -98,15 +89,13 @@ def apply(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str, 
     kept = args.work / 'models' / name / 'applied.json'
     kept.parent.mkdir(parents=True, exist_ok=True)
     forget_peak()
-    for person in sorted({item.person for item in scans}):
-        mine = [item for item in scans if item.person == person]
-        if all((args.work / name / person / f'ses-{item.scanner}').exists() for item in mine):
-            continue
+    wanted = travelling.missing(scans, args.work / name, keep=True)
+    for person in sorted({item.person for item in wanted}):
         if classical and not isinstance(target, Canonical):
             others = [item for item in scans if item.person != person and item.scanner == args.target]
             method = registry.get(name)()
             method.fit(Cohort([replace(item.corrected, site=args.target) for item in others]), target=target)
-        for item in mine:
+        for item in (item for item in wanted if item.person == person):
             scan = replace(item.corrected, site=item.scanner)  # N4 is no part of the time of a method
             started = time.perf_counter()
             found = harmonize_scan(method, scan, target)

@@ -287,9 +287,12 @@ def _described(found: _Understood) -> Values:
 
 def _doubt(style: Style, contrast: str) -> str:
     """Return why a style should not be followed; empty when it should."""
-    if style.strangeness > STRANGEST.get(contrast, 0.5):
+    if style.strangeness > STRANGEST.get(contrast, STRANGEST['T1w']):
         return 'the scan is unlike all that the network has learnt from'
-    if style.expected_error > CLEARLY_BETTER.get(contrast, 0.85) * style.expected_error_robust:
+    if (
+        style.expected_error
+        > CLEARLY_BETTER.get(contrast, CLEARLY_BETTER['T1w']) * style.expected_error_robust
+    ):
         return 'the network expects no clear gain over robust scaling'
     return ''
 
