@@ -99,7 +99,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/preprocessing.py
 	for script in bias_levels extraction carry; do \
 	  $(BIN)/python benchmarks/$$script.py $(REAL_OUT) || exit 1; done
-	$(BIN)/python benchmarks/classical_real.py $(REAL_OUT) --unet benchmarks/weights/unet.safetensors
+	$(BIN)/python benchmarks/classical_real.py $(REAL_OUT) --unet benchmarks/weights/unet_T1w.safetensors
 	$(BIN)/python benchmarks/lesions.py
 	$(BIN)/python benchmarks/every_method.py $(REAL_OUT) build/every-method
 	$(BIN)/bidsharm-simulate $(SIMULATED) --subjects 2 --scanners coastE lakeN --contrasts T1w FLAIR --lesions 12 \
@@ -107,11 +107,11 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm $(SIMULATED) $(SIMULATED)-out participant --skip-bids-validation --site session
 	$(BIN)/python benchmarks/simulated_real.py $(REAL_OUT) $(SIMULATED)-out
 	$(BIN)/bidsharm-simulate $(HELD) --scanners $(HELD_SCANNERS) clinicL --resolution 1 --lesions 6 $(HELD_PEOPLE)
-	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work --unet benchmarks/weights/unet.safetensors
+	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-work --unet benchmarks/weights/unet_T1w.safetensors
 	$(BIN)/python benchmarks/travelling.py $(HELD) $(HELD)-site-work --target southB --name travelling_site
 	$(BIN)/python benchmarks/scanner_file.py build/noise-free.json $(HELD_SCANNERS) --noise-free
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
-	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free --unet benchmarks/weights/unet.safetensors
+	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free --unet benchmarks/weights/unet_T1w.safetensors
 	for contrast in T2w FLAIR; do \
 	  $(BIN)/bidsharm-simulate $(HELD)-$$contrast --contrasts $$contrast --scanners $(HELD_SCANNERS) clinicL --resolution 1.5 --lesions 6 $(HELD_PEOPLE) && \
 	  $(BIN)/python benchmarks/travelling.py $(HELD)-$$contrast $(HELD)-$$contrast-work --contrast $$contrast --name travelling_$$contrast || exit 1; done

@@ -28,9 +28,9 @@ def rows_of(contrast: str, people: list[Any], count: int, seed: int) -> list[dic
     from bidsharm.training.scans import ScanSource
 
     model = model_of(contrast)
-    tried = try_out(model.net, ScanSource(people, contrast, seed=seed, scanners=400), count, seed=seed)
+    tried = try_out(model.reader, ScanSource(people, contrast, seed=seed, scanners=400), count)
     with torch.inference_mode():
-        strangeness = torch.sigmoid(model.judge(tried.pooled, tried.histograms)[:, 2])
+        strangeness = torch.sigmoid(model.judge(tried.features, tried.histograms)[:, 2])
     usual, strange = strangeness[~tried.strange], strangeness[tried.strange]
     return [
         {

@@ -5,7 +5,7 @@ Three stages; each leaves files in WORK and is skipped when they are there:
 1. brains: people are drawn from label maps (`--hold-out` names those that are kept for testing) and the MNI152 template; all contrasts share them;
 2. training: scans are made as they are needed, until the time is up; the learning rate falls as a cosine of the time.
    A training that was interrupted goes on from the last multiple of 200 steps when the command is given again;
-3. judge: the network tries itself on scans of people that were not trained on, every other one strange, and a judge learns how well it did.
+3. judge: the network, with the U-Net of `train_unet.py` where one is given, tries itself on scans of people that were not trained on, every other one strange, and a judge learns how well it did.
 
 How the weights that ship were made is in `settings` of their `card.json`.
 """
@@ -104,8 +104,8 @@ def train(args: argparse.Namespace) -> int:
     return count
 
 
-def tried(work: Path, contrast: str, count: int, seed: int) -> Any:
-    """Return how the trained network does on scans of people it has not seen, tried by two processes."""
+def tried(work: Path, contrast: str, count: int, seed: int, unet: Path | None) -> Any:
+    """Return how the trained networks do on scans of people they have not seen, tried by two processes."""
     from concurrent.futures import ProcessPoolExecutor
 
     import torch
@@ -114,28 +114,38 @@ def tried(work: Path, contrast: str, count: int, seed: int) -> Any:
 
     seeds = [seed + 1000 * number for number in range(-(-count // TRIES))]
     with ProcessPoolExecutor(2) as pool:
-        parts = list(pool.map(try_some, seeds, *([value] * len(seeds) for value in (work, contrast))))
+        parts = list(pool.map(try_some, seeds, *([value] * len(seeds) for value in (work, contrast, unet))))
     return Verdicts(*(torch.cat(columns) for columns in zip(*(part.values() for part in parts), strict=True)))
 
 
-def try_some(seed: int, work: Path, contrast: str) -> dict[str, Any]:
-    """Try the trained network on some scans, in scanners of their own, unless it has been."""
+def try_some(seed: int, work: Path, contrast: str, unet: Path | None) -> dict[str, Any]:
+    """Try the trained networks on some scans, in scanners of their own, unless they have been."""
     import torch
 
-    from bidsharm.nn.isotone import IsotoneNet
     from bidsharm.training.isotone import try_out
     from bidsharm.training.scans import ScanSource
 
-    file = work / f'tries_{contrast}_{seed}.pt'
+    file = work / f'tries_{contrast}_{"cells" if unet is None else "drawn"}_{seed}.pt'
     if not file.exists():
         torch.set_num_threads(1)
-        net = IsotoneNet()
-        net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
         _, others = split(work)
         source = ScanSource(others, contrast, seed=seed, scanners=1500)
-        keep(vars(try_out(net, source, TRIES, seed=seed)), file)
+        keep(vars(try_out(reader_of(work, contrast, unet), source, TRIES)), file)
         print(contrast, seed, TRIES, 'tries', flush=True)
     return dict(torch.load(file, weights_only=True))
+
+
+def reader_of(work: Path, contrast: str, unet: Path | None) -> Any:
+    """Return the trained networks."""
+    import torch
+    from train_unet import load
+
+    from bidsharm.nn.isotone import IsotoneNet
+    from bidsharm.nn.isotone_model import Reader
+
+    net = IsotoneNet()
+    net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
+    return Reader(net, None if unet is None else load(unet))
 
 
 def network_of(folder: Path) -> Any:
@@ -143,7 +153,7 @@ def network_of(folder: Path) -> Any:
     from bidsharm.harmonizers.bundle import read_arrays
     from bidsharm.nn.isotone_model import Model
 
-    return Model.from_arrays(read_arrays(folder)).net.train().requires_grad_(True)
+    return Model.from_arrays(read_arrays(folder)).reader.net.train().requires_grad_(True)
 
 
 def resumed(trainer: Any, file: Path) -> tuple[float, int]:
@@ -176,6 +186,9 @@ def main() -> None:
     arguments.add_argument(
         '--from', dest='first', type=Path, help='bundle of another contrast whose network is the start'
     )
+    arguments.add_argument(
+        '--unet', type=Path, help='weights of train_unet.py; gain and curve are fitted to what it draws'
+    )
     arguments.add_argument('--people', type=int, default=PEOPLE, help='from each anatomy')
     arguments.add_argument('--seconds', type=float, default=10_000)
     arguments.add_argument('--batch', type=int, default=8)
@@ -188,11 +201,10 @@ def main() -> None:
     arguments.add_argument('--made', default='', help='a sentence for the card')
     args = arguments.parse_args()
     labels = common.labels_of(args)
-    import torch
+    from train_unet import told
 
     from bidsharm.harmonizers import bundle
     from bidsharm.harmonizers.isotone import Isotone
-    from bidsharm.nn.isotone import IsotoneNet
     from bidsharm.nn.isotone_model import Model
     from bidsharm.training.isotone import train_judge
 
@@ -203,14 +215,12 @@ def main() -> None:
     draw(args.work, labels, args.hold_out, args.people, args.seed)
     if not trained.exists():
         train(args)
-    net = IsotoneNet()
-    net.load_state_dict(torch.load(trained, map_location='cpu', weights_only=True))
-    verdicts = tried(args.work, args.contrast, args.tries, args.seed + 2)
-    model = Model(net, train_judge(verdicts, net.features, seed=args.seed))
+    verdicts = tried(args.work, args.contrast, args.tries, args.seed + 2, args.unet)
+    model = Model(reader_of(args.work, args.contrast, args.unet), train_judge(verdicts, seed=args.seed))
     scans = args.work / f'scans_{args.contrast}'
     settings = {
         'contrasts': [args.contrast], 'seed': args.seed, 'seconds': args.seconds, 'tries': len(verdicts.own), 'held_out': args.hold_out,
-        'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made,
+        'scans': int(scans.read_text()) if scans.exists() else None, 'made': args.made, 'unet': None if args.unet is None else told(args.unet),
         'anatomies': sorted({file.stem.rpartition('_')[0] for file in (args.work / 'brains').glob('*.npz')}),
     }  # fmt: skip
     print(bundle.write(Isotone.card, model.arrays(), settings, args.out))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bidsharm.harmonizers.contract import Scan
+from bidsharm.nn.isotone_unet import CanonicalUNet
 
 
 @pytest.fixture
@@ -44,19 +45,11 @@ def test_only_images_that_are_missing_are_written_again(travelling: Any, scan: S
     assert travelling.missing([first, second], tmp_path, keep=False) == [first, second]
 
 
-def test_blocks_become_channels_and_voxels_again(train_unet: Any) -> None:
-    image = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
-    deep = train_unet.blocks_to_channels(image)
-    assert deep.shape == (2, 24, 2, 3, 4)
-    torch.testing.assert_close(deep[:, :8, 0, 0, 0], image[:, 0, :2, :2, :2].reshape(2, 8))
-    torch.testing.assert_close(train_unet.channels_to_blocks(deep), image)
-
-
 def test_the_u_net_sees_a_scan_in_its_units_and_writes_on_its_voxels(
     train_unet: Any, scan: Scan, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    net = train_unet.UNet()
+    net = CanonicalUNet()
     for part in net.last[-1].parameters():
         torch.nn.init.zeros_(part)  # its change is 0: what comes out is what it saw
     file = tmp_path / 'net.safetensors'

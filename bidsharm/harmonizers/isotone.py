@@ -1,6 +1,6 @@
 """`isotone`: a smooth gain, then one strictly increasing curve; nothing that is not in the scan can come out of it.
 
-A network (:mod:`bidsharm.nn.isotone`) looks at a scan in voxels of 2 mm and says how its scanner shows a brain: a gain over space, and
+Networks (:mod:`bidsharm.nn.isotone_model`) look at a scan in voxels of 2 mm and say how its scanner shows a brain: a gain over space, and
 a curve that leads from what is left to the contrast of one canonical scanner. Both are applied to the scan at its own
 resolution. Since the curve inverts, any other scanner is reached by the curve of a scan of that scanner, backwards.
 
@@ -112,7 +112,9 @@ class Isotone(StandardHarmonizer):
         ConfigurationError
             If the numbers are neither.
         """
-        network = {name: array for name, array in arrays.items() if name.startswith(('net/', 'judge/'))}
+        network = {
+            name: array for name, array in arrays.items() if name.startswith(('net/', 'judge/', 'unet/'))
+        }
         if len(network) < len(arrays) or not network:
             super().restore({name: array for name, array in arrays.items() if name not in network}, settings)
         if network:

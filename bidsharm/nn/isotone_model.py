@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bidsharm.imaging.lowres import SIZE_MM, LowResolution
 from bidsharm.nn import isotone as parts
+from bidsharm.nn.isotone_fit import fit_style
+from bidsharm.nn.isotone_unet import CanonicalUNet, draw
 
 #: How bright a scan is that is only scaled: at this quantile (percent) of the brain it has this level in the canonical contrast. In T2w the 90th
 #: percentile lies in fluid, of which people have more or less: it differs by 22 % between people in the canonical contrast, the median by 2.4 %.
@@ -23,6 +25,8 @@ _ANCHORS = {'T2w': (50.0, 0.476)}
 _ANCHOR = (90.0, 1.0)
 #: Intensity, in units of the 90th percentile of a scan without its gain, at the knots of a curve.
 KNOTS = np.linspace(0, parts.TOP, parts.KNOTS)
+#: Features that tell how far a fit agrees with what it was fitted to, and with the network for cells.
+AGREEMENT = 2
 
 
 def anchor(contrast: str) -> tuple[float, float]:
@@ -39,7 +43,7 @@ class Style:
     Parameters
     ----------
     log_gain
-        Control grid, shape (x, y, z), with the extent of the field of view; its mean over the brain is 0.
+        On a regular grid with the extent of the field of view, shape (x, y, z); its mean over the brain is 0.
     offset, scale
         In units of the scan.
     heights
@@ -89,88 +93,84 @@ class _Look:
     pooled: Tensor
 
 
-class Model:
-    """A trained network and its judge.
+@dataclass(frozen=True)
+class Reading:
+    """A style, and what the judge goes by.
 
     Parameters
     ----------
-    net, judge
-        Both trained; they are put into evaluation mode.
+    log_gain, offset, scale, heights, error
+        As in :class:`Style`; where there is a drawing, the error is what it would be if the expected error were 1, for it is the network
+        for cells that says where errors lie, and the judge how large they are.
+    features
+        Of the network, shape (1, F); behind them, where there is a drawing, logarithms of how far the fit is from it and from what the
+        network for cells says by itself.
+    histograms
+        From :func:`bidsharm.nn.isotone.global_histograms`, shape (1, 266).
+    """
+
+    log_gain: NDArray[np.float32]
+    offset: float
+    scale: float
+    heights: NDArray[np.float64]
+    error: NDArray[np.float32]
+    features: Tensor
+    histograms: Tensor
+
+
+class Reader:
+    """The trained networks that read the style of a scan.
+
+    Parameters
+    ----------
+    net
+        The network that looks at cells.
+    unet
+        The network that draws the canonical image; without it the gain and the curve are those of the first.
     device
         Where they are.
     """
 
-    def __init__(self, net: parts.IsotoneNet, judge: parts.Judge, device: str = 'cpu') -> None:
+    def __init__(self, net: parts.IsotoneNet, unet: CanonicalUNet | None = None, device: str = 'cpu') -> None:
         self.net = net.eval().requires_grad_(False).to(device)
-        self.judge = judge.eval().requires_grad_(False).to(device)
+        self.unet = None
+        if unet is not None:
+            self.unet = unet.eval().requires_grad_(False).to(device, memory_format=torch.channels_last_3d)
         self.device = device
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all weights by name, in half precision."""
-        return {
-            f'{kind}/{name}': value.cpu().half().numpy()
-            for kind, module in (('net', self.net), ('judge', self.judge))
-            for name, value in module.state_dict().items()
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: str = 'cpu') -> Model:
-        """Take back what :meth:`arrays` returned.
-
-        Raises
-        ------
-        RuntimeError
-            If arrays are missing or of other shapes.
-        """
-        net = parts.IsotoneNet()
-        hidden = arrays.get('judge/layers.1.weight', ())  # judges differ in width
-        judge = parts.Judge(net.features, len(hidden) or parts.JUDGE_WIDTH)
-        for kind, module in (('net', net), ('judge', judge)):
-            module.load_state_dict(
-                {
-                    name.removeprefix(f'{kind}/'): torch.from_numpy(np.asarray(array, dtype=np.float32))
-                    for name, array in arrays.items()
-                    if name.startswith(f'{kind}/')
-                }
-            )
-        return cls(net, judge, device)
+    @property
+    def features(self) -> int:
+        """How many features the judge goes by."""
+        return self.net.features + (0 if self.unet is None else AGREEMENT)
 
     @torch.inference_mode()
-    def understand(self, seen: LowResolution, *, passes: int = 1) -> Style:
-        """Let the network look at a scan and at its mirror image, and again when the gain it found is removed.
-
-        Parameters
-        ----------
-        seen
-            The scan.
-        passes
-            How often it looks.
-        """
+    def read(self, seen: LowResolution) -> Reading:
+        """Look at a scan and at its mirror image; where there is a drawing, fit the gain and the curve to it."""
         values = torch.from_numpy(seen.values).to(self.device)
         voxels = torch.from_numpy(seen.voxels).to(self.device)
         places = ((voxels + 0.5) / torch.tensor(seen.shape, device=self.device) * 2 - 1)[None]
         low, span = parts.scan_units(values)
         look = self._look((values - low) / span, voxels, seen.shape)
-        offset, total = float(low - look.zero * span), look.log_gain
-        first = look
-        for _ in range(passes - 1):
-            plain = self._without_gain(values - offset, total, places)
-            low, span = parts.scan_units(plain)
-            look = self._look((plain - low) / span, voxels, seen.shape)
-            total = total + look.log_gain
-        plain = self._without_gain(values - offset, total, places)
+        offset = float(low - look.zero * span)
+        plain = torch.exp(-parts.sample_field(look.log_gain, places)[0, 0]) * (values - offset)
         anchor = torch.quantile(_some(plain), parts.HIGH).clamp_min(1e-6 * float(span))
-        around = parts.sample_field(look.tissue, places)
-        histograms = parts.global_histograms((plain / anchor)[None], around)
+        histograms = parts.global_histograms((plain / anchor)[None], parts.sample_field(look.tissue, places))
         start, slopes = self.net.slopes(look.embedding, histograms)
         rise = torch.cumsum(slopes[0].double() * (parts.TOP / (parts.KNOTS - 1)), dim=0)
-        heights = torch.cat([start.double(), start.double() + rise])
-        own, robust, strange = self.judge(first.pooled, histograms)[0].tolist()
-        return Style(
-            log_gain=total[0, 0].cpu().numpy(), offset=offset, scale=float(anchor), heights=heights.cpu().numpy(),
-            error=look.log_error[0, 0].exp().cpu().numpy(), expected_error=math.exp(own),
-            expected_error_robust=math.exp(robust), strangeness=1 / (1 + math.exp(-strange)),
-        )  # fmt: skip
+        heights = torch.cat([start.double(), start.double() + rise]).cpu().numpy()
+        gain, scale, features = look.log_gain, float(anchor), look.pooled
+        error = look.log_error.exp()
+        if self.unet is not None:
+            fit = fit_style(values - offset, voxels, seen.shape, draw(self.unet, values, voxels), gain)
+            before = parts.apply_curve((plain / anchor)[None], start, slopes)[0]
+            agreement = [fit.residual, float((fit.fitted - before).abs().mean())]
+            features = torch.cat([features, torch.tensor([agreement], device=self.device).log()], dim=1)
+            gain, scale, heights = fit.log_gain, fit.scale, fit.heights
+            low, high = torch.quantile(_some(fit.fitted), torch.tensor([0.005, 0.995], device=self.device))
+            error = error * (high - low) / parts.sample_field(error, places).mean()
+        return Reading(
+            gain[0, 0].cpu().numpy(), offset, scale, heights, error[0, 0].cpu().numpy(), features, histograms
+        )
 
     def _look(self, values: Tensor, voxels: Tensor, shape: tuple[int, int, int]) -> _Look:
         cells = parts.cell_channels(values, voxels, shape, round(parts.CELL_MM / SIZE_MM))[None]
@@ -183,9 +183,66 @@ class Model:
         embedding, pooled = (part.mean(dim=0, keepdim=True) for part in (found.embedding, found.pooled))
         return _Look(gain, error, tissue, float(found.zero.mean()), embedding, pooled)
 
-    @staticmethod
-    def _without_gain(values: Tensor, log_gain: Tensor, places: Tensor) -> Tensor:
-        return torch.exp(-parts.sample_field(log_gain, places)[0, 0]) * values
+
+class Model:
+    """What reads a scan, and its judge.
+
+    Parameters
+    ----------
+    reader
+        Trained networks.
+    judge
+        Trained on how well they did; it is put into evaluation mode.
+    """
+
+    def __init__(self, reader: Reader, judge: parts.Judge) -> None:
+        self.reader = reader
+        self.judge = judge.eval().requires_grad_(False).to(reader.device)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all weights by name, in half precision."""
+        modules = {'net': self.reader.net, 'judge': self.judge, 'unet': self.reader.unet}
+        return {
+            f'{kind}/{name}': value.cpu().half().contiguous().numpy()
+            for kind, module in modules.items()
+            if module is not None
+            for name, value in module.state_dict().items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: str = 'cpu') -> Model:
+        """Take back what :meth:`arrays` returned.
+
+        Raises
+        ------
+        RuntimeError
+            If arrays are missing or of other shapes.
+        """
+        unet = CanonicalUNet() if any(name.startswith('unet/') for name in arrays) else None
+        reader = Reader(parts.IsotoneNet(), unet, device)
+        hidden = arrays.get('judge/layers.1.weight', ())  # judges differ in width
+        judge = parts.Judge(reader.features, len(hidden) or parts.JUDGE_WIDTH)
+        for kind, module in (('net', reader.net), ('judge', judge), ('unet', unet)):
+            if module is not None:
+                module.load_state_dict(
+                    {
+                        name.removeprefix(f'{kind}/'): torch.from_numpy(np.asarray(array, dtype=np.float32))
+                        for name, array in arrays.items()
+                        if name.startswith(f'{kind}/')
+                    }
+                )
+        return cls(reader, judge)
+
+    @torch.inference_mode()
+    def understand(self, seen: LowResolution) -> Style:
+        """Read the style of a scan, and judge it."""
+        read = self.reader.read(seen)
+        own, robust, strange = self.judge(read.features, read.histograms)[0].tolist()
+        error = read.error if self.reader.unet is None else read.error * np.float32(math.exp(own))
+        return Style(
+            read.log_gain, read.offset, read.scale, read.heights, error, expected_error=math.exp(own),
+            expected_error_robust=math.exp(robust), strangeness=1 / (1 + math.exp(-strange)),
+        )  # fmt: skip
 
 
 def _some(values: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
-from bidsharm.imaging.lowres import SHAPE, SIZE_MM
+from bidsharm.imaging.lowres import SHAPE, SIZE_MM, LowResolution
 from bidsharm.nn.isotone import (
     CELL_MM,
     IsotoneNet,
@@ -31,6 +32,7 @@ from bidsharm.nn.isotone import (
     sample_field,
     scan_units,
 )
+from bidsharm.nn.isotone_model import KNOTS, Reader, increasing
 from bidsharm.nn.isotone_model import anchor as anchor_of
 from bidsharm.training.scans import ScanSource, TrainingScan
 
@@ -243,8 +245,8 @@ class Verdicts:
 
     Parameters
     ----------
-    pooled, histograms
-        What the judge sees, shapes (N, 384) and (N, 266).
+    features, histograms
+        What the judge goes by, shapes (N, F) and (N, 266).
     own, robust
         Mean absolute errors of the image of the network and of robust scaling, without noise and over the range of the canonical
         image, shape (N,); they mean nothing for strange scans.
@@ -252,7 +254,7 @@ class Verdicts:
         Whether a scan is no scan of the contrast, shape (N,).
     """
 
-    pooled: Tensor
+    features: Tensor
     histograms: Tensor
     own: Tensor
     robust: Tensor
@@ -260,42 +262,41 @@ class Verdicts:
 
 
 @torch.no_grad()
-def try_out(net: IsotoneNet, source: ScanSource, count: int, *, seed: int) -> Verdicts:
-    """Let a trained network work on scans, every other one strange, and see how well it does."""
-    net.eval()
-    generator = torch.Generator().manual_seed(seed)
-    percent, level = anchor_of(source.contrast)
-    rows: list[tuple[Tensor, ...]] = []
-    for number in range(count):
-        strange = number % 2 == 1
-        example = make_example(source.draw_strange() if strange else source.draw(), generator)
-        batch = Example(**{name: value[None] for name, value in vars(example).items()})
-        seen = net(batch.cells)
-        gain = sample_field(seen.log_gain, batch.places)[:, 0]
-        noisy, anchor = corrected(batch.noisy, seen.zero, gain)
-        histograms = global_histograms(noisy, sample_field(seen.tissue, batch.places))
-        clean, _ = corrected(batch.clean, seen.zero, gain, anchor)
-        image = apply_curve(clean, *net.slopes(seen.embedding, histograms))
-        bright = torch.quantile(batch.noisy, percent / 100, dim=1, keepdim=True) + batch.zero[:, None]
-        scaled = (batch.clean + batch.zero[:, None]) / bright.clamp_min(1e-6) * level
-        low, high = torch.quantile(batch.canonical, torch.tensor([0.005, 0.995]), dim=1)
-        span = (high - low).clamp_min(1e-6)
-        errors = ((part - batch.canonical).abs().mean(dim=1) / span for part in (image, scaled))
-        rows.append((seen.pooled, histograms, *errors, torch.tensor([strange])))
+def try_out(reader: Reader, source: ScanSource, count: int) -> Verdicts:
+    """Let trained networks read scans, every other one strange, and see how well they do."""
+    rows = [_tried(reader, source, strange=number % 2 == 1) for number in range(count)]
     return Verdicts(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def train_judge(verdicts: Verdicts, features: int, *, seed: int, steps: int = 8000) -> Judge:
+def _tried(reader: Reader, source: ScanSource, *, strange: bool) -> tuple[Tensor, ...]:
+    """Return a row of the verdicts; the style is read from the scan, and tried on what it would be without noise."""
+    scan = source.draw_strange() if strange else source.draw()
+    values, clean, voxels = (part.cpu().numpy() for part in (scan.values, scan.clean, scan.voxels))
+    read = reader.read(LowResolution(values.astype(np.float32), voxels, SHAPE, np.eye(4)))
+    places = ((scan.voxels + 0.5) / torch.tensor(SHAPE, device=scan.voxels.device) * 2 - 1)[None]
+    gain = sample_field(torch.from_numpy(read.log_gain)[None, None].to(places), places)[0, 0].cpu().numpy()
+    image = increasing((clean - read.offset) * np.exp(-gain) / read.scale, KNOTS, read.heights)
+    percent, level = anchor_of(source.contrast)
+    scaled = clean / max(float(np.percentile(values, percent)), 1e-6) * level
+    true, canonical = scan.true_mask.cpu().numpy(), scan.canonical.cpu().numpy()
+    span = max(float(np.subtract(*np.percentile(canonical[true], [99.5, 0.5]))), 1e-6)
+    errors = [float(np.mean(np.abs(part - canonical)[true])) / span for part in (image, scaled)]
+    return (
+        read.features.cpu(), read.histograms.cpu(), torch.tensor(errors[:1]), torch.tensor(errors[1:]), torch.tensor([strange]),
+    )  # fmt: skip
+
+
+def train_judge(verdicts: Verdicts, *, seed: int, steps: int = 8000) -> Judge:
     """Teach a judge what the verdicts say: expected errors (L1 of logarithms) and strangeness (cross-entropy)."""
     torch.manual_seed(seed)
-    judge = Judge(features)
+    judge = Judge(verdicts.features.shape[1])
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     usual = ~verdicts.strange
     errors = torch.log(torch.stack([verdicts.own, verdicts.robust], dim=1).clamp_min(1e-4))
     for _ in range(steps):
         chosen = torch.randint(len(usual), (128,))
-        said = judge(verdicts.pooled[chosen], verdicts.histograms[chosen])
+        said = judge(verdicts.features[chosen], verdicts.histograms[chosen])
         known = usual[chosen]
         loss = functional.binary_cross_entropy_with_logits(said[:, 2], verdicts.strange[chosen].float())
         loss = loss + (said[known, :2] - errors[chosen][known]).abs().mean()

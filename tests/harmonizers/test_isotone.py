@@ -378,16 +378,22 @@ def shipped(contrast):
     return bundle.read_arrays(folder), bundle.read_card(folder)['settings']
 
 
+def darkened(arrays, change):
+    """Return weights of a network whose canonical images are darker, and the name of the weight that makes them so."""
+    name = 'unet/last.2.bias' if 'unet/last.2.bias' in arrays else 'net/curve.4.bias'
+    return {**arrays, name: arrays[name] - change}, name
+
+
 def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, scan, harmonized, tmp_path):
     arrays, made = shipped(scan.contrast)
     same = bundle.load(room.WEIGHTS / scan.contrast, name='isotone')
     # Sums of a convolution may be taken in another order when arrays lie elsewhere in memory.
     np.testing.assert_allclose(same.harmonize(scan, Canonical()).image, harmonized.image, atol=1e-5)
-    darker = {**arrays, 'net/curve.4.bias': arrays['net/curve.4.bias'] - 1}
+    darker, name = darkened(arrays, 1)
     bundle.write(Isotone.card, darker, made, tmp_path / 'darker')
     other = bundle.load(tmp_path / 'darker').harmonize(scan, Canonical())
     assert np.abs(other.image - harmonized.image).max() > 0.05
-    bundle.write(Isotone.card, {'net/curve.4.bias': arrays['net/curve.4.bias']}, made, tmp_path / 'part')
+    bundle.write(Isotone.card, {name: arrays[name]}, made, tmp_path / 'part')
     with pytest.raises(ConfigurationError, match='another network'):
         bundle.load(tmp_path / 'part')
 
@@ -395,8 +401,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_one_that_ships(method, sca
 def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path):
     target = TARGETS[scan.contrast]
     arrays, made = shipped(scan.contrast)
-    arrays['net/curve.4.bias'] = arrays['net/curve.4.bias'] - 0.1
-    bundle.write(Isotone.card, arrays, made, tmp_path / 'darker')
+    bundle.write(Isotone.card, darkened(arrays, 0.1)[0], made, tmp_path / 'darker')
     own = bundle.load(tmp_path / 'darker')
     own.fit(Cohort([scan_of(anatomy, target, site='A')]), target=Site('A'))
     bundle.save(own, tmp_path / 'fitted')

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bidsharm.imaging.lowres import LowResolution
 from bidsharm.nn import isotone as parts
-from bidsharm.nn.isotone_model import KNOTS, Model, field_at, increasing
+from bidsharm.nn.isotone_model import KNOTS, Model, Reader, field_at, increasing
+from bidsharm.nn.isotone_unet import CanonicalUNet
 
 
 def wild_net(seed: int = 0) -> parts.IsotoneNet:
@@ -23,9 +24,10 @@ def wild_net(seed: int = 0) -> parts.IsotoneNet:
     return net
 
 
-def model(seed: int = 0) -> Model:
+def model(seed: int = 0, *, drawing: bool = False) -> Model:
     net = wild_net(seed)
-    return Model(net, parts.Judge(net.features))
+    reader = Reader(net, CanonicalUNet() if drawing else None)
+    return Model(reader, parts.Judge(reader.features))
 
 
 def brain(seed: int = 0, scale: float = 1.0, offset: float = 0.0) -> LowResolution:
@@ -118,9 +120,10 @@ def test_increasing_inverts():
     np.testing.assert_allclose(increasing(increasing(x, KNOTS, heights), heights, KNOTS), x, atol=1e-9)
 
 
-def test_the_gain_is_smooth_bounded_and_centred():
+@pytest.mark.parametrize('drawing', [False, True])
+def test_the_gain_is_smooth_bounded_and_centred(drawing):
     seen = brain()
-    style = model(1).understand(seen)
+    style = model(1, drawing=drawing).understand(seen)
     field = style.log_gain
     assert np.abs(field).max() > 0.01  # it does say something
     mask = np.zeros(seen.shape, dtype=bool)
@@ -152,14 +155,32 @@ def test_left_and_right_are_alike():
     np.testing.assert_allclose(second.heights, first.heights, atol=1e-4)
 
 
-def default_model() -> Model:
+def default_model(*, drawing: bool = False) -> Model:
     torch.manual_seed(0)
-    net = parts.IsotoneNet()
-    return Model(net, parts.Judge(net.features))
+    reader = Reader(parts.IsotoneNet(), CanonicalUNet() if drawing else None)
+    return Model(reader, parts.Judge(reader.features))
 
 
-def test_a_model_survives_its_arrays():
-    first = Model.from_arrays(default_model().arrays())  # half precision is what is kept
+def test_the_gain_and_the_curve_are_fitted_to_the_drawing():
+    seen, flat = brain(), default_model(drawing=True)
+    for layer in flat.reader.unet.last[-1].parameters():
+        torch.nn.init.zeros_(layer)  # draws what it sees, in units of the scan
+    read = flat.reader.read(seen)
+    mask = np.zeros(seen.shape, dtype=bool)
+    mask[tuple(seen.voxels.T)] = True
+    gain = np.exp(field_at(read.log_gain, seen, mask, seen.affine))
+    found = increasing((seen.values - read.offset) / gain / read.scale, KNOTS, read.heights)
+    low, span = parts.scan_units(torch.from_numpy(seen.values))
+    np.testing.assert_allclose(found, (seen.values - float(low)) / float(span), atol=0.1)
+    alone = default_model().reader.read(seen)
+    assert read.features.shape[1] == alone.features.shape[1] + 2
+    assert read.features[0, -2] < -3  # the fit is close to the drawing
+    assert read.features[0, -1] > -2.6  # and the network for cells says something else
+
+
+@pytest.mark.parametrize('drawing', [False, True])
+def test_a_model_survives_its_arrays(drawing):
+    first = Model.from_arrays(default_model(drawing=drawing).arrays())  # half precision is what is kept
     again = Model.from_arrays(first.arrays())
     one, two = first.understand(brain()), again.understand(brain())
     np.testing.assert_array_equal(one.log_gain, two.log_gain)
@@ -169,9 +190,9 @@ def test_a_model_survives_its_arrays():
     assert one.expected_error > 0
 
 
-@pytest.mark.parametrize('name', ['judge/layers.1.weight', 'net/gain.bias'])
+@pytest.mark.parametrize('name', ['judge/layers.1.weight', 'net/gain.bias', 'unet/spread.weight'])
 def test_missing_or_misshapen_arrays_are_an_error(name):
-    arrays = default_model().arrays()
+    arrays = default_model(drawing=name.startswith('unet/')).arrays()
     whole = arrays.pop(name)
     with pytest.raises(RuntimeError, match='Missing'):
         Model.from_arrays(arrays)

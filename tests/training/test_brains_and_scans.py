@@ -234,17 +234,18 @@ def test_an_interrupted_training_goes_on_where_it_was(source, tmp_path):
 
 def test_strange_scans_are_strange_and_a_judge_learns_it(brains):
     from bidsharm.nn.isotone import IsotoneNet
+    from bidsharm.nn.isotone_model import Reader
 
     torch.manual_seed(0)
     net = IsotoneNet(width=16, depth=(1, 1))
     source = ScanSource(brains, 'T1w', seed=8, scanners=40)
-    verdicts = try_out(net, source, 120, seed=0)
+    verdicts = try_out(Reader(net), source, 120)
     assert verdicts.strange.sum() == 60
     assert torch.isfinite(verdicts.own).all()
     usual = ~verdicts.strange
     assert 0.01 < float(verdicts.robust[usual].median()) < 0.4
-    judge = train_judge(verdicts, net.features, seed=0, steps=200)
-    said = judge(verdicts.pooled, verdicts.histograms)
+    judge = train_judge(verdicts, seed=0, steps=200)
+    said = judge(verdicts.features, verdicts.histograms)
     right = ((said[:, 2] > 0) == verdicts.strange).float().mean()
     assert right > 0.85
     errors = torch.log(verdicts.robust[usual])
