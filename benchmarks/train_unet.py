@@ -29,9 +29,10 @@ INTERVAL = 100
 
 
 def loss(net: nn.Module, scan: Any) -> Tensor:
-    """Return the mean absolute error over brain voxels, without noise."""
-    found = draw(net, scan.values, scan.voxels)
-    return (found - scan.canonical).abs()[scan.true_mask].mean()
+    """Return the mean absolute error over brain voxels, without noise; the network works in bfloat16."""
+    with torch.autocast(scan.values.device.type, torch.bfloat16):
+        found = draw(net, scan.values, scan.voxels)
+    return (found.float() - scan.canonical).abs()[scan.true_mask].mean()
 
 
 def train(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from bidsharm.imaging.lowres import SIZE_MM, LowResolution
 from bidsharm.nn import isotone as parts
@@ -135,7 +136,8 @@ class Reader:
         self.net = net.eval().requires_grad_(False).to(device)
         self.unet = None
         if unet is not None:
-            self.unet = unet.eval().requires_grad_(False).to(device, memory_format=torch.channels_last_3d)
+            self.unet = unet.eval().requires_grad_(False).to(device)
+            convert_conv3d_weight_memory_format(self.unet, torch.channels_last_3d)
         self.device = device
 
     @property

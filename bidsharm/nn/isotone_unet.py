@@ -105,8 +105,7 @@ def volume_of(values: Tensor, voxels: Tensor) -> tuple[Tensor, tuple[Tensor, ...
 
 
 def draw(net: nn.Module, values: Tensor, voxels: Tensor) -> Tensor:
-    """Return the canonical intensity of brain voxels, shape (V,), as the network draws it; the trunk is in bfloat16."""
+    """Return the canonical intensity of brain voxels as the network draws it, shape (V,)."""
     image, where = volume_of(values, voxels)
-    with torch.autocast(values.device.type, torch.bfloat16):
-        found: Tensor = net(image)[(0, 0, *where)]
-    return found.float()
+    found: Tensor = net(image)[(0, 0, *where)]
+    return found
