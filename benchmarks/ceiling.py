@@ -67,13 +67,9 @@ def harmonized(scan: Any, model: Any) -> Values:
 
     seen = LowResolution(scan.values.float().numpy(), scan.voxels.numpy(), SHAPE, np.eye(4))
     style = model.understand(seen)
-    places = ((scan.voxels + 0.5) / torch.tensor(SHAPE) * 2 - 1)[None].float()
-    gain = (
-        parts.sample_field(torch.from_numpy(style.log_gain)[None, None].float(), places)[0, 0]
-        .double()
-        .numpy()
-    )
-    return np.asarray(style.curve((scan.clean.double().numpy() - style.offset) / np.exp(gain) / style.scale))
+    places = parts.places_of(scan.voxels, SHAPE).float()
+    gain = parts.sample_field(torch.from_numpy(style.log_gain)[None, None].float(), places)[0, 0]
+    return np.asarray(style.canonical(scan.clean.double().numpy(), gain.double().numpy()))
 
 
 def strangers(labels: Path, count: int, seed: int) -> list[Any]:

@@ -92,6 +92,7 @@ def alone(name: str) -> None:
 
 def main() -> None:
     from bidsharm.harmonizers import registry
+    from bidsharm.harmonizers.contract import Cohort
 
     arguments = common.parser(__doc__)
     arguments.add_argument('--alone', help='for one process of its own')
@@ -103,7 +104,8 @@ def main() -> None:
     packed = pack(scans)
     rows: list[dict[str, Any]] = []
     for name in registry.available():
-        if registry.card(name).place != 'volume':
+        card = registry.card(name)
+        if card.place != 'volume' or not set(card.needs_fit) <= Cohort(scans).offers:
             continue
         method, target = ready(name, scans)
         method.harmonize(scans[0], target)

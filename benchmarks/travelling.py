@@ -133,7 +133,7 @@ def oracle(item: Travelled) -> Any:
     from bidsharm.nn.isotone_model import KNOTS, field_at, increasing
 
     seen, aim = (look_at(data, item.scan.mask, item.scan.affine) for data in (item.scan.data, item.canonical))
-    places = ((torch.from_numpy(seen.voxels) + 0.5) / torch.tensor(seen.shape) * 2 - 1)[None].float()
+    places = parts.places_of(torch.from_numpy(seen.voxels), seen.shape).float()
     bright = float(np.quantile(seen.values, parts.HIGH))
     values, wanted = (torch.from_numpy(part)[None].float() for part in (seen.values / bright, aim.values))
     cells = [round(n * SIZE_MM / parts.CONTROL_MM) for n in seen.shape]
@@ -146,7 +146,7 @@ def oracle(item: Travelled) -> Any:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    steps = torch.exp(slopes.detach())[0].double().numpy() * (parts.TOP / (parts.KNOTS - 1))
+    steps = torch.exp(slopes.detach())[0].double().numpy() * parts.STEP
     heights = float(start.detach()) + np.concatenate([[0.0], np.cumsum(steps)])
     field = field_at(gain.detach()[0, 0].numpy(), seen, item.scan.mask, item.scan.affine)
     image = np.zeros(item.scan.mask.shape, dtype=np.float32)

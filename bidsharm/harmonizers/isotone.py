@@ -325,8 +325,8 @@ def _beyond(style: Style, seen: LowResolution, standard: Values) -> Map:
     def beyond(data: Volume, affine: NDArray[np.float64]) -> Volume:
         from bidsharm.nn.isotone_model import field_at
 
-        gain = np.exp(field_at(style.log_gain, seen, np.ones(np.shape(data), bool), affine))
-        canonical = style.curve((np.asarray(data, np.float64).ravel() - style.offset) / gain / style.scale)
+        gain = field_at(style.log_gain, seen, np.ones(np.shape(data), bool), affine)
+        canonical = style.canonical(np.asarray(data, np.float64).ravel(), gain)
         return _from_canonical(canonical, standard).reshape(np.shape(data)).astype(np.float32)
 
     return beyond
@@ -339,8 +339,7 @@ def _map(
     from bidsharm.nn.isotone_model import field_at
 
     mask = np.asarray(scan.mask).astype(bool)
-    gain = np.exp(field_at(style.log_gain, seen, mask, scan.affine))
-    canonical = style.curve((values - style.offset) / gain / style.scale)
+    canonical = style.canonical(values, field_at(style.log_gain, seen, mask, scan.affine))
     error = field_at(style.error, seen, mask, scan.affine)
     mapped = _from_canonical(canonical, standard)
     # An absolute error of e on average is a standard deviation of 1.25 e for Gaussian errors.

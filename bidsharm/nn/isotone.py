@@ -7,6 +7,7 @@ the offset of the intensities can matter. What the network predicts is applied e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ LOW, HIGH = 0.005, 0.9
 BINS, FIRST, LAST = 22, -0.05, 1.525
 #: Knots of the curve, and the value at the last one; the first lies at 0 and 1 is the 90th percentile after the gain is removed.
 KNOTS, TOP = 20, 1.52
+#: Distance between knots.
+STEP = TOP / (KNOTS - 1)
 #: Bounds of the slope of the curve.
 STEEPEST = 6.0
 #: Largest absolute logarithm of the gain.
@@ -151,7 +154,7 @@ class IsotoneNet(nn.Module):
             for parameter in head.parameters():
                 nn.init.normal_(parameter, std=1e-3)
         self.kernel: Tensor
-        self.register_buffer('kernel', _smoother())
+        self.register_buffer('kernel', gaussian(14.0 / CONTROL_MM, 2))
 
     def forward(self, cells: Tensor) -> Prediction:
         """Look at the cells of scans.
@@ -199,13 +202,7 @@ class IsotoneNet(nn.Module):
         """Average neighbours on the control grid, weighted by how much brain they hold, and hold the mean at 0."""
         weight = brain + 0.02
         for axis in range(3):
-            shape = [1, 1, 1, 1, 1]
-            shape[2 + axis] = -1
-            kernel = self.kernel.reshape(shape)
-            padding = [0, 0, 0]
-            padding[axis] = self.kernel.numel() // 2
-            top = functional.conv3d(field * weight, kernel, padding=padding)
-            bottom = functional.conv3d(weight, kernel, padding=padding)
+            top, bottom = (convolved(part, self.kernel, axis) for part in (field * weight, weight))
             field, weight = top / bottom, bottom
         mean = (field * brain).sum(dim=(1, 2, 3, 4)) / brain.sum(dim=(1, 2, 3, 4)).clamp_min(1e-6)
         return field - mean.reshape(-1, 1, 1, 1, 1)
@@ -246,11 +243,17 @@ def _twice(field: Tensor) -> Tensor:
     return functional.interpolate(field, scale_factor=2, mode='trilinear', align_corners=False)
 
 
-def _smoother() -> Tensor:
-    """Return a Gaussian of 14 mm (standard deviation) on the control grid."""
-    offsets = torch.arange(-2.0, 3.0)
-    kernel = torch.exp(-((offsets * CONTROL_MM / 14.0) ** 2) / 2)
+def gaussian(sigma: float, reach: int) -> Tensor:
+    """Return a Gaussian of a standard deviation in voxels, as far as the reach to both sides; its sum is 1."""
+    kernel = torch.exp(-((torch.arange(-float(reach), reach + 1) / sigma) ** 2) / 2)
     return kernel / kernel.sum()
+
+
+def convolved(field: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Convolve a field, shape (B, 1, X, Y, Z), along one of its axes in space; beyond it there is nothing."""
+    form, padding = [1, 1, 1, 1, 1], [0, 0, 0]
+    form[2 + axis], padding[axis] = -1, kernel.numel() // 2
+    return functional.conv3d(field, kernel.reshape(form), padding=padding)
 
 
 def _pool(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,6 +262,11 @@ def _pool(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     mean = (features * weight).sum(dim=(2, 3, 4)) / total
     square = ((features - mean[:, :, None, None, None]) ** 2 * weight).sum(dim=(2, 3, 4)) / total
     return mean, (square + 1e-6).sqrt()
+
+
+def places_of(voxels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return where voxels lie in a field of view, from -1 to 1 between its outer borders, shape (1, N, 3), for :func:`sample_field`."""
+    return ((voxels + 0.5) / torch.tensor(shape, device=voxels.device) * 2 - 1)[None]
 
 
 def sample_field(field: Tensor, places: Tensor) -> Tensor:
@@ -319,11 +327,15 @@ def apply_curve(values: Tensor, start: Tensor, slopes: Tensor) -> Tensor:
     start, slopes
         From :meth:`IsotoneNet.slopes`.
     """
-    step = TOP / (KNOTS - 1)
-    heights = torch.cat([start[:, None], start[:, None] + torch.cumsum(slopes * step, dim=1)], dim=1)
-    lower = (values / step).floor().clamp(0, KNOTS - 2)
+    heights = torch.cat([start[:, None], start[:, None] + torch.cumsum(slopes * STEP, dim=1)], dim=1)
+    lower = segment_of(values)
     index = lower.long()
-    return heights.gather(1, index) + (values - lower * step) * slopes.gather(1, index)
+    return heights.gather(1, index) + (values - lower * STEP) * slopes.gather(1, index)
+
+
+def segment_of(values: Tensor) -> Tensor:
+    """Return the number of the knot below each value; the first and the last segment of a curve go on for ever."""
+    return (values / STEP).floor().clamp(0, KNOTS - 2)
 
 
 def cell_channels(values: Tensor, voxels: Tensor, shape: tuple[int, int, int], per_cell: int) -> Tensor:
@@ -355,10 +367,16 @@ def cell_channels(values: Tensor, voxels: Tensor, shape: tuple[int, int, int], p
     return channels.reshape(CHANNELS, *counts)
 
 
+def some_of(values: Tensor, count: int = 100_000) -> Tensor:
+    """Return about so many of the values, regularly chosen: enough for a quantile."""
+    return values[:: max(1, len(values) // count)]
+
+
 def scan_units(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the low quantile of a scan, and the distance to the high one."""
-    some = values[:: max(1, len(values) // 50_000)]
-    low, high = torch.quantile(some, torch.tensor([LOW, HIGH], device=values.device, dtype=values.dtype))
+    low, high = torch.quantile(
+        some_of(values, 50_000), torch.tensor([LOW, HIGH], device=values.device, dtype=values.dtype)
+    )
     return low, (high - low).clamp_min(1e-6)
 
 

@@ -12,7 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from bidsharm.imaging.lowres import SIZE_MM
-from bidsharm.nn.isotone import CELL_MM, HIGH, KNOTS, LARGEST_GAIN, STEEPEST, TOP, sample_field
+from bidsharm.nn.isotone import (
+    CELL_MM,
+    HIGH,
+    KNOTS,
+    LARGEST_GAIN,
+    STEEPEST,
+    STEP,
+    apply_curve,
+    convolved,
+    gaussian,
+    places_of,
+    sample_field,
+    segment_of,
+    some_of,
+)
 
 #: Standard deviation of the Gaussian that steps of the gain are smoothed by (mm).
 SMOOTH_MM = 20.0
@@ -24,7 +38,6 @@ _RIDGE = 1e-3
 _BEND = 1e-3
 #: The lowest and the highest canonical intensity of nothing.
 _START = (-1.0, 1.0)
-_STEP = TOP / (KNOTS - 1)
 
 
 @dataclass(frozen=True)
@@ -78,19 +91,21 @@ def fit_style(
     counts = [n // per_cell for n in shape]
     x, y, z = torch.div(voxels, per_cell, rounding_mode='floor').T
     cell = (x * counts[1] + y) * counts[2] + z
-    places = ((voxels + 0.5) / torch.tensor(shape, device=voxels.device) * 2 - 1)[None]
+    places = places_of(voxels, shape)
     gain = functional.interpolate(log_gain, size=counts, mode='trilinear', align_corners=False)
     for number in range(ROUNDS):
         gain = gain - sample_field(gain, places).mean()
         plain = torch.exp(-sample_field(gain, places)[0, 0]) * values
-        scale = torch.quantile(plain[:: max(1, len(plain) // 100_000)], HIGH).clamp_min(1e-6)
+        scale = torch.quantile(some_of(plain), HIGH).clamp_min(1e-6)
         plain = plain / scale
         heights = fit_curve(plain, aim)
-        result, slope = _curve(plain, heights)
+        knots = torch.as_tensor(heights, dtype=plain.dtype, device=plain.device)
+        slopes = knots.diff() / STEP
+        result = apply_curve(plain[None], knots[:1], slopes[None])[0]
         error = aim - result
         if number == ROUNDS - 1:
             break
-        derivative = -slope * plain
+        derivative = -slopes[segment_of(plain).long()] * plain
         top, bottom = (
             _smooth(torch.bincount(cell, part, minlength=counts[0] * counts[1] * counts[2]).reshape(counts))
             for part in (derivative * error, derivative.square())
@@ -102,9 +117,8 @@ def fit_style(
 
 def fit_curve(values: Tensor, aim: Tensor) -> NDArray[np.float64]:
     """Return the heights of the increasing curve that comes closest to the aim, slopes between 1/6 and 6, shape (20,)."""
-    place = values.double() / _STEP
-    index = place.floor().clamp(0, KNOTS - 2).long()
-    part = place - index
+    index = segment_of(values.double()).long()
+    part = values.double() / STEP - index
     aim = aim.double()
 
     def sums(weight: Tensor) -> NDArray[np.float64]:
@@ -120,7 +134,7 @@ def fit_curve(values: Tensor, aim: Tensor) -> NDArray[np.float64]:
     bend = np.diff(np.eye(KNOTS), 2, axis=0)
     root = np.linalg.cholesky(square + _BEND * bend.T @ bend + 1e-9 * np.eye(KNOTS))
     # Heights are a start and rises, and those have bounds.
-    heights_of = np.tril(np.full((KNOTS, KNOTS), _STEP))
+    heights_of = np.tril(np.full((KNOTS, KNOTS), STEP))
     heights_of[:, 0] = 1
     lowest = [_START[0], *[1 / STEEPEST] * (KNOTS - 1)]
     highest = [_START[1], *[STEEPEST] * (KNOTS - 1)]
@@ -128,27 +142,11 @@ def fit_curve(values: Tensor, aim: Tensor) -> NDArray[np.float64]:
     return np.asarray(heights_of @ found.x)
 
 
-def _curve(values: Tensor, heights: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Return a curve and its derivative at values."""
-    knots = torch.as_tensor(heights, dtype=values.dtype, device=values.device)
-    slopes = knots.diff() / _STEP
-    index = (values / _STEP).floor().clamp(0, KNOTS - 2).long()
-    slope = slopes[index]
-    return knots[index] + (values - index * _STEP) * slope, slope
-
-
 def _smooth(field: Tensor) -> Tensor:
-    """Smooth a field in cells by a Gaussian; beyond the field of view there is nothing."""
+    """Smooth a field in cells, shape (x, y, z), by a Gaussian."""
     sigma = SMOOTH_MM / CELL_MM
-    reach = int(3 * sigma)
-    offsets = torch.arange(-reach, reach + 1, device=field.device, dtype=field.dtype)
-    kernel = torch.exp(-((offsets / sigma) ** 2) / 2)
-    kernel = kernel / kernel.sum()
+    kernel = gaussian(sigma, int(3 * sigma)).to(field)
     found = field[None, None]
     for axis in range(3):
-        form = [1, 1, 1, 1, 1]
-        form[2 + axis] = -1
-        padding = [0, 0, 0]
-        padding[axis] = reach
-        found = functional.conv3d(found, kernel.reshape(form), padding=padding)
+        found = convolved(found, kernel, axis)
     return found[0, 0]

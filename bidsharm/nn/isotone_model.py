@@ -36,8 +36,8 @@ def anchor(contrast: str) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a scanner shows a brain, as the network understands it.
+class GainAndCurve:
+    """How a scanner shows a brain.
 
     The canonical intensity of a voxel is ``curve(exp(-log_gain) * (x - offset) / scale)``.
 
@@ -51,10 +51,6 @@ class Style:
         Canonical intensity at :data:`KNOTS`, strictly increasing, shape (20,).
     error
         Expected absolute error in canonical units on the control grid.
-    expected_error, expected_error_robust
-        Mean absolute error of the canonical image over its range, as expected of this style and of robust scaling.
-    strangeness
-        Probability that this is no scan of the kind that the network has learnt from, between 0 and 1.
     """
 
     log_gain: NDArray[np.float32]
@@ -62,13 +58,27 @@ class Style:
     scale: float
     heights: NDArray[np.float64]
     error: NDArray[np.float32]
+
+    def canonical(self, values: NDArray[np.float64], log_gain: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return canonical intensities of values, given the logarithm of the gain where they lie; same shapes."""
+        return increasing((values - self.offset) / np.exp(log_gain) / self.scale, KNOTS, self.heights)
+
+
+@dataclass(frozen=True)
+class Style(GainAndCurve):
+    """A gain and a curve, and what is expected of them.
+
+    Parameters
+    ----------
+    expected_error, expected_error_robust
+        Mean absolute error of the canonical image over its range, as expected of this style and of robust scaling.
+    strangeness
+        Probability that this is no scan of the kind that the network has learnt from, between 0 and 1.
+    """
+
     expected_error: float
     expected_error_robust: float
     strangeness: float
-
-    def curve(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return canonical intensities of values without gain, offset and scale."""
-        return increasing(values, KNOTS, self.heights)
 
 
 def increasing(
@@ -96,12 +106,12 @@ class _Look:
 
 @dataclass(frozen=True)
 class Reading:
-    """A style, and what the judge goes by.
+    """A gain and a curve, and what the judge goes by.
 
     Parameters
     ----------
-    log_gain, offset, scale, heights, error
-        As in :class:`Style`; where there is a drawing, the error is what it would be if the expected error were 1, for it is the network
+    found
+        The gain and the curve. Where there is a drawing, their error is what it would be if the expected error were 1: it is the network
         for cells that says where errors lie, and the judge how large they are.
     features
         Of the network, shape (1, F); behind them, where there is a drawing, logarithms of how far the fit is from it and from what the
@@ -110,11 +120,7 @@ class Reading:
         From :func:`bidsharm.nn.isotone.global_histograms`, shape (1, 266).
     """
 
-    log_gain: NDArray[np.float32]
-    offset: float
-    scale: float
-    heights: NDArray[np.float64]
-    error: NDArray[np.float32]
+    found: GainAndCurve
     features: Tensor
     histograms: Tensor
 
@@ -150,15 +156,15 @@ class Reader:
         """Look at a scan and at its mirror image; where there is a drawing, fit the gain and the curve to it."""
         values = torch.from_numpy(seen.values).to(self.device)
         voxels = torch.from_numpy(seen.voxels).to(self.device)
-        places = ((voxels + 0.5) / torch.tensor(seen.shape, device=self.device) * 2 - 1)[None]
+        places = parts.places_of(voxels, seen.shape)
         low, span = parts.scan_units(values)
         look = self._look((values - low) / span, voxels, seen.shape)
         offset = float(low - look.zero * span)
         plain = torch.exp(-parts.sample_field(look.log_gain, places)[0, 0]) * (values - offset)
-        anchor = torch.quantile(_some(plain), parts.HIGH).clamp_min(1e-6 * float(span))
+        anchor = torch.quantile(parts.some_of(plain), parts.HIGH).clamp_min(1e-6 * float(span))
         histograms = parts.global_histograms((plain / anchor)[None], parts.sample_field(look.tissue, places))
         start, slopes = self.net.slopes(look.embedding, histograms)
-        rise = torch.cumsum(slopes[0].double() * (parts.TOP / (parts.KNOTS - 1)), dim=0)
+        rise = torch.cumsum(slopes[0].double() * parts.STEP, dim=0)
         heights = torch.cat([start.double(), start.double() + rise]).cpu().numpy()
         gain, scale, features = look.log_gain, float(anchor), look.pooled
         error = look.log_error.exp()
@@ -168,11 +174,12 @@ class Reader:
             agreement = [fit.residual, float((fit.fitted - before).abs().mean())]
             features = torch.cat([features, torch.tensor([agreement], device=self.device).log()], dim=1)
             gain, scale, heights = fit.log_gain, fit.scale, fit.heights
-            low, high = torch.quantile(_some(fit.fitted), torch.tensor([0.005, 0.995], device=self.device))
+            low, high = torch.quantile(
+                parts.some_of(fit.fitted), torch.tensor([0.005, 0.995], device=self.device)
+            )
             error = error * (high - low) / parts.sample_field(error, places).mean()
-        return Reading(
-            gain[0, 0].cpu().numpy(), offset, scale, heights, error[0, 0].cpu().numpy(), features, histograms
-        )
+        log_gain, expected = (part[0, 0].cpu().numpy() for part in (gain, error))
+        return Reading(GainAndCurve(log_gain, offset, scale, heights, expected), features, histograms)
 
     def _look(self, values: Tensor, voxels: Tensor, shape: tuple[int, int, int]) -> _Look:
         cells = parts.cell_channels(values, voxels, shape, round(parts.CELL_MM / SIZE_MM))[None]
@@ -240,16 +247,12 @@ class Model:
         """Read the style of a scan, and judge it."""
         read = self.reader.read(seen)
         own, robust, strange = self.judge(read.features, read.histograms)[0].tolist()
-        error = read.error if self.reader.unet is None else read.error * np.float32(math.exp(own))
+        size = 1.0 if self.reader.unet is None else math.exp(own)
+        found = {**vars(read.found), 'error': read.found.error * np.float32(size)}
         return Style(
-            read.log_gain, read.offset, read.scale, read.heights, error, expected_error=math.exp(own),
-            expected_error_robust=math.exp(robust), strangeness=1 / (1 + math.exp(-strange)),
+            **found, expected_error=math.exp(own), expected_error_robust=math.exp(robust),
+            strangeness=1 / (1 + math.exp(-strange)),
         )  # fmt: skip
-
-
-def _some(values: Tensor) -> Tensor:
-    """Return at most some hundred thousand values, enough for a quantile."""
-    return values[:: max(1, len(values) // 100_000)]
 
 
 def field_at(

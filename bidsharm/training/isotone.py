@@ -29,10 +29,11 @@ from bidsharm.nn.isotone import (
     cell_channels,
     corrected,
     global_histograms,
+    places_of,
     sample_field,
     scan_units,
 )
-from bidsharm.nn.isotone_model import KNOTS, Reader, increasing
+from bidsharm.nn.isotone_model import Reader
 from bidsharm.nn.isotone_model import anchor as anchor_of
 from bidsharm.training.scans import ScanSource, TrainingScan
 
@@ -84,8 +85,7 @@ def make_example(scan: TrainingScan, generator: torch.Generator) -> Example:
     cells = cell_channels(values, scan.voxels, SHAPE, per_cell)
     true = scan.true_mask.nonzero()[:, 0]
     chosen = true[torch.randint(len(true), (POINTS,), generator=generator, device=true.device)]
-    extent = torch.tensor(SHAPE, device=values.device)
-    places = (scan.voxels[chosen] + 0.5) / extent * 2 - 1
+    places = places_of(scan.voxels[chosen], SHAPE)[0]
     return Example(
         cells, places, values[chosen], (scan.clean[chosen] - low) / span, scan.canonical[chosen],
         scan.log_gain[chosen], low / span, _tissue_cells(scan),
@@ -273,9 +273,9 @@ def _tried(reader: Reader, source: ScanSource, *, strange: bool) -> tuple[Tensor
     scan = source.draw_strange() if strange else source.draw()
     values, clean, voxels = (part.cpu().numpy() for part in (scan.values, scan.clean, scan.voxels))
     read = reader.read(LowResolution(values.astype(np.float32), voxels, SHAPE, np.eye(4)))
-    places = ((scan.voxels + 0.5) / torch.tensor(SHAPE, device=scan.voxels.device) * 2 - 1)[None]
-    gain = sample_field(torch.from_numpy(read.log_gain)[None, None].to(places), places)[0, 0].cpu().numpy()
-    image = increasing((clean - read.offset) * np.exp(-gain) / read.scale, KNOTS, read.heights)
+    places = places_of(scan.voxels, SHAPE)
+    gain = sample_field(torch.from_numpy(read.found.log_gain)[None, None].to(places), places)[0, 0]
+    image = read.found.canonical(clean, gain.cpu().numpy())
     percent, level = anchor_of(source.contrast)
     scaled = clean / max(float(np.percentile(values, percent)), 1e-6) * level
     true, canonical = scan.true_mask.cpu().numpy(), scan.canonical.cpu().numpy()

@@ -168,8 +168,7 @@ def test_the_gain_and_the_curve_are_fitted_to_the_drawing():
     read = flat.reader.read(seen)
     mask = np.zeros(seen.shape, dtype=bool)
     mask[tuple(seen.voxels.T)] = True
-    gain = np.exp(field_at(read.log_gain, seen, mask, seen.affine))
-    found = increasing((seen.values - read.offset) / gain / read.scale, KNOTS, read.heights)
+    found = read.found.canonical(seen.values, field_at(read.found.log_gain, seen, mask, seen.affine))
     low, span = parts.scan_units(torch.from_numpy(seen.values))
     np.testing.assert_allclose(found, (seen.values - float(low)) / float(span), atol=0.1)
     alone = default_model().reader.read(seen)

@@ -36,7 +36,7 @@ def test_a_gain_and_a_curve_are_found() -> None:
     true = log_gain(voxels, 0.3)
     values = 300 * canonical.clamp_min(0.01).pow(0.7) * true.exp()
     found = fit_style(values, voxels, SHAPE, canonical, torch.zeros(1, 1, 6, 6, 6))
-    places = ((voxels + 0.5) / torch.tensor(SHAPE) * 2 - 1)[None]
+    places = parts.places_of(voxels, SHAPE)
     gain = parts.sample_field(found.log_gain, places)[0, 0]
     before, after = true.abs().mean(), (gain - true).abs().mean()
     assert after < 0.5 * before
@@ -82,7 +82,7 @@ def test_promises_hold_whatever_the_aim_is(seed: int, size: float) -> None:
     slopes = np.diff(found.heights) / KNOTS[1]
     assert slopes.min() > 1 / parts.STEEPEST - 1e-6
     assert slopes.max() < parts.STEEPEST + 1e-6
-    places = ((voxels + 0.5) / torch.tensor(SHAPE) * 2 - 1)[None]
+    places = parts.places_of(voxels, SHAPE)
     assert abs(float(parts.sample_field(found.log_gain, places).mean())) < 1e-3
     assert float(found.log_gain.abs().max()) <= 2 * parts.LARGEST_GAIN
     assert found.scale > 0
