@@ -103,10 +103,7 @@ def main() -> None:
     scans = [scan_of(seed) for seed in (1, 2, 3)]
     packed = pack(scans)
     rows: list[dict[str, Any]] = []
-    for name in registry.available():
-        card = registry.card(name)
-        if card.place != 'volume' or not set(card.needs_fit) <= Cohort(scans).offers:
-            continue
+    for name in registry.could_run(Cohort(scans).offers):
         method, target = ready(name, scans)
         method.harmonize(scans[0], target)
         seconds = common.repeat(lambda m=method, t=target: m.harmonize(scans[0], t), 3)
