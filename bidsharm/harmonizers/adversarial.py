@@ -13,6 +13,7 @@ from bidsharm.harmonizers.trained import TrainedHarmonizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -31,6 +32,8 @@ class AdversarialSettings(NetworkSettings):
 
     Parameters
     ----------
+    gan_loss
+        How discriminators and generators are scored: ``least_squares``, ``logistic`` or ``hinge`` (:mod:`bidsharm.nn.losses`).
     spectral
         Spectral normalization in the discriminators (Miyato et al. 2018).
     penalty
@@ -43,6 +46,7 @@ class AdversarialSettings(NetworkSettings):
         How often sizes of images are halved at the start of the training (:mod:`bidsharm.training.growing`); 0 for never.
     """
 
+    gan_loss: GanLoss = 'least_squares'
     spectral: bool = False
     penalty: float = 0.0
     augment_gamma: float = 0.0
@@ -52,6 +56,11 @@ class AdversarialSettings(NetworkSettings):
     progressive: int = 0
 
     def __post_init__(self) -> None:
+        kinds = ('least_squares', 'logistic', 'hinge')
+        if self.gan_loss not in kinds:
+            raise UsageError(
+                f'gan_loss is {self.gan_loss}.', where='--set', fix=f'Give one of {", ".join(kinds)}.'
+            )
         numbers = (
             'penalty',
             'augment_gamma',
@@ -87,6 +96,10 @@ class AdversarialSettings(NetworkSettings):
         return None if found == Augmentation(offset=self.offset) else found
 
 
+#: Of surfaces, whose settings have none of these.
+_DEFAULTS = AdversarialSettings()
+
+
 class Unpaired(TrainedHarmonizer):
     """A method that learns from scans of other sites (``x``) and of the target (``y``), in slices or in patches."""
 
@@ -116,23 +129,19 @@ def masked(x: Tensor, mask: Tensor, background: float = 0.0) -> Tensor:
     return x * mask + background * (1 - mask)
 
 
-def judged(judge: Judge, real: Tensor, fake: Tensor, penalty: float = 0.0) -> Tensor:
-    """Return the least-squares loss of a discriminator, with a gradient penalty where it has a weight.
+def judged(judge: Judge, real: Tensor, fake: Tensor, settings: AdversarialSettings = _DEFAULTS) -> Tensor:
+    """Return the loss of a discriminator, with a gradient penalty where it has a weight.
 
     Parameters
     ----------
-    judge, real, fake, penalty
+    judge, real, fake, settings
         As for :func:`verdicts`.
     """
-    from bidsharm.nn.losses import least_squares_gan
-
-    first, *rest = verdicts(judge, real, fake, penalty, least_squares_gan).values()
+    first, *rest = verdicts(judge, real, fake, settings).values()
     return sum(rest, start=first)
 
 
-def verdicts(
-    judge: Judge, real: Tensor, fake: Tensor, penalty: float, loss: Callable[[Any, bool], Tensor]
-) -> dict[str, Tensor]:
+def verdicts(judge: Judge, real: Tensor, fake: Tensor, settings: AdversarialSettings) -> dict[str, Tensor]:
     """Return the losses of a discriminator: of ``real`` and ``fake`` images, and the ``penalty`` where it has a weight.
 
     Parameters
@@ -141,13 +150,12 @@ def verdicts(
         From images to scores, or to several kinds of scores.
     real, fake
         Images, shape (B, C, ...); no gradient reaches what made the fake ones.
-    penalty
-        Weight of the penalty on the gradient at real images.
-    loss
-        From scores, and whether their images are real, to a loss.
+    settings
+        The adversarial loss, and the weight of the penalty on the gradient at real images.
     """
-    from bidsharm.nn.losses import gradient_penalty
+    from bidsharm.nn.losses import GAN_LOSSES, gradient_penalty
 
+    loss, penalty = GAN_LOSSES[settings.gan_loss], settings.penalty
     if penalty:
         real = real.detach().requires_grad_()
     scores = judge(real)

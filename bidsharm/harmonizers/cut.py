@@ -92,7 +92,7 @@ class QueryAttention(CycleGAN):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Adversarial and contrastive losses (Park et al. 2020, eq. 5; Hu et al. 2022, section 3)."""
-        from bidsharm.nn.losses import least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss
 
         del stage
         s, net = self.settings, self.networks
@@ -104,12 +104,12 @@ class QueryAttention(CycleGAN):
         yield (
             'generator',
             {
-                'adversarial': least_squares_gan(net['discriminator'](moved), True),
+                'adversarial': adversarial_loss(net['discriminator'](moved), s.gan_loss),
                 'contrast': 0.5 * s.contrast * self.alike(moved, x),
                 'identity': 0.5 * s.contrast * self.alike(stayed, y),
             },
         )
-        yield 'discriminator', {'adversarial': 0.5 * judged(net['discriminator'], y, moved, s.penalty)}
+        yield 'discriminator', {'adversarial': 0.5 * judged(net['discriminator'], y, moved, s)}
 
     def alike(self, found: Tensor, wanted: Tensor) -> Tensor:
         """Return the contrastive loss of patches, averaged over the taps."""

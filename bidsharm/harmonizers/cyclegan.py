@@ -41,6 +41,8 @@ class CycleSettings(AdversarialSettings):
         What the generator says (:class:`bidsharm.nn.resnet.ResNet`).
     masks
         Number of attention masks, where the head has them.
+    self_attention
+        Let places of the residual generator attend to each other (:class:`bidsharm.nn.resnet.SelfAttention`), as in later relatives of CycleGAN.
     discriminator
         Channels of the discriminators' strided layers.
     middle
@@ -59,6 +61,7 @@ class CycleSettings(AdversarialSettings):
     blocks: int = 9
     head: Literal['direct', 'residual', 'attention'] = 'direct'
     masks: int = 10
+    self_attention: bool = False
     discriminator: tuple[int, ...] = (64, 128, 256)
     middle: int = 512
     judge_norm: Norm = 'instance'
@@ -129,7 +132,7 @@ class CycleConsistent(Unpaired):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Least-squares adversarial, cycle and identity losses (Zhu et al. 2017, eq. 1 to 3 and section 5.2)."""
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         del stage
         s = self.settings
@@ -139,8 +142,8 @@ class CycleConsistent(Unpaired):
         yield (
             'generators',
             {
-                'adversarial': least_squares_gan(of_target(to_target), True)
-                + least_squares_gan(of_source(to_source), True),
+                'adversarial': adversarial_loss(of_target(to_target), s.gan_loss)
+                + adversarial_loss(of_source(to_source), s.gan_loss),
                 'cycle': s.cycle
                 * (
                     l1(self.covered(back(to_target), batch, 'x'), x)
@@ -153,8 +156,8 @@ class CycleConsistent(Unpaired):
         yield (
             'discriminators',
             {
-                'of_target': judged(of_target, y, to_target, s.penalty),
-                'of_source': judged(of_source, x, to_source, s.penalty),
+                'of_target': judged(of_target, y, to_target, s),
+                'of_source': judged(of_source, x, to_source, s),
             },
         )
 
@@ -198,7 +201,10 @@ class CycleGAN(CycleConsistent):
         from bidsharm.nn.resnet import ResNet
 
         s = self.settings
-        return ResNet(dims=self.view().dims, width=s.width, blocks=s.blocks, head=s.head, masks=s.masks)
+        return ResNet(
+            dims=self.view().dims, width=s.width, blocks=s.blocks, head=s.head, masks=s.masks,
+            self_attention=s.self_attention,
+        )  # fmt: skip
 
     def discriminator(self) -> nn.Module:
         """Return a discriminator of patches."""

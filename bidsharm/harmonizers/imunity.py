@@ -124,15 +124,13 @@ class ImUnity(StyleMethod):
         """Rebuild a slice from its altered copy; deceive the discriminator; leave the classifier of sites in the dark."""
         from torch.nn.functional import cross_entropy
 
-        from bidsharm.nn.losses import least_squares_gan
-
         del stage
         losses, fake, latent = self.rebuilt(batch, self.altered(batch['x']))
         yield 'generator', losses
         judge = self.networks['discriminator']
         yield (
             'discriminator',
-            verdicts(judge, batch['x'], fake, self.settings.penalty, least_squares_gan),
+            verdicts(judge, batch['x'], fake, self.settings),
         )
         if len(self.sites) > 1:
             guess = self.networks['classifier'](latent.detach())
@@ -140,14 +138,14 @@ class ImUnity(StyleMethod):
 
     def rebuilt(self, batch: Batch, altered: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the losses of the generator, its image, and its bottleneck."""
-        from bidsharm.nn.losses import confusion, gaussian_kl, l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, confusion, gaussian_kl, l1
 
         s, net, mask = self.settings, self.networks, batch['mask']
         found, mean, log_variance = net['generator'](altered, self.encode_style(batch['other'], None))
         found = self.inside(found, mask)
         losses = {
             'image': s.image * l1(found, batch['x']),
-            'adversarial': s.adversarial * least_squares_gan(net['discriminator'](found), True),
+            'adversarial': s.adversarial * adversarial_loss(net['discriminator'](found), s.gan_loss),
             'divergence': s.divergence * gaussian_kl(mean, log_variance),
         }
         if len(self.sites) > 1:

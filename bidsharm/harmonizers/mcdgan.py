@@ -105,7 +105,7 @@ class DiscrepancyGAN(Unpaired):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Classes of the target; the largest disagreement about generated scans; and the least (Saito et al. 2018, steps A to C)."""
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         del stage
         s, net = self.settings, self.networks
@@ -121,12 +121,12 @@ class DiscrepancyGAN(Unpaired):
         yield (
             'generator',
             {
-                'adversarial': s.adversarial * least_squares_gan(net['discriminator'](found), True),
+                'adversarial': s.adversarial * adversarial_loss(net['discriminator'](found), s.gan_loss),
                 'discrepancy': s.discrepancy * self.disagreement(found, mask),
                 'keep': s.keep * l1(found, x),
             },
         )
-        yield 'discriminator', {'adversarial': 0.5 * judged(net['discriminator'], y, found, s.penalty)}
+        yield 'discriminator', {'adversarial': 0.5 * judged(net['discriminator'], y, found, s)}
 
     def classes(self, image: Tensor, tissue: Tensor) -> Tensor:
         """Return the cross-entropy of both classifiers."""

@@ -157,7 +157,7 @@ class Munit(StyleMethod):
         yield (
             'discriminators',
             {
-                name: judged(self.part('discriminator', site), batch[name], fake, self.settings.penalty)
+                name: judged(self.part('discriminator', site), batch[name], fake, self.settings)
                 for name, site, fake in zip('xy', sites, (ways[1][1], ways[0][1]), strict=True)
             },
         )
@@ -166,7 +166,7 @@ class Munit(StyleMethod):
         self, batch: Batch, names: str, sites: tuple[int, int], style: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of one way (MUNIT, eq. 1 to 4), and the image of the other site in a drawn style."""
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         s, (here, there), x, mask = self.settings, sites, batch[names[0]], batch[f'{names[0]}_mask']
         content = self.part('content', here)(x)
@@ -178,7 +178,8 @@ class Munit(StyleMethod):
             'image': s.image * l1(same, x),
             'content': s.content * l1(again, content),
             'style': s.style_weight * l1(self.part('style', there)(fake, None), style),
-            'adversarial': s.adversarial * least_squares_gan(self.part('discriminator', there)(fake), True),
+            'adversarial': s.adversarial
+            * adversarial_loss(self.part('discriminator', there)(fake), s.gan_loss),
         }
         if s.cycle:
             losses['cycle'] = s.cycle * l1(self.inside(self.part('decoder', here)(again, own), mask), x)

@@ -14,6 +14,7 @@ from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch
 
@@ -66,6 +67,7 @@ class MurdSettings(StyleSettings, AdversarialSettings):
     alignment: float = 0.01
     diversity: float = 1.0
     gradient: float = 0.1
+    gan_loss: GanLoss = 'logistic'
     batch: int = 4
     steps: int = 100_000
     rate: float = 1e-4
@@ -130,8 +132,6 @@ class Murd(StyleMethod):
         """Eight losses of the generator, and those of the discriminator."""
         import torch
 
-        from bidsharm.nn.losses import logistic_gan
-
         del stage
         site = batch['y_site']
         noise = torch.randn(2, len(site), self.settings.latent, device=site.device)
@@ -141,14 +141,12 @@ class Murd(StyleMethod):
         judge = self.networks['discriminator']
         yield (
             'discriminator',
-            verdicts(
-                lambda images: judge(images, site), batch['y'], fake, self.settings.penalty, logistic_gan
-            ),
+            verdicts(lambda images: judge(images, site), batch['y'], fake, self.settings),
         )
 
     def made(self, batch: Batch, styles: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of the generator for two styles of the other site, and the image in the first of them."""
-        from bidsharm.nn.losses import gaussian_kl, gradient_l1, l1, logistic_gan, moments
+        from bidsharm.nn.losses import adversarial_loss, gaussian_kl, gradient_l1, l1, moments
 
         s, net, x, mask, site = self.settings, self.networks, batch['x'], batch['x_mask'], batch['y_site']
         content, own = net['content'](x), self.encode_style(x, batch['x_site'])
@@ -158,7 +156,7 @@ class Murd(StyleMethod):
         same = self.inside(net['decoder'](content, own), mask)
         mean, deviation = moments(content)
         return {
-            'adversarial': s.adversarial * logistic_gan(net['discriminator'](fake, site), True),
+            'adversarial': s.adversarial * adversarial_loss(net['discriminator'](fake, site), s.gan_loss),
             'content': s.content * l1(content_again, content),
             'style': s.style_weight * l1(self.encode_style(fake, site), styles[0]),
             'cycle': s.cycle * (l1(back, x) + s.gradient * gradient_l1(back, x)),

@@ -116,7 +116,7 @@ class SemiSupervised(TrainedHarmonizer):
         import torch
 
         from bidsharm.nn.kspace import image_of, measured, spectrum, with_phase
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         del stage
         s = self.settings
@@ -134,12 +134,12 @@ class SemiSupervised(TrainedHarmonizer):
                 * s.spectral_weight
                 * l1(torch.tanh(spectra[0] / knee), torch.tanh(spectra[1] / knee)),
                 'image': s.fidelity * l1(fake, real),
-                'adversarial': least_squares_gan(self.networks['discriminator'](fake), True),
+                'adversarial': adversarial_loss(self.networks['discriminator'](fake), s.gan_loss),
             },
         )
         yield (
             'discriminator',
-            {'adversarial': 0.5 * judged(self.networks['discriminator'], real, fake, s.penalty)},
+            {'adversarial': 0.5 * judged(self.networks['discriminator'], real, fake, s)},
         )
 
     def validation(self, batch: Batch) -> Tensor:

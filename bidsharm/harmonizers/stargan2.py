@@ -18,6 +18,7 @@ from bidsharm.harmonizers.style import StyleMethod, StyleSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.volumes import TrainingSet
@@ -61,6 +62,7 @@ class StarGAN2Settings(StyleSettings, AdversarialSettings):
     diversity: float = 1.0
     cycle: float = 1.0
     penalty: float = 1.0
+    gan_loss: GanLoss = 'logistic'
     identity: float = 0.0
     mapping_rate: float = 0.01
     momentum: float = 0.0
@@ -169,16 +171,14 @@ class StarGAN2(StyleMethod):
 
     def _judged(self, real: Tensor, fake: Tensor, site: Tensor) -> dict[str, Tensor]:
         """Return the discriminator's losses (eq. 1), with the penalty on the gradient at real images."""
-        from bidsharm.nn.losses import logistic_gan
-
         judge = self.networks['discriminator']
-        return verdicts(lambda images: judge(images, site), real, fake, self.settings.penalty, logistic_gan)
+        return verdicts(lambda images: judge(images, site), real, fake, self.settings)
 
     def _made(self, batch: Batch, styles: list[Tensor]) -> dict[str, Tensor]:
         """Return the generator's losses: adversarial, style, diversity and cycle (eq. 1 to 4)."""
         import torch
 
-        from bidsharm.nn.losses import l1, logistic_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         s, net = self.settings, self.networks
         x, mask, site = batch['x'], batch['x_mask'], batch['y_site']
@@ -188,7 +188,7 @@ class StarGAN2(StyleMethod):
         own = self.encode_style(x, batch['x_site'])
         back = self.inside(net['generator'](fake, own), mask)
         losses = {
-            'adversarial': s.adversarial * logistic_gan(net['discriminator'](fake, site), True),
+            'adversarial': s.adversarial * adversarial_loss(net['discriminator'](fake, site), s.gan_loss),
             'style': s.style_weight * l1(self.encode_style(fake, site), styles[0]),
             'diversity': -s.diversity * (1 - self.done) * l1(fake, other),
             'cycle': s.cycle * l1(back, x),

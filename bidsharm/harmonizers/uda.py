@@ -157,7 +157,7 @@ class ImageAdaptation(TrainedTask):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield the losses of generator (adversarial and structure), discriminator, and segmentation of both looks."""
-        from bidsharm.nn.losses import least_squares_gan, local_correlation
+        from bidsharm.nn.losses import adversarial_loss, local_correlation
 
         del stage
         s, net = self.settings, self.networks
@@ -165,12 +165,12 @@ class ImageAdaptation(TrainedTask):
         yield (
             'generator',
             {
-                'adversarial': s.adversarial * least_squares_gan(net['discriminator'](fake), True),
+                'adversarial': s.adversarial * adversarial_loss(net['discriminator'](fake), s.gan_loss),
                 'structure': s.structure * (1 - local_correlation(fake, batch['x'], s.window)),
             },
         )
         real = batch['y'] * batch['y_mask']
-        yield 'discriminator', {'discriminator': judged(net['discriminator'], real, fake, s.penalty)}
+        yield 'discriminator', {'discriminator': judged(net['discriminator'], real, fake, s)}
         yield (
             'task',
             {

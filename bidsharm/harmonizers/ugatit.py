@@ -99,7 +99,7 @@ class Ugatit(CycleGAN):
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Adversarial, cycle, identity and attention losses (Kim et al. 2020, eq. 2 to 6)."""
-        from bidsharm.nn.losses import l1, least_squares_gan, logistic_gan
+        from bidsharm.nn.losses import adversarial_loss, l1, logistic_gan
 
         del stage
         s = self.settings
@@ -115,8 +115,8 @@ class Ugatit(CycleGAN):
         yield (
             'generators',
             {
-                'adversarial': least_squares_gan(of_target(x_to_y), True)
-                + least_squares_gan(of_source(y_to_x), True),
+                'adversarial': adversarial_loss(of_target(x_to_y), s.gan_loss)
+                + adversarial_loss(of_source(y_to_x), s.gan_loss),
                 'cycle': s.cycle * (l1(x_again, x) + l1(y_again, y)),
                 'identity': s.identity
                 * (l1(self.covered(y_to_y, batch, 'y'), y) + l1(self.covered(x_to_x, batch, 'x'), x)),
@@ -131,8 +131,8 @@ class Ugatit(CycleGAN):
         yield (
             'discriminators',
             {
-                'of_target': judged(of_target, y, x_to_y, s.penalty),
-                'of_source': judged(of_source, x, y_to_x, s.penalty),
+                'of_target': judged(of_target, y, x_to_y, s),
+                'of_source': judged(of_source, x, y_to_x, s),
             },
         )
 

@@ -41,8 +41,8 @@ class UNetSettings(AdversarialSettings):
         Concatenate the input before the last convolution.
     adversarial
         Weight of the adversarial loss; 0 for no discriminator.
-    l1
-        Weight of the mean absolute difference.
+    l1, ssim
+        Weights of the mean absolute difference, and of 1 less the structural similarity, which no paper here uses.
     discriminator
         Channels of the discriminator's strided layers.
     axes
@@ -63,6 +63,7 @@ class UNetSettings(AdversarialSettings):
     skip_input: bool = False
     adversarial: float = 0.0
     l1: float = 1.0
+    ssim: float = 0.0
     discriminator: tuple[int, ...] = (64, 128, 256)
     axes: tuple[int, ...] = ()
     edge: int = 96
@@ -197,26 +198,28 @@ class PairedUNet(TrainedHarmonizer):
         return {name: Player((name,), self.settings.rate, betas) for name in names}
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """L1, and with a discriminator a conditional adversarial loss (Isola et al. 2017), by least squares as in the public code of Bottani et al."""
+        """L1 (and SSIM), and with a discriminator a conditional adversarial loss (Isola et al. 2017), by least squares as in the public code of Bottani et al."""
         import torch
 
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1, ssim_loss
 
         del stage
-        x, y, mask = batch['x'], batch['y'], batch['mask']
+        s, x, y, mask = self.settings, batch['x'], batch['y'], batch['mask']
         found = self.networks['generator'](x) * mask
-        losses = {'l1': self.settings.l1 * l1(found, y * mask)}
-        if not self.settings.adversarial:
+        losses = {'l1': s.l1 * l1(found, y * mask)}
+        if s.ssim:
+            losses['ssim'] = s.ssim * ssim_loss(found, y * mask)
+        if not s.adversarial:
             yield 'generator', losses
             return
         judge = self.networks['discriminator']
         score = judge(torch.cat([x, found], dim=1))
         yield (
             'generator',
-            {**losses, 'adversarial': self.settings.adversarial * least_squares_gan(score, True)},
+            {**losses, 'adversarial': s.adversarial * adversarial_loss(score, s.gan_loss)},
         )
         real, fake = torch.cat([x, y * mask], dim=1), torch.cat([x, found], dim=1)
-        yield 'discriminator', {'adversarial': 0.5 * judged(judge, real, fake, self.settings.penalty)}
+        yield 'discriminator', {'adversarial': 0.5 * judged(judge, real, fake, s)}
 
     def validation(self, batch: Batch) -> Tensor:
         """Return the mean absolute difference."""

@@ -140,7 +140,7 @@ class SharedCode(Unpaired):
         """Variational, adversarial and cycle losses (Liu et al. 2017, eq. 2 to 5); a code has a fixed deviation, so the divergence is its square."""
         import torch
 
-        from bidsharm.nn.losses import l1, least_squares_gan
+        from bidsharm.nn.losses import adversarial_loss, l1
 
         del stage
         s, net = self.settings, self.networks
@@ -160,7 +160,7 @@ class SharedCode(Unpaired):
             'cycle': lambda side: s.cycle * l1(again[side], images[side]),
             'cycle divergence': lambda side: s.cycle_divergence * codes_again[side].square().mean(),
             'adversarial': lambda side: (
-                s.adversarial * least_squares_gan(net[f'of_{side}'](moved[side]), True)
+                s.adversarial * adversarial_loss(net[f'of_{side}'](moved[side]), s.gan_loss)
             ),
         }
         yield (
@@ -169,7 +169,7 @@ class SharedCode(Unpaired):
         )
         yield (
             'discriminators',
-            {side: s.adversarial * judged(net[f'of_{side}'], images[side], moved[side], s.penalty) for side in images},
+            {side: s.adversarial * judged(net[f'of_{side}'], images[side], moved[side], s) for side in images},
         )  # fmt: skip
 
     def translate(self, x: Tensor, given: Given) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+#: Names of adversarial losses.
+GanLoss = Literal['least_squares', 'logistic', 'hinge']
 
 
 def l1(found: Tensor, wanted: Tensor) -> Tensor:
@@ -30,13 +34,57 @@ def least_squares_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
     real
         What the scores should say.
     """
+    return _average(lambda score: (score - float(real)).square().mean(), scores)
+
+
+def logistic_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
+    """Return the binary cross-entropy of scores (logits) with ``real`` (Goodfellow et al. 2014, eq. 1, the generator's as in its section 3).
+
+    Parameters
+    ----------
+    scores, real
+        As for :func:`least_squares_gan`.
+    """
+    cross_entropy = functional.binary_cross_entropy_with_logits
+    return _average(lambda score: cross_entropy(score, torch.full_like(score, float(real))), scores)
+
+
+def hinge_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
+    """Return the hinge loss of a discriminator: scores above 1 for real, below -1 for fake (Miyato et al. 2018, eq. 16).
+
+    Parameters
+    ----------
+    scores, real
+        As for :func:`least_squares_gan`.
+    """
+    return _average(lambda score: functional.relu(1 - score if real else 1 + score).mean(), scores)
+
+
+def adversarial_loss(scores: Tensor | Sequence[Tensor], kind: GanLoss = 'least_squares') -> Tensor:
+    """Return the adversarial loss of a generator: low where a discriminator takes its images for real.
+
+    Parameters
+    ----------
+    scores
+        Of the generator's images.
+    kind
+        Name of the loss. With ``hinge`` the scores should be as high as they can be (Miyato et al. 2018, eq. 17).
+    """
+    if kind == 'hinge':
+        return _average(lambda score: -score.mean(), scores)
+    return GAN_LOSSES[kind](scores, True)
+
+
+def _average(loss: Callable[[Tensor], Tensor], scores: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the mean of a loss over discriminators."""
     many = [scores] if isinstance(scores, Tensor) else list(scores)
-    return torch.stack([(score - float(real)).square().mean() for score in many]).mean()
+    return torch.stack([loss(score) for score in many]).mean()
 
 
-def logistic_gan(scores: Tensor, real: bool) -> Tensor:
-    """Return the binary cross-entropy of scores (logits) with ``real``."""
-    return functional.binary_cross_entropy_with_logits(scores, torch.full_like(scores, float(real)))
+#: Losses of discriminators by name; each takes scores, and whether their images are real.
+GAN_LOSSES: dict[GanLoss, Callable[[Tensor | Sequence[Tensor], bool], Tensor]] = {
+    'least_squares': least_squares_gan, 'logistic': logistic_gan, 'hinge': hinge_gan,
+}  # fmt: skip
 
 
 def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
@@ -84,6 +132,20 @@ def local_correlation(x: Tensor, y: Tensor, size: int = 9) -> Tensor:
     covariance = mean(x * y) - mean_x * mean_y
     variances = (mean(x * x) - mean_x.square()) * (mean(y * y) - mean_y.square())
     return (covariance.square() / (variances.clamp_min(0) + 1e-5)).mean()
+
+
+def ssim_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return 1 less the structural similarity of images whose values lie between 0 and 1 (Wang et al. 2004, eq. 13).
+
+    Parameters
+    ----------
+    found, wanted
+        Images, shape (B, C, ...), of at least 11 voxels along each axis.
+    """
+    from monai.losses.ssim_loss import SSIMLoss
+
+    loss: Tensor = SSIMLoss(spatial_dims=found.ndim - 2)(found, wanted)
+    return loss
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bidsharm.nn.blocks import Norm, ResidualBlock, Up, conv, finish, silent
 
@@ -59,6 +60,8 @@ class ResNet(nn.Module):
         that masks combine (:class:`AttentionHead`).
     masks
         Number of masks of the attention, that of the input among them.
+    self_attention
+        Let places attend to each other in the middle of the residual blocks (:class:`SelfAttention`).
     """
 
     def __init__(
@@ -73,12 +76,15 @@ class ResNet(nn.Module):
         kind: Norm = 'instance',
         head: Head = 'direct',
         masks: int = 10,
+        self_attention: bool = False,
     ) -> None:
         super().__init__()
         inner = width * 2**downs
         self.head, self.depth = head, 1 + downs
         self.layers = nn.ModuleList(stem(dims, in_channels, width, downs, kind))
         self.layers.extend(ResidualBlock(dims, inner, inner, kind, after='none') for _ in range(blocks))
+        if self_attention:
+            self.layers.insert(self.depth + blocks // 2, SelfAttention(dims, inner))
         if head == 'attention':
             self.crown: nn.Module = AttentionHead(dims, width, downs, kind, masks)
         else:
@@ -105,6 +111,33 @@ class ResNet(nn.Module):
         if self.head == 'attention':
             return self.crown(features, x)
         return x + self.crown(features) if self.head == 'residual' else self.crown(features)
+
+
+class SelfAttention(nn.Module):
+    """What every place takes from all others (Zhang et al. 2019, arXiv:1805.08318, eq. 1 to 3); nothing at the start.
+
+    Parameters
+    ----------
+    dims
+        2 or 3.
+    channels
+        Of the features; queries and keys have an eighth of them, values half.
+    """
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        few, half = max(channels // 8, 1), max(channels // 2, 1)
+        self.queries, self.keys = conv(dims, channels, few, 1), conv(dims, channels, few, 1)
+        self.values, self.last = conv(dims, channels, half, 1), conv(dims, half, channels, 1)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features, shape (B, C, ...), to features of the same shape."""
+        queries, keys, values = (
+            layer(x).flatten(2).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
+        )
+        found = functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        return x + self.weight * self.last(found.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 class AttentionHead(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bidsharm.harmonizers import bundle, registry
-from bidsharm.harmonizers.adversarial import judged
+from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Cohort, Site
 from bidsharm.harmonizers.cyclegan import CycleGAN, CycleGAN3D, Iguane
 
@@ -76,12 +76,14 @@ def test_the_penalty_is_half_the_squared_slope_at_real_images():
     real, fake = torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
     without = judged(Slope(weights), real, fake)
     assert float(without.detach()) == pytest.approx(0)  # real images score 1, fake ones 0
-    assert float(judged(Slope(weights), real, fake, 0.1).detach()) == pytest.approx(0.1 * 0.5 * 9)
+    assert float(
+        judged(Slope(weights), real, fake, AdversarialSettings(penalty=0.1)).detach()
+    ) == pytest.approx(0.1 * 0.5 * 9)
 
 
 def test_no_gradient_reaches_the_generator_from_the_discriminators_loss():
     made = torch.ones(1, 1, 2, 2, requires_grad=True)
-    loss = judged(Slope(torch.ones(2, 2)), torch.ones(1, 1, 2, 2), made * 2, 1.0)
+    loss = judged(Slope(torch.ones(2, 2)), torch.ones(1, 1, 2, 2), made * 2, AdversarialSettings(penalty=1.0))
     loss.backward()
     assert made.grad is None
 

@@ -37,6 +37,22 @@ def test_without_a_discriminator_the_loss_is_the_mean_absolute_difference_in_the
     assert float(method.validation(batch()).detach()) == pytest.approx(0.75 * 0.5)
 
 
+def test_structural_similarity_joins_the_loss_where_it_has_a_weight():
+    method = built(UNet3D, ssim=0.5)
+    method.networks = nn.ModuleDict({'generator': Add(0.25)})
+    mask = torch.zeros(1, 1, 16, 16, 16)
+    mask[..., 4:12, 4:12, 4:12] = 1
+    x = 0.5 * torch.rand(mask.shape, generator=torch.manual_seed(0))
+    found = totals(method, {'x': x, 'y': x + 0.25, 'mask': mask})['generator']
+    assert found == {'l1': pytest.approx(0, abs=1e-6), 'ssim': pytest.approx(0, abs=1e-6)}
+    found = totals(method, {'x': x, 'y': x, 'mask': mask})['generator']
+    method.settings = UNet3D.preset('tiny', ssim=1.0)
+    assert 0 < found['ssim'] < 0.5
+    assert totals(method, {'x': x, 'y': x, 'mask': mask})['generator']['ssim'] == pytest.approx(
+        2 * found['ssim']
+    )
+
+
 def test_losses_of_the_conditional_discriminator_are_those_worked_out_by_hand():
     method = built(UNet3DCGAN, adversarial=2.0)
     method.networks = nn.ModuleDict({'generator': Add(0.5), 'discriminator': Difference()})

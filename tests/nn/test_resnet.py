@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bidsharm.nn.blocks import count_parameters
-from bidsharm.nn.resnet import ResNet
+from bidsharm.nn.resnet import ResNet, SelfAttention
 
 
 def test_the_generator_has_the_weights_that_its_layers_have():
@@ -69,3 +69,38 @@ def test_a_mask_of_1_shows_its_image_and_nothing_else():
         last.bias.data = torch.full((4,), -1e4)
         last.bias.data[index] = 0
         assert torch.equal(network(x), x if index == 3 else contents[:, index, None])
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_self_attention_changes_nothing_at_the_start_and_reaches_everywhere_later(dims):
+    torch.manual_seed(0)
+    attention = SelfAttention(dims, 16)
+    x = torch.randn(1, 16, *(8,) * dims)
+    assert torch.equal(attention(x), x)
+    torch.nn.init.ones_(attention.weight)
+    corner, middle = (0, slice(None), *(0,) * dims), (0, slice(None), *(4,) * dims)
+    changed = x.clone()
+    changed[corner] += 1
+    assert not torch.allclose(attention(changed)[middle], attention(x)[middle], atol=1e-5)
+
+
+def test_self_attention_is_the_weighted_mean_of_all_places():
+    attention = SelfAttention(2, 8)
+    torch.nn.init.ones_(attention.weight)
+    x = torch.randn(2, 8, 3, 5)
+    queries, keys, values = (
+        layer(x).flatten(2) for layer in (attention.queries, attention.keys, attention.values)
+    )
+    shares = torch.einsum('bci,bcj->bij', queries, keys).softmax(dim=2)
+    taken = torch.einsum('bij,bcj->bci', shares, values).reshape(2, 4, 3, 5)
+    assert torch.allclose(attention(x), x + attention.last(taken), atol=1e-5)
+
+
+def test_self_attention_lies_in_the_middle_of_the_residual_blocks():
+    network = ResNet(width=4, blocks=4, self_attention=True)
+    assert [type(layer).__name__ for layer in network.layers[3:]] == [
+        'ResidualBlock', 'ResidualBlock', 'SelfAttention', 'ResidualBlock', 'ResidualBlock',
+    ]  # fmt: skip
+    x = torch.randn(1, 1, 16, 16)
+    assert [tap.shape[1] for tap in network.taps(x)] == network.channels()
+    assert network(x).shape == x.shape
