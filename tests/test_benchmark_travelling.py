@@ -62,3 +62,26 @@ def test_the_u_net_sees_a_scan_in_its_units_and_writes_on_its_voxels(
     slope, _ = np.polyfit(before, inside, 1)
     assert slope == pytest.approx(1 / (np.quantile(before, 0.9) - np.quantile(before, 0.005)), rel=0.05)
     assert np.corrcoef(before, inside)[0, 1] > 0.99
+
+
+def test_the_brightness_of_a_person_is_told_from_other_errors(
+    benchmark_script: Any, travelling: Any, scan: Scan, tmp_path: Path
+) -> None:
+    brightness = benchmark_script('brightness')
+    image = nib.Nifti1Image(scan.data, scan.affine)
+    box = (slice(0, 20), slice(0, 22), slice(0, 24))
+    noise = np.random.default_rng(0).normal(0, 5, scan.data.shape).astype(np.float32)
+    found = np.zeros((2, 3, 3))
+    for person, factor in enumerate((0.8, 1.0)):
+        for visit in range(3):
+            item = travelling.Travelled(f'sub-{person}', f'{visit}', scan, scan.data, box, image)
+            made = (scan.data / factor + np.roll(noise, visit, axis=0)) * scan.mask
+            travelling.write(item, made, tmp_path / 'method', 1.0)
+            found[person, visit] = brightness.measured(item, tmp_path, 'method')
+    assert found[..., 2] == pytest.approx(np.array([[0.8] * 3, [1.0] * 3]), rel=0.01)
+    before, after = found[..., 0], found[..., 1]
+    assert (after[0] > before[0] + 10).all()
+    assert after[1] == pytest.approx(before[1], abs=0.1)
+    row = brightness.row_of('method', found, seed=0)
+    assert row['people'] == pytest.approx(0.2 / np.sqrt(2), rel=0.05)
+    assert row['visits'] < 0.01
