@@ -112,6 +112,8 @@ benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/scanner_file.py build/noise-free.json $(HELD_SCANNERS) --noise-free
 	$(BIN)/bidsharm-simulate $(HELD)-noise-free --scanners build/noise-free.json --resolution 1.5 $(HELD_PEOPLE)
 	$(BIN)/python benchmarks/travelling.py $(HELD)-noise-free $(HELD)-noise-free-work --name travelling_noise_free --unet benchmarks/weights/unet_T1w.safetensors
+	$(BIN)/python benchmarks/brightness.py $(HELD) $(HELD)-work
+	$(BIN)/python benchmarks/brightness.py $(HELD)-noise-free $(HELD)-noise-free-work --name brightness_noise_free
 	for contrast in T2w FLAIR; do \
 	  $(BIN)/bidsharm-simulate $(HELD)-$$contrast --contrasts $$contrast --scanners $(HELD_SCANNERS) clinicL --resolution 1.5 --lesions 6 $(HELD_PEOPLE) && \
 	  $(BIN)/python benchmarks/travelling.py $(HELD)-$$contrast $(HELD)-$$contrast-work --contrast $$contrast --name travelling_$$contrast || exit 1; done
