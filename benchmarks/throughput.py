@@ -109,8 +109,8 @@ def main() -> None:
     from bidsharm.harmonizers.simulated_source import simulated
 
     arguments = common.parser(__doc__)
-    arguments.add_argument('--steps', type=int, default=40, help='of each turn')
-    arguments.add_argument('--rounds', type=int, default=7, help='turns of both loops')
+    arguments.add_argument('--steps', type=int, default=60, help='of each turn')
+    arguments.add_argument('--rounds', type=int, default=5, help='turns of both loops')
     arguments.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)

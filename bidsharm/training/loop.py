@@ -7,10 +7,10 @@ and processes; gradients of several processes are averaged here, because adversa
 
 from __future__ import annotations
 
-import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
@@ -104,7 +104,13 @@ class Loop:
         self.device = self.fabric.device
         learner.networks.to(self.device)
         self.optimizers = {
-            name: self.fabric.setup_optimizers(_optimizer(player, learner.networks))
+            name: self.fabric.setup_optimizers(
+                _optimizer(player, learner.networks, fused=not self._scales_losses)
+            )
+            for name, player in learner.players.items()
+        }
+        self.weights = {
+            name: [weight for part in player.networks for weight in learner.networks[part].parameters()]
             for name, player in learner.players.items()
         }
         self.means = {name: value.detach().clone() for name, value in learner.networks.state_dict().items()}
@@ -124,7 +130,7 @@ class Loop:
         """
         self._resume()
         started, before = time.monotonic(), self.seconds
-        with ThreadPoolExecutor(1) as ahead:
+        with _drawing(self.device) as ahead:
             coming = ahead.submit(self._batches, self.step)
             while (done := self._done()) < 1 and not self._tired():
                 batches = coming.result()
@@ -213,10 +219,14 @@ class Loop:
         self._share_gradients(player)
         for group in optimizer.param_groups:
             group['lr'] = settings.rate * settings.schedule(done) * group['factor']
-        # Fabric takes the scale of half precision out of the gradients before it measures them.
-        norm = self.fabric.clip_gradients(
-            self.learner.networks, optimizer, max_norm=settings.clip or math.inf, error_if_nonfinite=False
-        )
+        if settings.clip:
+            # Fabric takes the scale of half precision out of the gradients before it measures them.
+            norm = self.fabric.clip_gradients(
+                self.learner.networks, optimizer, max_norm=settings.clip, error_if_nonfinite=False
+            )
+        else:
+            slopes = [weight.grad for weight in self._weights_of(player) if weight.grad is not None]
+            norm = nn.utils.get_total_norm(slopes)
         if not torch.isfinite(norm) and not self._scales_losses:
             self._stop(f'A gradient of the {player} is not a number')
         optimizer.step()
@@ -228,12 +238,7 @@ class Loop:
         return getattr(self.fabric.strategy.precision, 'scaler', None) is not None
 
     def _weights_of(self, player: str) -> list[nn.Parameter]:
-        return [
-            weight
-            for name in self.learner.players[player].networks
-            for weight in self.learner.networks[name].parameters()
-            if weight.requires_grad
-        ]
+        return [weight for weight in self.weights[player] if weight.requires_grad]
 
     def _share_gradients(self, player: str) -> None:
         if self.fabric.world_size == 1:
@@ -356,6 +361,23 @@ class Loop:
         self.log.drop_after(self.step)
 
 
+class _Now(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Return what a function returns, as a future."""
+        found: Future[T] = Future()
+        found.set_result(fn(*args, **kwargs))
+        return found
+
+
+def _drawing(device: torch.device) -> Executor:
+    """Return what draws batches: a thread of its own, unless the networks keep all cores busy, where it would only be in their way."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    busy = device.type == 'cpu' and torch.get_num_threads() >= cores
+    return _Now() if busy else ThreadPoolExecutor(1)
+
+
 class _Swapped:
     """Other weights in the networks for the time of a block."""
 
@@ -379,13 +401,14 @@ def _outside_autocast(device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False) if device.type in ('cpu', 'cuda') else nullcontext()
 
 
-def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer:
+def _optimizer(player: Player, networks: nn.ModuleDict, *, fused: bool) -> torch.optim.Optimizer:
+    """Return a player's optimizer; fused ones take their steps in one go, but cannot be clipped where losses are scaled."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name in player.networks:
         groups.setdefault(player.factors.get(name, 1.0), []).extend(networks[name].parameters())
     return torch.optim.AdamW(
         [{'params': weights, 'factor': factor} for factor, weights in groups.items()],
-        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay,
+        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay, fused=fused,
     )  # fmt: skip
 
 
