@@ -104,9 +104,7 @@ class Loop:
         self.device = self.fabric.device
         learner.networks.to(self.device)
         self.optimizers = {
-            name: self.fabric.setup_optimizers(
-                _optimizer(player, learner.networks, fused=not self._scales_losses)
-            )
+            name: self.fabric.setup_optimizers(_optimizer(player, learner.networks))
             for name, player in learner.players.items()
         }
         self.weights = {
@@ -401,14 +399,13 @@ def _outside_autocast(device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False) if device.type in ('cpu', 'cuda') else nullcontext()
 
 
-def _optimizer(player: Player, networks: nn.ModuleDict, *, fused: bool) -> torch.optim.Optimizer:
-    """Return a player's optimizer; fused ones take their steps in one go, but cannot be clipped where losses are scaled."""
+def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer:
     groups: dict[float, list[nn.Parameter]] = {}
     for name in player.networks:
         groups.setdefault(player.factors.get(name, 1.0), []).extend(networks[name].parameters())
     return torch.optim.AdamW(
         [{'params': weights, 'factor': factor} for factor, weights in groups.items()],
-        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay, fused=fused,
+        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay,
     )  # fmt: skip
 
 

@@ -52,6 +52,6 @@ def test_references_have_the_contrast_of_the_scan() -> None:
 def test_networks_of_one_player_may_have_their_own_rates() -> None:
     networks = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1) for name in 'ab'})
     player = Player(('a', 'b'), rate=1.0, factors={'b': 0.01})
-    groups = _optimizer(player, networks, fused=True).param_groups
+    groups = _optimizer(player, networks).param_groups
     assert [group['factor'] for group in groups] == [1.0, 0.01]
     assert groups[1]['params'][0] is networks['b'].weight
