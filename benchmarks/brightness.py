@@ -13,7 +13,6 @@ The canonical scanner itself is left out. Means over scans, and over people wher
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +55,16 @@ def main() -> None:
     )
     arguments.add_argument('--name', default='brightness', help='of the result')
     args = arguments.parse_args()
-    people = sorted(path.name for path in args.held.glob('sub-*'))
-    sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
-    sessions.remove(f'ses-{travelling.TARGET}')
     scans = [
-        travelling.load(args.held, *names, args.contrast) for names in itertools.product(people, sessions)
+        item for item in travelling.load_all(args.held, args.contrast) if item.scanner != travelling.TARGET
     ]
+    people, scanners = {item.person for item in scans}, {item.scanner for item in scans}
     rows = []
     for method in args.methods:
         if (args.work / method).is_dir():
             found = np.reshape([measured(item, args.work, method) for item in scans], (len(people), -1, 3))
             rows.append(row_of(method, found, seed=2026))
-    about = f'{len(people)} people, {len(sessions)} scanners, {args.contrast}.'
+    about = f'{len(people)} people, {len(scanners)} scanners, {args.contrast}.'
     common.save(
         args.name,
         title='Brightness of whole brains',

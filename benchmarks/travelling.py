@@ -90,6 +90,13 @@ def load(held: Path, person: str, session: str, contrast: str = 'T1w') -> Travel
     return Travelled(person, session.removeprefix('ses-'), scan, canonical, box, image)
 
 
+def load_all(held: Path, contrast: str = 'T1w', count: int | None = None) -> list[Travelled]:
+    """Read all scans of a contrast, person by person, or those of the first people."""
+    people = sorted(path.name for path in held.glob('sub-*'))[:count]
+    sessions = sorted(path.name for path in (held / people[0]).glob('ses-*'))
+    return [load(held, *names, contrast) for names in itertools.product(people, sessions)]
+
+
 def missing(scans: Sequence[Travelled], folder: Path, keep: bool) -> list[Travelled]:
     """Return the scans whose images a method shall write."""
     return [item for item in scans if not (keep and item.harmonized(folder).exists())]
@@ -226,9 +233,8 @@ def main() -> None:
     arguments.add_argument('--keep', action='store_true', help='images that are in WORK already')
     args = arguments.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    people = sorted(path.name for path in args.held.glob('sub-*'))[: args.people]
-    sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
-    scans = [load(args.held, *names, args.contrast) for names in itertools.product(people, sessions)]
+    scans = load_all(args.held, args.contrast, args.people)
+    people, scanners = {item.person for item in scans}, {item.scanner for item in scans}
     chosen = [(name, False) for name in args.methods] + [(n, True) for n in args.methods if n in AFTER_N4]
     labels = [f'N4 + {name}' if n4 else name for name, n4 in chosen]
     for label, (name, n4) in zip(labels, chosen, strict=False):
@@ -245,7 +251,7 @@ def main() -> None:
     aim = ['--target', args.target] if args.target else []
     out = judge(args.work, args.held, labels, '--against', 'isotone', '--suffix', args.contrast, *aim)
     rows = rows_of(out)
-    text = f'{len(people)} people, {len(sessions)} scanners, {args.contrast}.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
+    text = f'{len(people)} people, {len(scanners)} scanners, {args.contrast}.\n{(__doc__ or "").split(chr(10), 1)[1]}\n{common.table(rows)}'
     if args.people is None:
         common.save(args.name, title='Methods on travelling heads', text=text, data={'rows': rows}, seed=2026)
         page = Path(__file__).parent / 'results' / f'{args.name}.html'

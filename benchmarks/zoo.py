@@ -17,7 +17,6 @@ WORK keeps models and images; the same command goes on where it was stopped.
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import re
@@ -218,11 +217,8 @@ def main() -> None:
     args = arguments.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     methods = args.methods or trained()
-    people = sorted(path.name for path in args.held.glob('sub-*'))
-    sessions = sorted(path.name for path in (args.held / people[0]).glob('ses-*'))
-    scans = [
-        travelling.load(args.held, person, session) for person, session in itertools.product(people, sessions)
-    ]
+    scans = travelling.load_all(args.held)
+    people, scanners = {item.person for item in scans}, {item.scanner for item in scans}
     about: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for name in (*CLASSICAL, *methods):
@@ -240,7 +236,7 @@ def main() -> None:
     out = travelling.judge(args.work, args.held, list(about), '--against', REFERENCE, '--target', args.target)
     rows = rows_of(out, about, details, args.target)
     settings = ''.join(f', {part}' for part in args.set)
-    how = f'{len(people)} people, {len(sessions)} scanners, preset "{args.preset}"{settings}, budget {args.budget} each, {args.threads} thread(s).'
+    how = f'{len(people)} people, {len(scanners)} scanners, preset "{args.preset}"{settings}, budget {args.budget} each, {args.threads} thread(s).'
     text = common.body(__doc__, how, [shown(row) for row in rows])
     common.save(
         args.name,

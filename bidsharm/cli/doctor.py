@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _asked(args: argparse.Namespace) -> Asked:
-    from bidsharm.cli.machine import available_cores, available_memory_gb
     from bidsharm.imaging.templates import parse_space
+    from bidsharm.machine import available_cores, available_memory_gb
     from bidsharm.workflows.doctor.findings import Asked
 
     for text in args.output_spaces:

@@ -223,7 +223,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     UsageError
         For combinations that cannot be.
     """
-    from bidsharm.cli.machine import available_cores, available_memory_gb
+    from bidsharm.machine import available_cores, available_memory_gb
 
     given = vars(build_parser().parse_args(argv))
     config = given.pop('config_file', None)

@@ -7,7 +7,6 @@ and processes; gradients of several processes are averaged here, because adversa
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bidsharm.errors import BidsharmError
+from bidsharm.machine import available_cores
 from bidsharm.training.options import Player, Running, Stage
 from bidsharm.training.records import Best, TrainingLog, read_checkpoint, write_checkpoint
 from bidsharm.training.regimes import Batch, Sampler
@@ -105,10 +105,6 @@ class Loop:
         learner.networks.to(self.device)
         self.optimizers = {
             name: self.fabric.setup_optimizers(_optimizer(player, learner.networks))
-            for name, player in learner.players.items()
-        }
-        self.weights = {
-            name: [weight for part in player.networks for weight in learner.networks[part].parameters()]
             for name, player in learner.players.items()
         }
         self.means = {name: value.detach().clone() for name, value in learner.networks.state_dict().items()}
@@ -236,7 +232,8 @@ class Loop:
         return getattr(self.fabric.strategy.precision, 'scaler', None) is not None
 
     def _weights_of(self, player: str) -> list[nn.Parameter]:
-        return [weight for weight in self.weights[player] if weight.requires_grad]
+        groups = self.optimizers[player].param_groups
+        return [weight for group in groups for weight in group['params'] if weight.requires_grad]
 
     def _share_gradients(self, player: str) -> None:
         if self.fabric.world_size == 1:
@@ -371,8 +368,7 @@ class _Now(Executor):
 
 def _drawing(device: torch.device) -> Executor:
     """Return what draws batches: a thread of its own, unless the networks keep all cores busy, where it would only be in their way."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    busy = device.type == 'cpu' and torch.get_num_threads() >= cores
+    busy = device.type == 'cpu' and torch.get_num_threads() >= available_cores()
     return _Now() if busy else ThreadPoolExecutor(1)
 
 

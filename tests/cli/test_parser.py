@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from bidsharm import __version__
-from bidsharm.cli.machine import available_cores, available_memory_gb
 from bidsharm.cli.parser import build_parser, parse_memory, parse_settings
 from bidsharm.errors import UsageError
+from bidsharm.machine import available_cores, available_memory_gb
 from bidsharm.settings import Settings, from_dict
 
 

@@ -374,17 +374,16 @@ def test_nobody_is_held_out_who_alone_was_at_a_site_or_has_a_contrast(seed):
 
 
 def test_batches_are_drawn_meanwhile_only_where_a_core_is_free(monkeypatch):
-    import os
     from concurrent.futures import ThreadPoolExecutor
 
-    from bidsharm.training.loop import _drawing
+    from bidsharm.training import loop
 
     cpu, gpu = torch.device('cpu'), torch.device('cuda')
     threads = torch.get_num_threads()
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(threads)), raising=False)
-    assert not isinstance(_drawing(cpu), ThreadPoolExecutor)
-    assert isinstance(_drawing(gpu), ThreadPoolExecutor)
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(threads + 1)), raising=False)
-    assert isinstance(_drawing(cpu), ThreadPoolExecutor)
-    with _drawing(cpu) as drawing:
+    monkeypatch.setattr(loop, 'available_cores', lambda: threads)
+    assert not isinstance(loop._drawing(cpu), ThreadPoolExecutor)
+    assert isinstance(loop._drawing(gpu), ThreadPoolExecutor)
+    monkeypatch.setattr(loop, 'available_cores', lambda: threads + 1)
+    assert isinstance(loop._drawing(cpu), ThreadPoolExecutor)
+    with loop._drawing(cpu) as drawing:
         assert drawing.submit(max, 2, 3).result() == 3

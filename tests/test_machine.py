@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from bidsharm.cli import machine
+from bidsharm import machine
 
 
 @pytest.fixture
