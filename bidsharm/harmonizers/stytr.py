@@ -45,8 +45,8 @@ class StyTrSettings(StyleSettings):
     features: tuple[int, ...] = (32, 64, 128)
     code: int = 64
     extractor: float = 0.2
-    content: float = 10.0
-    style: float = 7.0
+    content: float = 1.0
+    style: float = 70.0
     same_image: float = 50.0
     same_features: float = 1.0
     references: int = 4
@@ -62,8 +62,8 @@ class StyTr(StyleMethod):
     Preset: ClassVar[type[NetworkSettings]] = StyTrSettings
     look: ClassVar[tuple[str, ...]] = ()  # its codes are those of single slices
     tiny: ClassVar[Mapping[str, Any]] = {
-        'voxel_mm': 8.0, 'channels': 32, 'patch': 2, 'depth': 1, 'heads': 2, 'features': (8, 16), 'code': 8, 'batch': 2, 'steps': 120,
-        'rate': 4e-3, 'extractor': 0.5, 'references': 2,
+        'voxel_mm': 8.0, 'channels': 32, 'patch': 2, 'depth': 1, 'heads': 2, 'features': (8, 16), 'code': 8, 'batch': 4, 'steps': 600,
+        'rate': 1e-3, 'extractor': 0.2, 'references': 2,
     }  # fmt: skip
     card = Card(
         name='stytr', title='Transformers that look from content to style', family='transformer', supervision='unpaired',
@@ -72,14 +72,15 @@ class StyTr(StyleMethod):
         memory_gb=6.0, fidelity='minimal',
         deviations='The paper could not be read: network and weights follow StyTr2, and its decoder layers first attend to the content itself, '
         'then to the style. Images are compared by the encoder of an autoencoder that is trained on the same scans and then frozen, instead '
-        'of a network trained on photographs. The style of a target are the tokens of a few of its slices.',
+        'of a network trained on photographs; its features are smaller, so style weighs ten times as much as in StyTr2, and content a tenth. '
+        'The style of a target are the tokens of a few of its slices, and in training those of another slice than the one that is compared.',
     )  # fmt: skip
 
     def sampler(self, data: TrainingSet) -> Sampler:
-        """Return scans with references from anywhere."""
-        from bidsharm.training.regimes import OneDomain
+        """Return scans with references from anywhere, and slices elsewhere in both."""
+        from bidsharm.training.regimes import OtherPlaces
 
-        return OneDomain(data, self.view(), batch=self.settings.batch, flip=self.settings.flip)
+        return OtherPlaces(data, self.view(), batch=self.settings.batch, flip=self.settings.flip)
 
     def build(self) -> dict[str, nn.Module]:
         """Return the transformer, and the autoencoder that compares images."""
@@ -139,7 +140,8 @@ class StyTr(StyleMethod):
         def summed(parts: Iterator[Tensor]) -> Tensor:
             return sum(parts, start=x.new_zeros(()))
 
-        styles = {name: net.style_tokens(batch[name]) for name in 'xy'}  # type: ignore[operator]
+        # Styles come from other slices than those that are compared, as they will when a scan is harmonized: they must not tell the place.
+        styles = {name: net.style_tokens(batch[f'{name}_other']) for name in 'xy'}  # type: ignore[operator]
         found = features(self.inside(net(x, styles['y']), batch['x_mask']))
         of_x, of_y = features(x), features(y)
         same = {name: self.inside(net(batch[name], styles[name]), batch[f'{name}_mask']) for name in 'xy'}

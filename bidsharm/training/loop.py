@@ -104,7 +104,9 @@ class Loop:
         self.device = self.fabric.device
         learner.networks.to(self.device)
         self.optimizers = {
-            name: self.fabric.setup_optimizers(_optimizer(player, learner.networks))
+            name: self.fabric.setup_optimizers(
+                _optimizer(player, learner.networks, fused=not self._scales_losses)
+            )
             for name, player in learner.players.items()
         }
         self.means = {name: value.detach().clone() for name, value in learner.networks.state_dict().items()}
@@ -395,13 +397,14 @@ def _outside_autocast(device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False) if device.type in ('cpu', 'cuda') else nullcontext()
 
 
-def _optimizer(player: Player, networks: nn.ModuleDict) -> torch.optim.Optimizer:
+def _optimizer(player: Player, networks: nn.ModuleDict, *, fused: bool) -> torch.optim.Optimizer:
+    """Return a player's optimizer; fused ones take their steps in one go, but cannot be clipped where losses are scaled."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name in player.networks:
         groups.setdefault(player.factors.get(name, 1.0), []).extend(networks[name].parameters())
     return torch.optim.AdamW(
         [{'params': weights, 'factor': factor} for factor, weights in groups.items()],
-        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay,
+        lr=player.rate, betas=player.betas, weight_decay=player.weight_decay, fused=fused,
     )  # fmt: skip
 
 

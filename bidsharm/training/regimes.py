@@ -126,6 +126,14 @@ class Sampler(ABC):
         cut = self._marks(tissue, place, mirrored).astype(np.int64)
         return cut[cut.shape[0] // 2]
 
+    def elsewhere(self, volume: TrainingVolume, place: Place, rng: np.random.Generator) -> Place:
+        """Return another place in a volume, along the same axis, for both must fit into one batch."""
+        for _ in range(20):
+            other = self.view.choose(volume.mask, rng)
+            if other.axis == place.axis:
+                return other
+        return place
+
     def mirrored(self, rng: np.random.Generator) -> bool:
         """Say whether to mirror an example."""
         return bool(self.flip and rng.random() < 0.5)
@@ -243,9 +251,18 @@ class Domains(Sampler):
         flips = [self.mirrored(rng) for _ in range(3)]
         found: Example = {'x_site': self.site(x), 'y_site': self.site(y)}
         for name, volume, flipped in zip('xyz', (x, y, z), flips, strict=True):
-            found[name] = self.image(volume, place, flipped, reference=name != 'x')
-            found[f'{name}_mask'] = self.mask(volume, place, flipped)
+            found |= self.seen(name, volume, place, flipped, rng)
         return found
+
+    def seen(
+        self, name: str, volume: TrainingVolume, place: Place, mirrored: bool, rng: np.random.Generator
+    ) -> Example:
+        """Return what an example holds of one of its scans."""
+        del rng
+        return {
+            name: self.image(volume, place, mirrored, reference=name != 'x'),
+            f'{name}_mask': self.mask(volume, place, mirrored),
+        }
 
     def references(self, x: TrainingVolume, rng: np.random.Generator) -> list[TrainingVolume]:
         """Return the scans of a site drawn at random."""
@@ -272,6 +289,18 @@ class OneDomain(Domains):
         return list(self.data.volumes)
 
 
+class OtherPlaces(OneDomain):
+    """As :class:`OneDomain`, with another place of every scan: ``x_other``, ``y_other``, ``z_other``."""
+
+    def seen(
+        self, name: str, volume: TrainingVolume, place: Place, mirrored: bool, rng: np.random.Generator
+    ) -> Example:
+        """Return what an example holds of one of its scans."""
+        other = self.elsewhere(volume, place, rng)
+        found = super().seen(name, volume, place, mirrored, rng)
+        return {**found, f'{name}_other': self.image(volume, other, mirrored, reference=name != 'x')}
+
+
 class AnyScan(Sampler):
     """Single scans of all sites: ``x``, its ``site``, and ``other``, another place of the same scan."""
 
@@ -283,13 +312,7 @@ class AnyScan(Sampler):
 
     def _of(self, volume: TrainingVolume, rng: np.random.Generator) -> Example:
         place, flipped = self.view.choose(volume.mask, rng), self.mirrored(rng)
-        other = self.view.choose(volume.mask, rng)
-        for _ in range(20):  # along the same axis, so that both fit into one batch
-            if other.axis == place.axis:
-                break
-            other = self.view.choose(volume.mask, rng)
-        else:
-            other = place
+        other = self.elsewhere(volume, place, rng)
         return {
             'x': self.image(volume, place, flipped), 'mask': self.mask(volume, place, flipped), 'site': self.site(volume),
             'other': self.image(volume, other, flipped), 'other_mask': self.mask(volume, other, flipped),

@@ -7,7 +7,7 @@ import torch
 
 from bidsharm.training.loop import _optimizer
 from bidsharm.training.options import Player
-from bidsharm.training.regimes import AnyScan, Domains, Unpaired
+from bidsharm.training.regimes import AnyScan, Domains, OtherPlaces, Unpaired
 from bidsharm.training.views import Slices
 from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
@@ -38,6 +38,18 @@ def test_slices_of_a_batch_have_one_axis() -> None:
         assert drawn == set(shapes.values())
 
 
+def test_other_places_are_of_the_same_scans() -> None:
+    parts = volumes()
+    for volume in parts.volumes:
+        volume.values[:] += np.arange(16, dtype=np.float32) / 100  # tells slices apart, and 1 from 2
+    batch = OtherPlaces(parts, Slices(), batch=8).draw(np.random.default_rng(0))
+    for name in 'xyz':
+        here, there = (batch[part].mean((1, 2, 3)) for part in (name, f'{name}_other'))
+        assert torch.equal(here.floor(), there.floor())
+        assert (here != there).sum() > 4
+    assert torch.equal(batch['x'], OtherPlaces(parts, Slices(), batch=8).draw(np.random.default_rng(0))['x'])
+
+
 def test_references_have_the_contrast_of_the_scan() -> None:
     rng = np.random.default_rng(0)
     for sampler in (
@@ -52,6 +64,6 @@ def test_references_have_the_contrast_of_the_scan() -> None:
 def test_networks_of_one_player_may_have_their_own_rates() -> None:
     networks = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1) for name in 'ab'})
     player = Player(('a', 'b'), rate=1.0, factors={'b': 0.01})
-    groups = _optimizer(player, networks).param_groups
+    groups = _optimizer(player, networks, fused=True).param_groups
     assert [group['factor'] for group in groups] == [1.0, 0.01]
     assert groups[1]['params'][0] is networks['b'].weight
