@@ -26,7 +26,9 @@ _ANCHORS = {'T2w': (50.0, 0.476)}
 _ANCHOR = (90.0, 1.0)
 #: Intensity, in units of the 90th percentile of a scan without its gain, at the knots of a curve.
 KNOTS = np.linspace(0, parts.TOP, parts.KNOTS)
-#: Features that tell how far a fit agrees with what it was fitted to, and with the network for cells.
+#: Share of the drawing in what the gain and the curve are fitted to; the rest is what the network for cells says by itself.
+DRAWN = 0.6
+#: Features that tell how far the fit is from the drawing and from the network for cells.
 AGREEMENT = 2
 
 
@@ -169,9 +171,11 @@ class Reader:
         gain, scale, features = look.log_gain, float(anchor), look.pooled
         error = look.log_error.exp()
         if self.unet is not None:
-            fit = fit_style(values - offset, voxels, seen.shape, draw(self.unet, values, voxels), gain)
+            drawn = draw(self.unet, values, voxels)
             before = parts.apply_curve((plain / anchor)[None], start, slopes)[0]
-            agreement = [fit.residual, float((fit.fitted - before).abs().mean())]
+            aim = DRAWN * drawn + (1 - DRAWN) * before
+            fit = fit_style(values - offset, voxels, seen.shape, aim, gain)
+            agreement = [float((fit.fitted - other).abs().mean()) for other in (drawn, before)]
             features = torch.cat([features, torch.tensor([agreement], device=self.device).log()], dim=1)
             gain, scale, heights = fit.log_gain, fit.scale, fit.heights
             low, high = torch.quantile(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bidsharm.imaging.lowres import LowResolution
 from bidsharm.nn import isotone as parts
-from bidsharm.nn.isotone_model import KNOTS, Model, Reader, field_at, increasing
+from bidsharm.nn.isotone_model import DRAWN, KNOTS, Model, Reader, field_at, increasing
 from bidsharm.nn.isotone_unet import CanonicalUNet
 
 
@@ -161,7 +161,9 @@ def default_model(*, drawing: bool = False) -> Model:
     return Model(reader, parts.Judge(reader.features))
 
 
-def test_the_gain_and_the_curve_are_fitted_to_the_drawing():
+@pytest.mark.parametrize('share', [1.0, DRAWN])
+def test_the_gain_and_the_curve_are_fitted_to_drawing_and_network(share, monkeypatch):
+    monkeypatch.setattr('bidsharm.nn.isotone_model.DRAWN', share)
     seen, flat = brain(), default_model(drawing=True)
     for layer in flat.reader.unet.last[-1].parameters():
         torch.nn.init.zeros_(layer)  # draws what it sees, in units of the scan
@@ -170,11 +172,15 @@ def test_the_gain_and_the_curve_are_fitted_to_the_drawing():
     mask[tuple(seen.voxels.T)] = True
     found = read.found.canonical(seen.values, field_at(read.found.log_gain, seen, mask, seen.affine))
     low, span = parts.scan_units(torch.from_numpy(seen.values))
-    np.testing.assert_allclose(found, (seen.values - float(low)) / float(span), atol=0.1)
+    drawn = (seen.values - float(low)) / float(span)
     alone = default_model().reader.read(seen)
+    before = alone.found.canonical(seen.values, field_at(alone.found.log_gain, seen, mask, seen.affine))
+    assert np.abs(drawn - before).mean() > 0.08
+    np.testing.assert_allclose(found, share * drawn + (1 - share) * before, atol=0.1)
     assert read.features.shape[1] == alone.features.shape[1] + 2
-    assert read.features[0, -2] < -3  # the fit is close to the drawing
-    assert read.features[0, -1] > -2.6  # and the network for cells says something else
+    distances = [np.abs(found - other).mean() for other in (drawn, before)]  # the first is small where all is drawing
+    np.testing.assert_allclose(read.features[0, -2:].exp(), distances, rtol=0.02)
+    assert distances[0] < (0.05 if share == 1 else distances[1])
 
 
 @pytest.mark.parametrize('drawing', [False, True])
