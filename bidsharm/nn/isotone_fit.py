@@ -54,15 +54,12 @@ class Fit:
         Intensity that the curve gives at the knots, in units of the scale; strictly increasing, shape (20,).
     fitted
         What the values become, shape (V,).
-    residual
-        Mean absolute difference of that from what was aimed at.
     """
 
     log_gain: Tensor
     scale: float
     heights: NDArray[np.float64]
     fitted: Tensor
-    residual: float
 
 
 def fit_style(
@@ -102,9 +99,9 @@ def fit_style(
         knots = torch.as_tensor(heights, dtype=plain.dtype, device=plain.device)
         slopes = knots.diff() / STEP
         result = apply_curve(plain[None], knots[:1], slopes[None])[0]
-        error = aim - result
         if number == ROUNDS - 1:
             break
+        error = aim - result
         derivative = -slopes[segment_of(plain).long()] * plain
         top, bottom = (
             _smooth(torch.bincount(cell, part, minlength=counts[0] * counts[1] * counts[2]).reshape(counts))
@@ -112,7 +109,7 @@ def fit_style(
         )
         step = top / (bottom + _RIDGE * bottom.max()).clamp_min(1e-12)
         gain = (gain + step[None, None].to(gain)).clamp(-LARGEST_GAIN, LARGEST_GAIN)
-    return Fit(gain, float(scale), heights, result, float(error.abs().mean()))
+    return Fit(gain, float(scale), heights, result)
 
 
 def fit_curve(values: Tensor, aim: Tensor) -> NDArray[np.float64]:
