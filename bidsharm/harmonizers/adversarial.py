@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from bidsharm.errors import UsageError
 from bidsharm.harmonizers.network_settings import NetworkSettings
 from bidsharm.harmonizers.trained import TrainedHarmonizer
+from bidsharm.nn.names import GanLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.augmentation import Augmentation
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -56,11 +56,6 @@ class AdversarialSettings(NetworkSettings):
     progressive: int = 0
 
     def __post_init__(self) -> None:
-        kinds = ('least_squares', 'logistic', 'hinge')
-        if self.gan_loss not in kinds:
-            raise UsageError(
-                f'gan_loss is {self.gan_loss}.', where='--set', fix=f'Give one of {", ".join(kinds)}.'
-            )
         numbers = (
             'penalty',
             'augment_gamma',

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.surface import SurfaceMap, SurfaceSettings, TrainedSurface, of_cortex
+from bidsharm.nn.names import SurfaceNorm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.spherical import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch
 
@@ -43,8 +43,8 @@ class CDAESettings(SurfaceSettings):
 
     widths: tuple[int, ...] = (32, 64, 128, 256)
     site_widths: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    norm: Norm = 'group'
-    bottleneck_norm: Norm = 'channel'
+    norm: SurfaceNorm = 'group'
+    bottleneck_norm: SurfaceNorm = 'channel'
     site: float = 0.9
     code: float = 0.5
     adversary: float = 0.4

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.nn.names import Head, Norm
+from bidsharm.training.scaling import Scaled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -59,7 +60,7 @@ class CycleSettings(AdversarialSettings):
     edge: int = 64
     width: int = 64
     blocks: int = 9
-    head: Literal['direct', 'residual', 'attention'] = 'direct'
+    head: Head = 'direct'
     masks: int = 10
     self_attention: bool = False
     discriminator: tuple[int, ...] = (64, 128, 256)
@@ -87,7 +88,7 @@ class VolumeSettings(CycleSettings):
 class AttentionSettings(CycleSettings):
     """AG-GAN: nine images and the input, combined by ten masks."""
 
-    head: Literal['direct', 'residual', 'attention'] = 'attention'
+    head: Head = 'attention'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class IguaneSettings(AdversarialSettings):
     judge_norm: Norm = 'mad'
     cycle: float = 30.0
     identity: float = 15.0
-    scaling: str = 'median'
+    scaling: Scaled = 'median'
     offset: float = -1.0
     momentum: float = 0.9
     batch: int = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from bidsharm.harmonizers.adversarial import AdversarialSettings
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.trained import TrainedHarmonizer
+from bidsharm.nn.names import Fusion
+from bidsharm.training.scaling import Scaled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import Slices
     from bidsharm.training.volumes import TrainingSet
+
+#: How volumes from several axes become one; a network may learn to.
+Fuse = Fusion | Literal['learnt']
+Attention = Literal['softmax', 'fg_bg', 'swap']
+Pairs = Literal['contrasts', 'orientations']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +70,9 @@ class DisentangledSettings(AdversarialSettings):
         Scans that the fusion is learnt from, and its learning rate.
     """
 
-    pairs: str = 'contrasts'
+    pairs: Pairs = 'contrasts'
     axes: tuple[int, ...] = (0, 1, 2)
-    fuse: str = 'learnt'
+    fuse: Fuse = 'learnt'
     labels: int = 5
     theta: int = 2
     eta: int = 2
@@ -76,7 +83,7 @@ class DisentangledSettings(AdversarialSettings):
     width: int = 32
     patch: int = 32
     features: int = 128
-    attention: str = 'softmax'
+    attention: Attention = 'softmax'
     temperature: float = 10.0
     temperature_apply: float = 5.0
     reconstruction: float = 10.0
@@ -93,7 +100,7 @@ class DisentangledSettings(AdversarialSettings):
     fusion: float = 1.0
     fusion_scans: int = 8
     fusion_rate: float = 5e-4
-    scaling: str = 'p95'
+    scaling: Scaled = 'p95'
     steps: int = 100_000
     rate: float = 5e-4
 
@@ -144,7 +151,7 @@ class Disentangled(TrainedHarmonizer):
         from bidsharm.training.views import Slices
 
         fusion = dict(getattr(self, 'networks', {})).get('fusion')
-        return Slices(axes=self.settings.axes, fuse=self.settings.fuse, network=fusion)  # type: ignore[arg-type]
+        return Slices(axes=self.settings.axes, fuse=self.settings.fuse, network=fusion)
 
     def sampler(self, data: TrainingSet) -> Sampler:
         """Return visits with several contrasts, or scans in two orientations."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from bidsharm.harmonizers.contract import Card
-from bidsharm.harmonizers.disentangled import Disentangled, DisentangledSettings
+from bidsharm.harmonizers.disentangled import Attention, Disentangled, DisentangledSettings, Fuse, Pairs
 from bidsharm.harmonizers.network_settings import NetworkSettings
 
 
@@ -17,7 +17,7 @@ from bidsharm.harmonizers.network_settings import NetworkSettings
 class CalamitiSettings(DisentangledSettings):
     """CALAMITI: the anatomy of one contrast, picked at random, a critic instead of patches, no artifacts."""
 
-    attention: str = 'swap'
+    attention: Attention = 'swap'
     drop_target: float = 0.0
     eta: int = 0
     contrastive: float = 0.0
@@ -29,7 +29,7 @@ class Dewey2020Settings(CalamitiSettings):
     """Dewey et al. 2020: as CALAMITI, without the bound on the contrast code, cycles and fusion; axial slices."""
 
     axes: tuple[int, ...] = (2,)
-    fuse: str = 'median'
+    fuse: Fuse = 'median'
     kl: float = 0.0
     cycle: float = 0.0
 
@@ -38,8 +38,8 @@ class Dewey2020Settings(CalamitiSettings):
 class SingleModalitySettings(CalamitiSettings):
     """Zuo et al. 2022: two orientations of a scan, whose contrast is the same, in the place of two contrasts."""
 
-    pairs: str = 'orientations'
-    fuse: str = 'median'
+    pairs: Pairs = 'orientations'
+    fuse: Fuse = 'median'
     confusion: float = 0.0
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bidsharm.harmonizers.adversarial import AdversarialSettings, Unpaired, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
+from bidsharm.nn.names import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch
 

@@ -10,11 +10,11 @@ from bidsharm.harmonizers.adversarial import AdversarialSettings, verdicts
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
+from bidsharm.nn.names import Fusion, GanLoss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch
 
@@ -45,7 +45,7 @@ class MurdSettings(StyleSettings, AdversarialSettings):
 
     axes: tuple[int, ...] = (0, 1, 2)
     neighbours: int = 1
-    fuse: str = 'mean'
+    fuse: Fusion = 'mean'
     width: int = 64
     downs: int = 2
     blocks: int = 4

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsharm.training.scaling import Scaled
+
 if TYPE_CHECKING:
     from bidsharm.harmonizers.effort import Effort
     from bidsharm.training.augmentation import Augmentation
@@ -41,7 +43,7 @@ class NetworkSettings:
     """
 
     voxel_mm: float = 1.0
-    scaling: str = 'p99'
+    scaling: Scaled = 'p99'
     offset: float = 0.0
     background: float = 0.0
     batch: int = 8

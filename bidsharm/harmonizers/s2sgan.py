@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bidsharm.harmonizers.adversarial import judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.surface import SurfaceSettings, TrainedSurface, of_cortex
+from bidsharm.nn.names import SurfaceNorm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.spherical import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch
 
@@ -38,8 +38,8 @@ class S2SGANSettings(SurfaceSettings):
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     judge: tuple[int, ...] = (32, 64, 128, 256)
-    norm: Norm = 'group'
-    judge_norm: Norm = 'group'
+    norm: SurfaceNorm = 'group'
+    judge_norm: SurfaceNorm = 'group'
     residual: bool = False
     cycle: float = 10.0
     correlation: float = 1.0

@@ -14,11 +14,11 @@ from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, verdict
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.style import StyleMethod, StyleSettings
+from bidsharm.nn.names import GanLoss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bidsharm.nn.losses import GanLoss
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.volumes import TrainingSet

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.trained import TrainedHarmonizer
+from bidsharm.nn.names import Fusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class StyleSettings(NetworkSettings):
 
     axes: tuple[int, ...] = (2,)
     neighbours: int = 0
-    fuse: str = 'median'
+    fuse: Fusion = 'median'
 
 
 class StyleMethod(TrainedHarmonizer):
@@ -65,7 +66,7 @@ class StyleMethod(TrainedHarmonizer):
         from bidsharm.training.views import Slices
 
         s = self.settings
-        return Slices(axes=s.axes, neighbours=s.neighbours, fuse=s.fuse)  # type: ignore[arg-type]
+        return Slices(axes=s.axes, neighbours=s.neighbours, fuse=s.fuse)
 
     def sampler(self, data: TrainingSet) -> Sampler:
         """Return scans with references of another site."""

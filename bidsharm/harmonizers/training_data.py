@@ -86,7 +86,7 @@ def in_units(scan: Scan, settings: NetworkSettings) -> tuple[NDArray[np.float32]
 
     values = check_scan(scan)
     try:
-        scaling = measure(values, settings.scaling, settings.offset)  # type: ignore[arg-type]
+        scaling = measure(values, settings.scaling, settings.offset)
     except ValueError as error:
         raise ScanError(
             f'There is no scale: {error}.', where=scan.name, fix='Look at the image, or leave this scan out.'

@@ -45,7 +45,7 @@ class UgatitSettings(CycleSettings):
     identity: float = 10.0
     activation: float = 1000.0
     spectral: bool = True
-    head: Literal['direct', 'residual', 'attention'] = 'direct'
+    head: Literal['direct', 'residual'] = 'direct'
     rate: float = 1e-4
     decay: float = 1e-4
 

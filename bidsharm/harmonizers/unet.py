@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bidsharm.harmonizers.adversarial import AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.trained import TrainedHarmonizer
+from bidsharm.nn.names import Block, Bottleneck, Downsampling, Norm
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from bidsharm.nn.blocks import Norm
     from bidsharm.training.options import Player
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
@@ -53,13 +53,13 @@ class UNetSettings(AdversarialSettings):
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     convs: int = 1
-    block: str = 'plain'
+    block: Block = 'plain'
     gates: bool = False
-    bottleneck: str = 'conv'
+    bottleneck: Bottleneck = 'conv'
     depth: int = 4
     heads: int = 8
     norm: Norm = 'instance'
-    down: Literal['stride', 'pool'] = 'stride'
+    down: Downsampling = 'stride'
     skip_input: bool = False
     adversarial: float = 0.0
     l1: float = 1.0
@@ -82,7 +82,7 @@ class SliceSettings(UNetSettings):
 class ResidualSettings(UNetSettings):
     """Residual blocks."""
 
-    block: str = 'residual'
+    block: Block = 'residual'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class AttentionSettings(UNetSettings):
 class TransformerSettings(UNetSettings):
     """A transformer at the bottleneck."""
 
-    bottleneck: str = 'transformer'
+    bottleneck: Bottleneck = 'transformer'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class ConditionalSettings(UNetSettings):
 class ConditionalResidualSettings(ConditionalSettings):
     """Residual blocks, and a discriminator."""
 
-    block: str = 'residual'
+    block: Block = 'residual'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class ConditionalAttentionSettings(ConditionalSettings):
 class ConditionalTransformerSettings(ConditionalSettings):
     """A transformer, and a discriminator."""
 
-    bottleneck: str = 'transformer'
+    bottleneck: Bottleneck = 'transformer'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class OsmanSettings(UNetSettings):
     axes: tuple[int, ...] = (2,)
     convs: int = 2
     norm: Norm = 'batch'
-    down: Literal['stride', 'pool'] = 'pool'
+    down: Downsampling = 'pool'
     batch: int = 32
     rate: float = 1e-3
 
@@ -178,7 +178,7 @@ class PairedUNet(TrainedHarmonizer):
         s, dims = self.settings, self.view().dims
         networks: dict[str, nn.Module] = {
             'generator': UNet(
-                dims=dims, in_channels=self.channels, out_channels=self.channels, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,  # type: ignore[arg-type]
+                dims=dims, in_channels=self.channels, out_channels=self.channels, widths=s.widths, convs=s.convs, block=s.block, gates=s.gates, bottleneck=s.bottleneck,
                 depth=s.depth, heads=s.heads, kind=s.norm, down=s.down, skip_input=s.skip_input,
             )
         }  # fmt: skip

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal['instance', 'batch', 'mad', 'layer', 'none']
+from bidsharm.nn.names import Downsampling, Norm
+
 Activation = Literal['relu', 'leaky', 'elu', 'concat_elu', 'tanh', 'none']
 Order = Literal['conv-norm-act', 'conv-act-norm']
 
@@ -137,7 +138,7 @@ class Down(nn.Module):
     """Half the size: a strided convolution with a kernel of 4, or a maximum over 2 voxels along each axis."""
 
     def __init__(
-        self, dims: int, channels: int, kind: Norm, act: Activation, order: Order, *, how: Literal['stride', 'pool']
+        self, dims: int, channels: int, kind: Norm, act: Activation, order: Order, *, how: Downsampling
     ) -> None:  # fmt: skip
         super().__init__()
         if how == 'pool':

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from bidsharm.imaging.icosphere import vertex_count
 from bidsharm.nn.spherical import (
     SLOPE,
-    Norm,
     RingConv,
     RingPool,
     RingUp,
     SphericalEncoder,
+    SurfaceNorm,
     conv_block,
     double_block,
 )
@@ -23,7 +23,7 @@ from bidsharm.nn.spherical import (
 class UpBlock(nn.Module):
     """Transposed convolution and two convolutions, without anything from the encoder."""
 
-    def __init__(self, inputs: int, outputs: int, level: int, norm: Norm) -> None:
+    def __init__(self, inputs: int, outputs: int, level: int, norm: SurfaceNorm) -> None:
         super().__init__()
         self.up = RingUp(inputs, outputs, level - 1)
         self.double_conv = double_block(outputs, outputs, level, norm)
@@ -51,7 +51,9 @@ class Decoder(nn.Module):
         After those of the first and the last block.
     """
 
-    def __init__(self, sites: int, widths: Sequence[int], level: int, norm: Norm, outer: Norm) -> None:
+    def __init__(
+        self, sites: int, widths: Sequence[int], level: int, norm: SurfaceNorm, outer: SurfaceNorm
+    ) -> None:
         super().__init__()
         coarse = level - len(widths) + 1
         middle = [
@@ -85,7 +87,7 @@ class SiteClassifier(nn.Module):
         Of its encoder.
     """
 
-    def __init__(self, sites: int, widths: Sequence[int], level: int, norm: Norm) -> None:
+    def __init__(self, sites: int, widths: Sequence[int], level: int, norm: SurfaceNorm) -> None:
         super().__init__()
         self.encoder = SphericalEncoder(1, widths, level, norm)
         self.out = nn.Linear(vertex_count(self.encoder.level), sites)
@@ -108,7 +110,7 @@ class CodeClassifier(nn.Module):
         After its convolutions.
     """
 
-    def __init__(self, sites: int, channels: int, level: int, norm: Norm) -> None:
+    def __init__(self, sites: int, channels: int, level: int, norm: SurfaceNorm) -> None:
         super().__init__()
         self.seen = nn.Sequential(
             RingPool(level),

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from bidsharm.nn.blocks import Norm, activation, conv, norm
+from bidsharm.nn.blocks import activation, conv, norm
+from bidsharm.nn.names import Norm
 from bidsharm.nn.style import Heads, ResidualTrunk, halved, widths_of
 
 

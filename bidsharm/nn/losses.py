@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Names of adversarial losses.
-GanLoss = Literal['least_squares', 'logistic', 'hinge']
+from bidsharm.nn.names import GanLoss
 
 
 def l1(found: Tensor, wanted: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bidsharm.nn.blocks import Norm, ResidualBlock, Up, conv, finish, silent
+from bidsharm.nn.blocks import ResidualBlock, Up, conv, finish, silent
+from bidsharm.nn.names import Head, Norm
 
-Head = Literal['direct', 'residual', 'attention']
 _ORDER: Literal['conv-norm-act'] = 'conv-norm-act'
 
 

@@ -8,7 +8,6 @@ rotations of the sphere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bidsharm.imaging.icosphere import icosphere, vertex_count
+from bidsharm.nn.names import SurfaceNorm
 
-Norm = Literal['group', 'channel', 'none']
 SLOPE = 0.2
 
 
@@ -122,19 +121,21 @@ class RingUp(nn.Module):
         return torch.cat([made.index_select(1, self.own), middle], dim=1).transpose(1, 2)
 
 
-def norm_layer(norm: Norm, channels: int) -> nn.Module:
+def norm_layer(norm: SurfaceNorm, channels: int) -> nn.Module:
     """Return a norm: over four groups of channels, over each channel of a map, or none."""
     if norm == 'none':
         return nn.Identity()
     return nn.GroupNorm(channels if norm == 'channel' else min(4, channels), channels)
 
 
-def conv_block(inputs: int, outputs: int, level: int, norm: Norm) -> list[nn.Module]:
+def conv_block(inputs: int, outputs: int, level: int, norm: SurfaceNorm) -> list[nn.Module]:
     """Return a convolution, its norm and a leaky ReLU."""
     return [RingConv(inputs, outputs, level), norm_layer(norm, outputs), nn.LeakyReLU(SLOPE)]
 
 
-def double_block(inputs: int, outputs: int, level: int, norm: Norm, *, pool: bool = False) -> nn.Sequential:
+def double_block(
+    inputs: int, outputs: int, level: int, norm: SurfaceNorm, *, pool: bool = False
+) -> nn.Sequential:
     """Return two convolutions with norms and activations, after pooling from the level above where that is asked for."""
     before = [RingPool(level + 1)] if pool else []
     return nn.Sequential(
@@ -157,7 +158,7 @@ class SphericalEncoder(nn.Module):
         After each convolution.
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int], level: int, norm: Norm = 'group') -> None:
+    def __init__(self, inputs: int, widths: Sequence[int], level: int, norm: SurfaceNorm = 'group') -> None:
         super().__init__()
         before = (inputs, *widths)
         self.down = nn.ModuleList(
@@ -197,7 +198,7 @@ class SphericalUNet(nn.Module):
         widths: Sequence[int],
         level: int,
         *,
-        norm: Norm = 'group',
+        norm: SurfaceNorm = 'group',
         residual: bool = False,
     ) -> None:
         super().__init__()
@@ -240,7 +241,7 @@ class SphericalJudge(nn.Module):
         After each convolution. Norms over a map hide how thick the whole cortex is; ``none`` shows it.
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int], level: int, norm: Norm = 'none') -> None:
+    def __init__(self, inputs: int, widths: Sequence[int], level: int, norm: SurfaceNorm = 'none') -> None:
         super().__init__()
         self.encoder = SphericalEncoder(inputs, widths, level, norm)
         self.score = RingConv(widths[-1], 1, self.encoder.level)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bidsharm.nn.blocks import Activation, Down, Norm, Order, ResidualBlock, Up, conv, finish, widening
+from bidsharm.nn.blocks import Activation, Down, Order, ResidualBlock, Up, conv, finish, widening
+from bidsharm.nn.names import Block, Bottleneck, Downsampling, Norm
 from bidsharm.nn.transformer import TransformerBottleneck
 
 
@@ -75,14 +76,14 @@ class UNet(nn.Module):
         out_channels: int = 1,
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         convs: int = 1,
-        block: Literal['plain', 'residual'] = 'plain',
+        block: Block = 'plain',
         kind: Norm = 'instance',
         act: Activation = 'relu',
         order: Order = 'conv-act-norm',
-        down: Literal['stride', 'pool'] = 'stride',
+        down: Downsampling = 'stride',
         up: Literal['transpose', 'interpolate'] = 'transpose',
         gates: bool = False,
-        bottleneck: Literal['conv', 'transformer'] = 'conv',
+        bottleneck: Bottleneck = 'conv',
         depth: int = 4,
         heads: int = 8,
         skip_input: bool = False,

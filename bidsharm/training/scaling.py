@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-#: What a network may ask for.
-Kind = Literal['median', 'p95', 'p99']
+#: What becomes 1: the median of the brain, or its 95th or 99th percentile.
+Scaled = Literal['median', 'p95', 'p99']
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scaling:
         return np.asarray((values - self.shift) * self.unit, dtype=np.float32)
 
 
-def measure(values: NDArray[np.floating], kind: Kind, shift: float = 0.0) -> Scaling:
+def measure(values: NDArray[np.floating], kind: Scaled, shift: float = 0.0) -> Scaling:
     """Return the scaling of a scan.
 
     Parameters

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bidsharm.nn.names import Fusion
+
 #: From a batch of inputs, shape (B, C, ...), and the axis they were cut along (-1 for volumes) to a batch of outputs.
 Translate = Callable[[Tensor, int], Tensor]
 Array = NDArray[np.float32]
@@ -126,7 +128,7 @@ class Slices(View):
 
     axes: Sequence[int] = (2,)
     neighbours: int = 0
-    fuse: Literal['median', 'mean', 'learnt'] = 'median'
+    fuse: Fusion | Literal['learnt'] = 'median'
     least_brain: float = 0.05
     multiple: int = 16
     network: nn.Module | None = None

@@ -126,7 +126,7 @@ def test_the_adversarial_loss_that_is_asked_for_reaches_discriminators_and_gener
 
 
 def test_an_unknown_adversarial_loss_is_refused():
-    with pytest.raises(UsageError, match='gan_loss is wasserstein'):
+    with pytest.raises(UsageError, match="gan_loss cannot be 'wasserstein'"):
         registry.get('cyclegan').preset('tiny', gan_loss='wasserstein')
 
 

@@ -160,7 +160,14 @@ def test_the_bottleneck_of_imunity_is_random_in_training_only():
 def test_losses_of_stytr():
     method, (x, y) = untrained(StyTr, content=2.0, style=3.0, same_image=4.0, same_features=5.0), images(2)
     others = images(2)
-    b = {'x': x, 'y': y, 'x_mask': torch.ones_like(x), 'y_mask': torch.ones_like(x), 'x_other': others[0], 'y_other': others[1]}
+    b = {
+        'x': x,
+        'y': y,
+        'x_mask': torch.ones_like(x),
+        'y_mask': torch.ones_like(x),
+        'x_other': others[0],
+        'y_other': others[1],
+    }
     net, features = method.networks['transformer'], method.networks['features'].features
     of_others = [net.style_tokens(other) for other in others]
     found, of_x, of_y = features(net(x, of_others[1])), features(x), features(y)
