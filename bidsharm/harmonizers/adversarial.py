@@ -56,6 +56,7 @@ class AdversarialSettings(NetworkSettings):
     progressive: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         numbers = (
             'penalty',
             'augment_gamma',

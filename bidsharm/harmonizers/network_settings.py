@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsharm.errors import UsageError
 from bidsharm.training.scaling import Scaled
 
 if TYPE_CHECKING:
     from bidsharm.harmonizers.effort import Effort
     from bidsharm.training.augmentation import Augmentation
+
+#: What numbers may be, and how that is said.
+_ABOVE_ZERO = (lambda value: 0 < value < float('inf')), 'a number above 0'
+_FROM_ONE = (lambda value: value >= 1), 'a whole number from 1'
+_SHARE = (lambda value: 0 <= value < 1), 'a number from 0, below 1'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,11 @@ class NetworkSettings:
         Mirror every other example.
     hold_out
         Part of the people that is kept for validation.
+
+    Raises
+    ------
+    UsageError
+        For numbers that make no sense.
     """
 
     voxel_mm: float = 1.0
@@ -52,6 +63,23 @@ class NetworkSettings:
     average: float = 0.0
     flip: bool = True
     hold_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        ranges = {
+            'voxel_mm': _ABOVE_ZERO,
+            'batch': _FROM_ONE,
+            'steps': _FROM_ONE,
+            'rate': _ABOVE_ZERO,
+            'average': _SHARE,
+            'hold_out': _SHARE,
+        }
+        for name, (allowed, words) in ranges.items():
+            if not allowed(value := getattr(self, name)):
+                raise UsageError(f'{name} is {value}.', where='--set', fix=f'Give {words}.')
+        if not set(axes := getattr(self, 'axes', ())) <= {0, 1, 2}:
+            raise UsageError(
+                f'axes is {axes}.', where='--set', fix='Give some of 0 (sagittal), 1 (coronal), 2 (axial).'
+            )
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -86,6 +86,17 @@ def test_a_wrong_value_of_any_setting_is_refused(name):
             kind.preset('tiny', **{item.name: None})
 
 
+@pytest.mark.parametrize(
+    'change',
+    [{'voxel_mm': 0}, {'batch': 0}, {'steps': -5}, {'rate': 0}, {'average': 1}, {'hold_out': -0.1}, {'axes': (2, 3)}, {'penalty': -1}],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(change):
+    with pytest.raises(UsageError, match=f'{next(iter(change))} is'):
+        registry.find('cyclegan').preset('tiny', **change)
+    assert registry.find('cyclegan').preset('tiny', average=0, hold_out=0, steps=1)
+
+
 def test_settings_are_checked_without_torch():
     code = 'import sys; from bidsharm.harmonizers import registry; registry.find("cyclegan").preset("tiny", head="residual"); print("torch" in sys.modules)'
     said = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
