@@ -181,7 +181,7 @@ def test_rows_of_a_site_that_a_model_does_not_know_stop_it(tmp_path: Path, capsy
         (['--keep', 's(age)'], ExitCode.USAGE, 'combat-gam'),
         (['--keep', 'C(site)'], ExitCode.USAGE, 'cannot be told from the sites'),
         (['--reference', 'Q'], ExitCode.USAGE, 'There are: A, B, C'),
-        (['--set', 'prior=flat'], ExitCode.USAGE, 'no prior "flat"'),
+        (['--set', 'prior=flat'], ExitCode.USAGE, "prior cannot be 'flat'. Give one of parametric"),
         (['--harmonizer', 'longcombat'], ExitCode.USAGE, 'several visits'),
         (['--site', 'group,nothing'], ExitCode.USAGE, 'no column "nothing"'),
         (['--model', 'nowhere'], ExitCode.CONFIGURATION, 'no model bundle'),
