@@ -126,7 +126,8 @@ def test_style_transfer_needs_no_site_labels_and_takes_any_reference(scans):
 
 
 def test_tissues_move_towards_the_target(scans):
-    method = StarGAN2(settings=StarGAN2.preset('tiny'))
+    # 60 steps bring grey matter nearer with some seeds only.
+    method = StarGAN2(settings=StarGAN2.preset('tiny', steps=240))
     method.fit(Cohort(scans), target=Site('A'))
     wanted, scan = (on_model_grid(scans[index], method.grid_mm) for index in (0, 1))
     found = method.harmonize(scan, Site('A')).image
