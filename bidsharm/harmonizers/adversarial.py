@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bidsharm.errors import UsageError
-from bidsharm.harmonizers.network_settings import NetworkSettings
+from bidsharm.harmonizers.network_settings import NetworkSettings, Range
 from bidsharm.harmonizers.trained import TrainedHarmonizer
 from bidsharm.nn.names import GanLoss
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 #: What cards say of methods whose papers decay weights by Adam.
 DECAY = ' Weights decay beside the gradient (AdamW) and not as a part of it (Adam).'
+_FROM_ZERO: Range = (
+    (lambda value: isinstance(value, int | float) and value >= 0),
+    '0 for none, or a number above 0',
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +61,16 @@ class AdversarialSettings(NetworkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers = (
-            'penalty',
-            'augment_gamma',
-            'augment_gain',
-            'augment_angle',
-            'augment_scale',
-            'progressive',
-        )
-        for name in numbers:
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= 0:
-                raise UsageError(
-                    f'{name} is {value}.', where='--set', fix='Give 0 for none, or a number above 0.'
-                )  # fmt: skip
         if not isinstance(self.progressive, int):
             raise UsageError(
                 f'progressive is {self.progressive}.', where='--set', fix='Give a whole number of halvings.'
             )
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """What numbers may be, by the name of the setting."""
+        mine = ('penalty', 'augment_gamma', 'augment_gain', 'augment_angle', 'augment_scale', 'progressive')
+        return {**super().ranges, **dict.fromkeys(mine, _FROM_ZERO)}
 
     @property
     def halvings(self) -> int:

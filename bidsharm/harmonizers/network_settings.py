@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from bidsharm.harmonizers.effort import Effort
     from bidsharm.training.augmentation import Augmentation
 
-#: What numbers may be, and how that is said.
-_ABOVE_ZERO = (lambda value: 0 < value < float('inf')), 'a number above 0'
-_FROM_ONE = (lambda value: value >= 1), 'a whole number from 1'
-_SHARE = (lambda value: 0 <= value < 1), 'a number from 0, below 1'
+#: What a number may be, and how that is said.
+Range = tuple[Callable[[Any], bool], str]
+_ABOVE_ZERO: Range = (lambda value: 0 < value < float('inf')), 'a number above 0'
+_FROM_ONE: Range = (lambda value: value >= 1), 'a whole number from 1'
+_SHARE: Range = (lambda value: 0 <= value < 1), 'a number from 0, below 1'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +66,20 @@ class NetworkSettings:
     hold_out: float = 0.1
 
     def __post_init__(self) -> None:
-        ranges = {
-            'voxel_mm': _ABOVE_ZERO,
-            'batch': _FROM_ONE,
-            'steps': _FROM_ONE,
-            'rate': _ABOVE_ZERO,
-            'average': _SHARE,
-            'hold_out': _SHARE,
-        }
-        for name, (allowed, words) in ranges.items():
+        for name, (allowed, words) in self.ranges.items():
             if not allowed(value := getattr(self, name)):
                 raise UsageError(f'{name} is {value}.', where='--set', fix=f'Give {words}.')
         if not set(axes := getattr(self, 'axes', ())) <= {0, 1, 2}:
             raise UsageError(
                 f'axes is {axes}.', where='--set', fix='Give some of 0 (sagittal), 1 (coronal), 2 (axial).'
             )
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """What numbers may be, by the name of the setting."""
+        return {
+            'voxel_mm': _ABOVE_ZERO, 'batch': _FROM_ONE, 'steps': _FROM_ONE, 'rate': _ABOVE_ZERO, 'average': _SHARE, 'hold_out': _SHARE,
+        }  # fmt: skip
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -178,9 +178,7 @@ def test_the_gain_and_the_curve_are_fitted_to_drawing_and_network(share, monkeyp
     assert np.abs(drawn - before).mean() > 0.08
     np.testing.assert_allclose(found, share * drawn + (1 - share) * before, atol=0.1)
     assert read.features.shape[1] == alone.features.shape[1] + 2
-    distances = [
-        np.abs(found - other).mean() for other in (drawn, before)
-    ]  # the first is small where all is drawing
+    distances = [np.abs(found - other).mean() for other in (drawn, before)]
     np.testing.assert_allclose(read.features[0, -2:].exp(), distances, rtol=0.02)
     assert distances[0] < (0.05 if share == 1 else distances[1])
 
