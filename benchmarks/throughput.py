@@ -2,8 +2,8 @@
 
 The plain loop draws a batch, and for each player adds up the losses, goes back through them and takes a step of AdamW: what one would write by hand. That
 of bidsharm draws the next batch meanwhile, checks that losses are numbers, averages weights where the method does, and can be interrupted; its
-checkpoints and pictures are left out here. Both run in turn on the same threads; a ratio above 1 says that bidsharm is faster. Networks are small, so that what is beside
-them counts.
+checkpoints and pictures are left out here. Both run in turn on the same threads, each for as many steps as the plain loop needs some seconds for; a ratio
+above 1 says that bidsharm is faster. Networks are small, so that what is beside them counts.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def rate(loop: Callable[[Any, Any, int], None], method: Any, sampler: Any, steps
     return steps / (time.perf_counter() - started)
 
 
-def compared(name: str, people: Any, steps: int, rounds: int) -> dict[str, Any]:
-    """Return the row of a method."""
+def compared(name: str, people: Any, seconds: float, rounds: int) -> dict[str, Any]:
+    """Return the row of a method; turns last about some seconds, and at least five steps."""
     method, sampler = prepared(name, people)
     for loop in (ours, plain):
         loop(method, sampler, 3)
+    steps = max(5, round(seconds * rate(plain, method, sampler, 3)))
     pairs = []
     for turn in range(rounds):
         order = (ours, plain) if turn % 2 else (plain, ours)
@@ -95,7 +96,7 @@ def compared(name: str, people: Any, steps: int, rounds: int) -> dict[str, Any]:
     ratios = sorted(one / other for one, other in pairs)
     size = sum(value.numel() for value in method.networks.parameters())
     row = {
-        'method': name, 'weights': size, 'batch': method.settings.batch,
+        'method': name, 'weights': size, 'batch': method.settings.batch, 'steps of a turn': steps,
         'steps/s': round(statistics.median(one for one, _ in pairs), 2), 'plain loop': round(statistics.median(other for _, other in pairs), 2),
         'ratio': f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})',
     }  # fmt: skip
@@ -109,8 +110,8 @@ def main() -> None:
     from bidsharm.harmonizers.simulated_source import simulated
 
     arguments = common.parser(__doc__)
-    arguments.add_argument('--steps', type=int, default=60, help='of each turn')
-    arguments.add_argument('--rounds', type=int, default=5, help='turns of both loops')
+    arguments.add_argument('--seconds', type=float, default=15, help='of each turn')
+    arguments.add_argument('--rounds', type=int, default=6, help='turns of both loops')
     arguments.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
@@ -119,8 +120,8 @@ def main() -> None:
             [], people=PEOPLE, scanners=SCANNERS, contrasts=['T1w'], seed=SEED, folder=Path(folder)
         )
         people = [source.read() for source in drawn]
-    rows = [compared(name, people, args.steps, args.rounds) for name in METHODS]
-    about = f'{args.rounds} turns of {args.steps} steps with {args.threads} threads; medians, and the range of the ratio.'
+    rows = [compared(name, people, args.seconds, args.rounds) for name in METHODS]
+    about = f'{args.rounds} turns of about {args.seconds:g} s with {args.threads} threads; medians, and the range of the ratio.'
     common.save(
         'throughput',
         title='Training steps a second',

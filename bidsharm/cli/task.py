@@ -109,7 +109,11 @@ def _run(args: argparse.Namespace) -> ExitCode:
     method = loaded or _new(args, task)
     refuse_out(args.derivatives, args.out, GENERATOR)
     if not args.model:
-        method.check_offers(sketch(files), _learnable(args, files, truth), task)
+        data = sketch(files)
+        method.check_offers(data, _learnable(args, files, truth), task)
+        method.untrained(
+            data, task
+        )  # settings that make no networks are told now, not after minutes of preparing
     with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), Bars(True) as progress:
         prepare_out(args.derivatives, args.out)
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))

@@ -262,7 +262,7 @@ def _method(args: argparse.Namespace) -> TrainedHarmonizer:
 
 
 def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence[Source]) -> Target:
-    """Return the target, after checking that the scans offer what the method needs."""
+    """Return the target, after checking that the scans offer what the method needs, and that its settings make networks."""
     from bidsharm.harmonizers.contract import Canonical, Site
     from bidsharm.harmonizers.training_cache import sketch
 
@@ -274,6 +274,9 @@ def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence
         )
     target = Site(args.target) if args.target else Canonical()
     method.check_offers(data, target)
+    method.untrained(
+        data, target
+    )  # settings that make no networks are told now, not after minutes of preparing
     return target
 
 

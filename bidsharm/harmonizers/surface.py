@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, ScanError, UsageError
+from bidsharm.harmonizers.building import restored_networks, untrained_networks
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
     Execution,
@@ -25,7 +26,6 @@ from bidsharm.harmonizers.contract import (
     Target,
 )
 from bidsharm.harmonizers.presets import changed_preset, stored
-from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.imaging.icosphere import vertex_count
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class TrainedSurface(SurfaceHarmonizer):
             sampler = self._sampler(some, hemisphere)
             folder = running.folder / f'hemi-{hemisphere}' if running.folder else None
             torch.manual_seed(running.seed)
-            self.networks = torch.nn.ModuleDict(self.build())
+            self.networks = untrained_networks(self.build, self.card.name)
             Loop(self, sampler, replace(running, folder=folder), progress=progress).run()
             self.hemispheres[hemisphere] = torch.nn.ModuleDict(
                 {name: self.networks[name] for name in self.kept}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, UsageError
+from bidsharm.harmonizers.building import restored_networks, untrained_networks
 from bidsharm.harmonizers.contract import (
     NEED_PHRASES,
     Execution,
@@ -25,7 +26,6 @@ from bidsharm.harmonizers.contract import (
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.network_settings import NetworkSettings
 from bidsharm.harmonizers.presets import changed_preset, stored
-from bidsharm.harmonizers.restoring import restored_networks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -379,13 +379,12 @@ class TrainedTask(TaskMethod):
 
         truth = {name: value for name, value in truth.items() if value is not None}
         self.check_offers(data, truth, task)
-        self.task, self.sites, self.contrasts = task, data.sites, data.contrasts
         self.labelled_sites = tuple(sorted({one.site for one in data.volumes if one.name in truth}))
-        self._learn_unit(truth)
         if running is None:
             running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
         torch.manual_seed(running.seed)
-        self.networks = torch.nn.ModuleDict(self.build())
+        self.networks = self.untrained(data, task)
+        self._learn_unit(truth)
         some, others = data.hold_out(self.settings.hold_out, running.seed)
         rest, kept = self._part(data, truth, others), self._part(data, truth, some)
         if rest is None or kept is None:
@@ -399,6 +398,17 @@ class TrainedTask(TaskMethod):
         return FitReport(
             tuple(volume.name for volume in data.volumes), {'validation': sorted(others) if rest else []}
         )
+
+    def untrained(self, data: TrainingSet, task: Task) -> nn.ModuleDict:
+        """Return networks for a task and the sites of volumes, which need not have been read yet.
+
+        Raises
+        ------
+        UsageError
+            If the settings make none.
+        """
+        self.task, self.sites, self.contrasts = task, data.sites, data.contrasts
+        return untrained_networks(self.build, self.card.name)
 
     def _part(
         self, data: TrainingSet, truth: Truth, people: Sequence[str]

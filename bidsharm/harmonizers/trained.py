@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import MissingNeed, ScanError, UsageError
 from bidsharm.harmonizers.acquisition import AcquisitionModels
+from bidsharm.harmonizers.building import restored_networks, untrained_networks
 from bidsharm.harmonizers.contract import (
     Acquisition,
     Canonical,
@@ -32,7 +33,6 @@ from bidsharm.harmonizers.effort import Effort
 from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
 from bidsharm.harmonizers.presets import changed_preset, stored
-from bidsharm.harmonizers.restoring import restored_networks
 from bidsharm.harmonizers.standard import PERCENTILES, paint, target_kind
 
 if TYPE_CHECKING:
@@ -273,10 +273,9 @@ class TrainedHarmonizer(Harmonizer):
                 where='--patience',
                 fix='Leave it away; --budget ends the training.',
             )
-        self.sites, self.contrasts, self.frame = data.sites, data.contrasts, data.shape
-        self.target_site = target.name if isinstance(target, Site) else ''
+        self.frame = data.shape
         torch.manual_seed(running.seed)
-        self.networks = torch.nn.ModuleDict(self.build())
+        self.networks = self.untrained(data, target)
         if self.start is not None:
             self.start.fill(self)
         some, others = data.hold_out(self.settings.hold_out, running.seed)
@@ -295,6 +294,18 @@ class TrainedHarmonizer(Harmonizer):
         if self.look:
             self._acquisitions = AcquisitionModels.learn(data.volumes, self._styles_at, self.look)
         return FitReport(tuple(volume.name for volume in data.volumes), {'validation': sorted(others)})
+
+    def untrained(self, data: TrainingSet, target: Target) -> nn.ModuleDict:
+        """Return networks for the sites and contrasts of volumes, which need not have been read yet.
+
+        Raises
+        ------
+        UsageError
+            If the settings make none.
+        """
+        self.sites, self.contrasts = data.sites, data.contrasts
+        self.target_site = target.name if isinstance(target, Site) else ''
+        return untrained_networks(self.build, self.card.name)
 
     def aim(self, cohort: Cohort, *, target: Target | None = None) -> FitReport:
         """Learn what describes another target from scans of it; the networks stay as they are.

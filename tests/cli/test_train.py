@@ -135,6 +135,7 @@ def test_a_broken_scan_is_left_out_and_told(derivatives, tmp_path, capsys):
         (['tscore', 'D', 'O'], 2, 'is not trained'),
         (['deepharmnoy', 'D', 'O'], 2, 'deepharmony'),
         (['deepharmony', 'D', 'O', '--target', 'scannerA', '--set', 'wdth=3'], 2, 'no setting "wdth"'),
+        (['deepharmony', 'D', 'O', '--target', 'scannerA', '--set', 'widths=(4, 0)'], 2, 'no networks for deepharmony'),
         (['deepharmony', 'D', 'O', '--target', 'scannerA', '--contrasts', 'T2w'], 3, 'no preprocessed scan'),
         (['deepharmony', 'D/none', 'O', '--target', 'scannerA'], 2, 'does not exist'),
         (['deepharmony', 'D', 'O', '--target', 'scannerA', '--person', 'age', '--site', 'age'], 2, 'No scan comes from'),
@@ -145,7 +146,7 @@ def test_what_cannot_be_is_said(arguments, code, said, derivatives, tmp_path, ca
     command = [text.replace('D', str(derivatives)) if text.startswith('D') else text for text in arguments]
     assert main([str(tmp_path / 'out') if text == 'O' else text for text in command]) == code
     assert said in capsys.readouterr().err
-    assert not (tmp_path / 'out' / 'model').exists()
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_training_starts_from_a_model(derivatives, tmp_path, capsys):
