@@ -122,6 +122,11 @@ class BlindHarmony(TrainedHarmonizer):
 
     # --- One scan ---
 
+    @classmethod
+    def aims_anew(cls) -> bool:
+        """Another target has another flow."""
+        return False
+
     def style_of(
         self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
     ) -> dict[str, Tensor]:

@@ -39,6 +39,8 @@ class ContrastiveSettings(CycleSettings):
         Weight of the contrastive loss, next to 1 for the adversarial one. The mean over input and output, and over target and itself.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ('cycle', 'identity')
+
     taps: tuple[int, ...] = (0, 2, 3, 4, 8)
     attend_from: int = 3
     patches: int = 256
@@ -85,9 +87,10 @@ class QueryAttention(CycleGAN):
         from bidsharm.training.options import Player, linear_after_half
 
         rate, betas = self.settings.rate, (0.5, 0.999)
+        judge = self.settings.judge_rate * rate
         return {
             'generator': Player(('generator', 'projection'), rate, betas, schedule=linear_after_half),
-            'discriminator': Player(('discriminator',), rate, betas, schedule=linear_after_half),
+            'discriminator': Player(('discriminator',), judge, betas, schedule=linear_after_half),
         }
 
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -70,6 +70,8 @@ class DisentangledSettings(AdversarialSettings):
         Scans that the fusion is learnt from, and its learning rate.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ('gan_loss',)
+
     pairs: Pairs = 'contrasts'
     axes: tuple[int, ...] = (0, 1, 2)
     fuse: Fuse = 'learnt'

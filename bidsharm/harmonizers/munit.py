@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers.adversarial import DECAY, AdversarialSettings, judged
 from bidsharm.harmonizers.contract import Card
 from bidsharm.harmonizers.network_settings import Given, NetworkSettings
@@ -192,11 +193,21 @@ class Munit(StyleMethod):
     def style_of(
         self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
     ) -> dict[str, Tensor]:
-        """Return mean and spread of the codes, and the site whose decoder makes the image."""
+        """Return mean and spread of the codes, and the site whose decoder makes the image.
+
+        Raises
+        ------
+        UsageError
+            If the training had no such site, and so no decoder for it.
+        """
         import torch
 
-        site = self.described_site if self.described_site >= 0 else self.target_number
-        return {**super().style_of(scans, masks), 'site': torch.tensor([site])}
+        if self.described_site < 0:
+            raise UsageError(
+                'munit has a decoder for each site of its training, and none for this target.', where='--target',
+                fix=f'It can aim at {", ".join(self.sites)}; or train it with scans of the target.',
+            )  # fmt: skip
+        return {**super().style_of(scans, masks), 'site': torch.tensor([self.described_site])}
 
     def render(self, x: Tensor, style: Tensor, given: Given) -> Tensor:
         """Decode the content that the encoder of the scan's site finds by the decoder of the target."""

@@ -148,7 +148,8 @@ class Murd(StyleMethod):
         """Return the losses of the generator for two styles of the other site, and the image in the first of them."""
         from bidsharm.nn.losses import adversarial_loss, gaussian_kl, gradient_l1, l1, moments
 
-        s, net, x, mask, site = self.settings, self.networks, batch['x'], batch['x_mask'], batch['y_site']
+        s, net, x, site = self.settings, self.networks, batch['x'], batch['y_site']
+        mask = self.brain(x, batch['x_mask'])
         content, own = net['content'](x), self.encode_style(x, batch['x_site'])
         fake, other = (self.inside(net['decoder'](content, style), mask) for style in styles)
         content_again = net['content'](fake)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class NetworkSettings:
         For numbers that make no sense.
     """
 
+    #: Settings of a class that a method of it does without; they cannot be changed.
+    unused: ClassVar[tuple[str, ...]] = ()
+
     voxel_mm: float = 1.0
     scaling: Scaled = 'p99'
     offset: float = 0.0
@@ -69,6 +72,9 @@ class NetworkSettings:
         for name, (allowed, words) in self.ranges.items():
             if not allowed(value := getattr(self, name)):
                 raise UsageError(f'{name} is {value}.', where='--set', fix=f'Give {words}.')
+        for item in fields(self):
+            if item.name in self.unused and getattr(self, item.name) != item.default:
+                raise UsageError(f'This method does not use {item.name}.', where='--set', fix='Leave it.')
         if not set(axes := getattr(self, 'axes', ())) <= {0, 1, 2}:
             raise UsageError(
                 f'axes is {axes}.', where='--set', fix='Give some of 0 (sagittal), 1 (coronal), 2 (axial).'

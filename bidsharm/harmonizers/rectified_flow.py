@@ -160,20 +160,20 @@ class RectifiedFlow(TrainedHarmonizer):
             del number
             return unlikeness(here, source), more_alike(here, source, s.fidelity) * brain
 
-        found = self._way(known) * brain
+        found = self._way(known, brain)
         return repeated(
             step, lambda here: unlikeness(here, source), found, most=s.test_steps, effort=given.effort
         )
 
-    def _way(self, known: Tensor) -> Tensor:
-        """Return the end of the way that begins at the edges, by midpoint steps."""
+    def _way(self, known: Tensor, brain: Tensor) -> Tensor:
+        """Return the end of the way that begins at the edges, by midpoint steps; outside the brain nothing moves, as in the training."""
         import torch
 
         here, length = known[:, :1], 1 / self.settings.ode_steps
         for number in range(self.settings.ode_steps):
             time = torch.full((len(here),), number * length, device=here.device)
-            middle = here + 0.5 * length * self.velocity(here, known, time)
-            here = here + length * self.velocity(middle, known, time + 0.5 * length)
+            middle = here + 0.5 * length * brain * self.velocity(here, known, time)
+            here = here + length * brain * self.velocity(middle, known, time + 0.5 * length)
         return here
 
     def preview(self, batch: Batch) -> list[Tensor]:
@@ -181,8 +181,8 @@ class RectifiedFlow(TrainedHarmonizer):
         import torch
 
         outline = edges(batch['x'], batch['mask'], self.settings.window)
-        found = self._way(torch.cat([outline, batch['where']], dim=1))
-        return [batch['x'], outline, found * batch['mask']]
+        found = self._way(torch.cat([outline, batch['where']], dim=1), batch['mask'])
+        return [batch['x'], outline, found]
 
 
 def edges(x: Tensor, mask: Tensor, window: int, least: float = 0.02) -> Tensor:

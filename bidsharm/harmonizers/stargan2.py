@@ -162,7 +162,9 @@ class StarGAN2(StyleMethod):
 
         for styles in (drawn, read):
             with torch.no_grad():
-                fake = self.inside(net['generator'](batch['x'], styles()[0]), batch['x_mask'])
+                fake = self.inside(
+                    net['generator'](batch['x'], styles()[0]), self.brain(batch['x'], batch['x_mask'])
+                )
             yield 'discriminator', self._judged(batch['y'], fake, site)
         yield 'generator', self._made(batch, drawn())
         # Styles of references train the generator alone.
@@ -181,7 +183,8 @@ class StarGAN2(StyleMethod):
         from bidsharm.nn.losses import adversarial_loss, l1
 
         s, net = self.settings, self.networks
-        x, mask, site = batch['x'], batch['x_mask'], batch['y_site']
+        x, site = batch['x'], batch['y_site']
+        mask = self.brain(x, batch['x_mask'])
         fake = self.inside(net['generator'](x, styles[0]), mask)
         with torch.no_grad():
             other = self.inside(net['generator'](x, styles[1]), mask)

@@ -80,6 +80,13 @@ class StyleMethod(TrainedHarmonizer):
         """Return images with the background outside the brain."""
         return x * mask + self.settings.background * (1 - mask)
 
+    def brain(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return where the brain is in stacks of slices, of which ``mask`` knows the middle one: each has an outline of its own.
+
+        With that of the middle, made images could be told from real ones by the outlines of their neighbours.
+        """
+        return mask if x.shape[1] == 1 else (x != self.settings.background).to(x)
+
     def slices(
         self, scans: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
     ) -> Iterator[Tensor]:

@@ -186,9 +186,14 @@ class TrainedHarmonizer(Harmonizer):
         return [*shown, batch['y']] if 'y' in batch else shown
 
     @classmethod
-    def aims_anew(cls) -> bool:
-        """Say whether scans of another target give a style for it."""
+    def has_style(cls) -> bool:
+        """Say whether scans of a target tell something that translating needs."""
         return cls.style_of is not TrainedHarmonizer.style_of
+
+    @classmethod
+    def aims_anew(cls) -> bool:
+        """Say whether scans of another target are enough to aim at it."""
+        return cls.has_style()
 
     # --- Training ---
 
@@ -367,7 +372,7 @@ class TrainedHarmonizer(Harmonizer):
 
     def _describe(self, volumes: Sequence[TrainingVolume]) -> None:
         """Keep the styles and the quantiles of the target's volumes, for each contrast."""
-        if self.aims_anew():
+        if self.has_style():
             self._describe_styles(volumes)
         for contrast in self.contrasts:
             rows = [

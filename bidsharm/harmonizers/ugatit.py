@@ -38,6 +38,8 @@ class UgatitSettings(CycleSettings):
         Weight decay.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ('judge_norm', 'middle', 'masks', 'self_attention')
+
     blocks: int = 4
     discriminator: tuple[int, ...] = (64, 128, 256, 512, 1024)
     small: tuple[int, ...] = (64, 128, 256)

@@ -79,6 +79,13 @@ class SliceSettings(UNetSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisitSettings(SliceSettings):
+    """DeepHarmony from all contrasts of a visit, whose only loss is L1."""
+
+    unused: ClassVar[tuple[str, ...]] = ('adversarial', 'ssim')
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResidualSettings(UNetSettings):
     """Residual blocks."""
 
@@ -282,6 +289,7 @@ class DeepHarmony(PairedUNet):
 class DeepHarmonyManyToOne(DeepHarmony):
     """DeepHarmony with all contrasts of a visit as channels of the input (Dewey et al. 2019)."""
 
+    Preset: ClassVar[type[NetworkSettings]] = VisitSettings
     card = replace(
         DeepHarmony.card, name='deepharmony-many-to-one', title='U-Net on slices of three axes, from all contrasts of a visit',
         needs_fit=('paired', 'multi_contrast'), companions=True,

@@ -32,7 +32,7 @@ def least_squares_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
     real
         What the scores should say.
     """
-    return _average(lambda score: (score - float(real)).square().mean(), scores)
+    return _summed(lambda score: (score - float(real)).square().mean(), scores)
 
 
 def logistic_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
@@ -44,7 +44,7 @@ def logistic_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
         As for :func:`least_squares_gan`.
     """
     cross_entropy = functional.binary_cross_entropy_with_logits
-    return _average(lambda score: cross_entropy(score, torch.full_like(score, float(real))), scores)
+    return _summed(lambda score: cross_entropy(score, torch.full_like(score, float(real))), scores)
 
 
 def hinge_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
@@ -55,7 +55,7 @@ def hinge_gan(scores: Tensor | Sequence[Tensor], real: bool) -> Tensor:
     scores, real
         As for :func:`least_squares_gan`.
     """
-    return _average(lambda score: functional.relu(1 - score if real else 1 + score).mean(), scores)
+    return _summed(lambda score: functional.relu(1 - score if real else 1 + score).mean(), scores)
 
 
 def adversarial_loss(scores: Tensor | Sequence[Tensor], kind: GanLoss = 'least_squares') -> Tensor:
@@ -69,14 +69,14 @@ def adversarial_loss(scores: Tensor | Sequence[Tensor], kind: GanLoss = 'least_s
         Name of the loss. With ``hinge`` the scores should be as high as they can be (Miyato et al. 2018, eq. 17).
     """
     if kind == 'hinge':
-        return _average(lambda score: -score.mean(), scores)
+        return _summed(lambda score: -score.mean(), scores)
     return GAN_LOSSES[kind](scores, True)
 
 
-def _average(loss: Callable[[Tensor], Tensor], scores: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the mean of a loss over discriminators."""
+def _summed(loss: Callable[[Tensor], Tensor], scores: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the sum of a loss over discriminators, as MUNIT and U-GAT-IT have it."""
     many = [scores] if isinstance(scores, Tensor) else list(scores)
-    return torch.stack([loss(score) for score in many]).mean()
+    return torch.stack([loss(score) for score in many]).sum()
 
 
 #: Losses of discriminators by name; each takes scores, and whether their images are real.

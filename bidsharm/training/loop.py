@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
@@ -188,7 +188,7 @@ class Loop:
         self.learner.done = done
         sampler = self._sampler_of(self.step)
         self.learner.more = lambda: self._moved(sampler.draw(extra))
-        with self.fabric.autocast():
+        with self.fabric.autocast(), _casts_anew():
             # All batches take the same turn before anything moves, as if they were one.
             turns = zip_longest(*(self.learner.losses(self._moved(batch), self.stage) for batch in batches))
             for turn in turns:
@@ -390,6 +390,17 @@ class _Swapped:
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
+
+
+@contextmanager
+def _casts_anew() -> Iterator[None]:
+    """Cast weights each time they are used: between two turns of a step they move, and torch would go on with the casts it has."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _outside_autocast(device: torch.device) -> Any:

@@ -112,6 +112,16 @@ def test_both_discriminators_count_with_patches_and_whole_images():
     assert [score.ndim for score in scores] == [4, 2, 4, 2]
 
 
+def test_generators_pay_for_each_of_their_discriminators():
+    method = built(Ugatit)
+    scores = [torch.zeros(2, 1), torch.full((2, 1), 3.0)]
+    method.parts = lambda batch: (*(lambda x: (x, torch.zeros(1)),) * 2, *(lambda x: scores,) * 2)
+    losses = dict(next(iter(method.losses(batch_of((16, 16)), '')))[1])
+    assert float(losses['adversarial']) == 2 * (
+        1 + 4
+    )  # two ways, each with a score that is 1 and one that is 2 from real
+
+
 def test_the_places_that_know_best_what_they_are_like_are_kept():
     features = torch.tensor([[[9.0, 0.0], [0.1, 0.1], [0.0, 0.1], [0.0, 9.0]]])
     attention = telling(features, 2)

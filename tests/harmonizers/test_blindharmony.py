@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers.blindharmony import BlindHarmony, fitted
 from bidsharm.harmonizers.contract import Cohort, Scan, Site
 from bidsharm.harmonizers.network_settings import Given
@@ -89,6 +90,11 @@ def test_shrinking_makes_images_likelier(method: BlindHarmony) -> None:
         nearer = flow.encode(flow.decode([0.9 * latent for latent in latents]))  # type: ignore[operator]
     for one, other in zip(latents, nearer, strict=True):
         torch.testing.assert_close(other, 0.9 * one, atol=1e-3, rtol=0)
+
+
+def test_the_flow_of_one_target_aims_at_no_other(method: BlindHarmony, scans: list[Scan]) -> None:
+    with pytest.raises(UsageError, match='trained for the target "A"'):
+        method.fit(Cohort([scan for scan in scans if scan.site == 'B']), target=Site('B'))
 
 
 def test_the_walk_is_bounded_noted_and_leaves_the_flow_as_it_is(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers.contract import Cohort, Reference, Site
 from bidsharm.harmonizers.munit import Munit
 from bidsharm.harmonizers.murd import Murd
 from bidsharm.harmonizers.native import on_model_grid
+from bidsharm.harmonizers.stargan2 import StarGAN2
 from bidsharm.training.options import Budget, Running
 
 from .conftest import people_at_two_sites
@@ -71,6 +75,22 @@ def test_losses_of_murd():
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-3), name
+
+
+@pytest.mark.parametrize('kind', [Murd, StarGAN2])
+def test_outlines_of_neighbouring_slices_tell_nothing_of_made_images(kind):
+    method, b = untrained(kind, neighbours=1), batch(3)
+    for channel, edge in enumerate((4, 8, 12)):  # the brain grows from slice to slice
+        for name in 'xyz':
+            b[name][:, channel, edge:] = 0
+    b |= {f'{name}_mask': (b[name][:, 1:2] != 0).float() for name in 'xyz'}
+    shown = []
+    method.networks['discriminator'].register_forward_pre_hook(lambda net, given: shown.append(given[0]))
+    for _ in method.losses(b, ''):
+        pass
+    assert len(shown) >= 3
+    for images in shown:
+        assert [int((part != 0).any(-1).any(0).sum()) for part in images.unbind(1)] == [4, 8, 12]
 
 
 def test_murd_gives_the_middle_slice_and_aims_at_other_images(scans):
@@ -137,6 +157,14 @@ def test_uncertainty_of_munit_is_the_spread_over_styles(scans):
     assert alone.settings.samples == 4
     alone.settings = Munit.preset('tiny', samples=0)
     assert alone.harmonize(scan, Site('A')).uncertainty is None
+
+
+def test_munit_has_no_decoder_for_a_site_of_no_training(scans):
+    method = Munit(settings=Munit.preset('tiny'))
+    method.fit(Cohort(scans), target=Site('A'), running=Running(budget=Budget(1)))
+    strange = [replace(scan, site='C') for scan in scans if scan.site == 'B']
+    with pytest.raises(UsageError, match='It can aim at A, B'):
+        method.fit(Cohort(strange), target=Site('C'))
 
 
 def test_munit_decodes_as_the_site_that_it_aims_at(scans):

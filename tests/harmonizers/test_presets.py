@@ -97,6 +97,15 @@ def test_numbers_that_make_no_sense_are_refused(change):
     assert registry.find('cyclegan').preset('tiny', average=0, hold_out=0, steps=1)
 
 
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [('deepharmony-many-to-one', {'adversarial': 1.0}), ('qs-attn', {'cycle': 1.0}), ('ugatit', {'masks': 4}), ('haca3', {'gan_loss': 'hinge'})],
+)  # fmt: skip
+def test_settings_that_a_method_does_without_are_refused(name, change):
+    with pytest.raises(UsageError, match=f'does not use {next(iter(change))}'):
+        registry.find(name).preset('tiny', **change)
+
+
 def test_settings_are_checked_without_torch():
     code = 'import sys; from bidsharm.harmonizers import registry; registry.find("cyclegan").preset("tiny", head="residual"); print("torch" in sys.modules)'
     said = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout

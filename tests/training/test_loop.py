@@ -75,6 +75,30 @@ def test_players_move_in_turn_and_only_their_own_weights():
     assert learner.networks['b'].weight.item() > 1
 
 
+def test_in_half_precision_networks_that_have_moved_are_used_as_they_are():
+    class Seen(Two):
+        def losses(self, batch, stage):
+            x = torch.ones(1, 1)
+            for name in ('first', 'second'):
+                said = self.networks['a'](x)
+                assert said.dtype == torch.bfloat16
+                self.seen.append((float(said.detach()), self.networks['a'].weight.item()))
+                yield (
+                    name,
+                    {
+                        'pull': (said.float() - 3).square().sum(),
+                        'other': (self.networks['b'](x).float() - 3).square().sum(),
+                    },
+                )
+
+    learner, cached = Seen(), torch.is_autocast_cache_enabled()
+    run(learner, steps=2, precision='bf16-mixed')
+    for said, weight in learner.seen:
+        assert said == pytest.approx(weight, rel=0.01)
+    assert learner.seen[1] > learner.seen[0]
+    assert torch.is_autocast_cache_enabled() is cached
+
+
 def test_a_frozen_player_stays():
     learner = Two({'first': Player(('a',), 0.1), 'second': Player(('b',), 0.0)})
     run(learner)
