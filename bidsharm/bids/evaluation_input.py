@@ -226,9 +226,10 @@ def _scan(
     scan = file_name(dict(key), sources.suffix)
     other = sources.suffix != 'T1w'
     brain = f'{sources.suffix}Brain' if other else 'brain'
-    person, scanner = places.of(first)
+    person, scanner = places.of(list(images.values()))
     known = _truth(first, sources)
-    masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in (before, first) if image]
+    beside = [*([before] if before else []), *images.values()]
+    masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in beside]
     return StudyScan(
         name=scan,
         person=person,
@@ -345,14 +346,15 @@ class _Places:
         self.people = _participants(sources)
         self.listed: Listings = {}
 
-    def of(self, image: _Image) -> tuple[str, str]:
-        """Return person and scanner of a scan: by the table, else by the rule, else by the record of bidsharm.
+    def of(self, images: Sequence[_Image]) -> tuple[str, str]:
+        """Return person and scanner of a scan: by the table, else by the rule, else by the first record of bidsharm that has it.
 
         Raises
         ------
         UsageError
             If the table does not know the scan.
         """
+        image = images[0]
         entities = image.entities
         subject, session = entities['sub'], entities.get('ses', '')
         if self.rows is not None:
@@ -367,8 +369,8 @@ class _Places:
             metadata, _ = read_metadata(image.path, image.root, listed=self.listed)
             file = ScanFile(image.path, entities, self.sources.suffix, image.root, metadata=metadata)
             return subject, site_by_rule(file, self.people, self.sources.site)
-        site = _record(image, self.sources.suffix).get('site')
-        return subject, site if isinstance(site, str) and site != UNKNOWN_SITE else ''
+        sites = (_record(one, self.sources.suffix).get('site') for one in images)
+        return subject, next((s for s in sites if isinstance(s, str) and s not in ('', UNKNOWN_SITE)), '')
 
 
 def _read_scans(path: Path) -> dict[tuple[str, str], tuple[str, str]]:

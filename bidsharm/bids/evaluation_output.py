@@ -49,6 +49,7 @@ _COMPARISONS = {
     'method': _WHERE['method'],
     'against': 'The method that it is compared with',
     'n': 'People with both',
+    'left_out': 'People in whom the measure has no number after the method, so that no harm could be tested',
     'difference': 'Mean difference, method minus the other',
     'difference_low': 'Lower end of its 95 % bootstrap interval',
     'difference_high': 'Upper end of its 95 % bootstrap interval',
@@ -182,7 +183,7 @@ def _difference(table: MethodTable, method: str) -> dict[str, Any]:
 
 def _no_harm(found: Equivalence) -> dict[str, Any]:
     return {
-        'n': found.n, 'margin': found.margin, 'change': found.difference, **_limits('change', found.interval),
+        'n': found.n, 'left_out': found.left_out, 'margin': found.margin, 'change': found.difference, **_limits('change', found.interval),
         'p_equivalence': found.p_equivalence, 'p_noninferiority': found.p_noninferiority,
         'equivalent': found.equivalent, 'noninferior': found.noninferior,
         'reason': f'no harm: {found.reason}' if found.reason else '',

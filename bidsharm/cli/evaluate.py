@@ -81,7 +81,7 @@ def build_parser() -> Parser:
         '--against',
         default='',
         metavar='NAME',
-        help='method that others are compared with (default: the first)',
+        help='method that others are compared with (default: the first data set; without --truth the scans before)',
     )
     how.add_argument('--seed', type=natural, default=0, metavar='N', help='default: 0')
     how.add_argument(

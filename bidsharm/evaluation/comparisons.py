@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def tolerant(problems: list[Problem], scan: str, method: str = '') -> Iterator[N
         yield
     except BidsharmError as error:
         problems.append(Problem(scan, method, error.what, error.where, error.fix))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         problems.append(Problem(scan, method, str(error) or type(error).__name__))
 
 
@@ -85,9 +86,10 @@ class Results:
     harmless: dict[str, dict[str, statistics.Equivalence]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def by_person(self, metric: str, method: str) -> dict[str, float]:
-        """Return the mean of a measure of scans for every person."""
-        rows = [(r[metric], r['person']) for r in self.scans if r['method'] == method and metric in r]
+    def by_person(self, metric: str, method: str, *, costs: bool = False) -> dict[str, float]:
+        """Return the mean of a measure of scans for every person; with ``costs`` of how bad each scan is."""
+        cost = METRICS[metric].cost if costs else float
+        rows = [(cost(r[metric]), r['person']) for r in self.scans if r['method'] == method and metric in r]
         if not rows:
             return {}
         values, people = zip(*rows, strict=True)
@@ -104,50 +106,40 @@ def compare(results: Results, options: Options) -> None:
     options
         Seed and resamples.
     """
-    tables = {name: _table(results, name) for name in COMPARED}
-    # Tests of how far a measure is from what does no harm are made below; differences need two methods.
-    usable = {
-        name: {method: _costs(name, row) for method, row in table.items()}
-        if METRICS[name].better == 'one'
-        else table
-        for name, table in tables.items()
-        if len(table) > 1 and results.against in table
+    tables = {name: _table(results, name) for name in {**dict.fromkeys(COMPARED), **MARGINS}}
+    # Where 1 is best, what counts is how far a scan is from it: two errors must not make up for each other.
+    differences = {
+        name: _table(results, name, costs=True) if METRICS[name].better == 'one' else tables[name]
+        for name in COMPARED
     }
+    for name in set(UNCHANGED).intersection(differences):  # scans before are unchanged whatever methods do
+        differences[name] = {method: row for method, row in differences[name].items() if method != ORIGINAL}
+    usable = {name: row for name, row in differences.items() if len(row) > 1 and results.against in row}
     if usable:
         results.tables = models.compare_metrics(
             usable, reference=results.against, seed=options.seed, resamples=options.resamples
         )
-    for name, margin in MARGINS.items():
-        table = tables[name] if name in tables else _table(results, name)
-        if name in UNCHANGED:
-            everybody = {person for row in table.values() for person in row}
-            table[ORIGINAL] = dict.fromkeys(everybody, UNCHANGED[name])
-        base = table.get(ORIGINAL)
-        if base:
-            results.harmless[name] = {
-                method: _harmless(name, margin, row, base)
-                for method, row in table.items()
-                if method != ORIGINAL
-            }
+    for name in MARGINS:
+        tested = {
+            method: _harmless(results, name, method, row)
+            for method, row in tables[name].items()
+            if method != ORIGINAL
+        }
+        if tested:
+            results.harmless[name] = tested
 
 
-def _table(results: Results, name: str) -> dict[str, dict[str, float]]:
-    rows = {method: results.by_person(name, method) for method in results.methods}
+def _table(results: Results, name: str, *, costs: bool = False) -> dict[str, dict[str, float]]:
+    rows = {method: results.by_person(name, method, costs=costs) for method in results.methods}
     return {
         method: row for method, row in rows.items() if any(math.isfinite(value) for value in row.values())
     }
 
 
-def _costs(name: str, row: Mapping[str, float]) -> dict[str, float]:
-    """Return distances from 1, where 1 is best."""
-    return {person: METRICS[name].cost(value) for person, value in row.items()}
-
-
-def _harmless(
-    name: str, margin: float, means: Mapping[str, float], base: Mapping[str, float]
-) -> statistics.Equivalence:
-    people = sorted(set(means) & set(base))
+def _harmless(results: Results, name: str, method: str, means: Mapping[str, float]) -> statistics.Equivalence:
+    """Test that scans are not changed by a method; people in whom it made nothing that could be measured are counted as left out."""
+    people = sorted({row['person'] for row in results.scans if row['method'] == method and name in row})
     return statistics.equivalence(
-        [means[person] for person in people], [base[person] for person in people], margin=margin,
+        [means.get(person, math.nan) for person in people], [UNCHANGED[name]] * len(people), margin=MARGINS[name],
         worse='lower' if METRICS[name].better in ('higher', 'one') else 'higher',
     )  # fmt: skip

@@ -263,9 +263,10 @@ def sites(traces: Sequence[Trace], options: Options) -> dict[str, Value]:
     }  # fmt: skip
 
 
-def biology(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
-    """Return whether the grey-matter fraction still shows age and groups."""
-    fractions = [_gm_fraction(trace) for trace in traces]
+def biology(
+    traces: Sequence[Trace], fractions: Sequence[float], study: Study, options: Options
+) -> dict[str, Value]:
+    """Return whether the fraction of grey matter (:func:`gm_fractions`) still shows age and groups."""
     found: dict[str, Value] = {}
     if study.ages:
         rows = [
@@ -290,18 +291,30 @@ def biology(traces: Sequence[Trace], study: Study, options: Options) -> dict[str
     return found
 
 
-def _gm_fraction(trace: Trace) -> float:
-    """Return the share of grey matter as carried classifiers find it, else as segmentations do."""
-    if 'transfer_gm' in trace.row:
-        return trace.row['transfer_gm']
-    parts = [trace.row.get(f'volume_{name}', math.nan) for name in TISSUE_LABELS]
-    total = sum(parts)
+def gm_fractions(traces: Mapping[str, Sequence[Trace]]) -> dict[str, list[float]]:
+    """Return the fraction of grey matter in every scan of every method; NaN where nothing tells it.
+
+    Both ways to find it have offsets of their own, so one serves all methods: carried classifiers where they served every scan
+    of every method, else segmentations.
+    """
+    carried = all('transfer_gm' in trace.row for found in traces.values() for trace in found)
+    return {
+        method: [trace.row['transfer_gm'] if carried else _segmented_fraction(trace) for trace in found]
+        for method, found in traces.items()
+    }
+
+
+def _segmented_fraction(trace: Trace) -> float:
+    total = sum(trace.row.get(f'volume_{name}', math.nan) for name in TISSUE_LABELS)
     return trace.row.get('volume_gm', math.nan) / total if total > 0 else math.nan
 
 
-def task(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, Value]:
+def task(
+    traces: Sequence[Trace], fractions: Sequence[float], study: Study, options: Options
+) -> dict[str, Value]:
     """Return how well people's classes are told from their scans, in cross-validation by person and by scanner."""
-    known = [trace for trace in traces if trace.person in study.classes]
+    asked = np.array([trace.person in study.classes for trace in traces])
+    known = [trace for trace, there in zip(traces, asked, strict=True) if there]
     people, scanners = ([getattr(t, name) for t in known] for name in ('person', 'scanner'))
     classes = [study.classes[person] for person in people]
     if len(set(classes)) < 2:
@@ -310,31 +323,36 @@ def task(traces: Sequence[Trace], study: Study, options: Options) -> dict[str, V
     if min(sizes.values()) < 2:
         # Nobody of such a class could be told by a classifier that has not seen the person.
         return {'task_accuracy': Value(math.nan, reason='a class has fewer than two people')}
+    grey = _filled(np.array(fractions)[asked])
     table = np.stack(
         [
-            np.concatenate([t.quantiles, t.filters.mean(axis=0), [np.nan_to_num(_gm_fraction(t))]])
-            for t in known
+            np.concatenate([t.quantiles, t.filters.mean(axis=0), [share]])
+            for t, share in zip(known, grey, strict=True)
         ]
     )
     ways: tuple[tuple[str, Literal['subject', 'scanner']], ...] = (('', 'subject'), ('_scanner', 'scanner'))
     found: dict[str, Value] = {}
     for suffix, way in ways:
-        if way == 'scanner' and len(set(scanners)) < 2:
+        # A scan of an unknown scanner may be of any of those that are left out.
+        used = [i for i, scanner in enumerate(scanners) if scanner or way == 'subject']
+        who, where, what = ([part[i] for i in used] for part in (people, scanners, classes))
+        if way == 'scanner' and len(set(where)) < 2:
             continue
         try:
             parts = probe.folds(
-                people,
-                scanners,
-                by=way,
-                count=min(FOLDS, len(set(people))),
-                classes=classes,
-                seed=options.seed,
+                who, where, by=way, count=min(FOLDS, len(set(who))), classes=what, seed=options.seed
             )
         except UsageError as error:
             found[f'task_accuracy{suffix}'] = Value(math.nan, reason=error.what)
             continue
-        found |= _scores(table, classes, people, parts, suffix)
+        found |= _scores(table[used], what, who, parts, suffix)
     return found
+
+
+def _filled(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return numbers with the mean of the known ones where they are not known; 0 where none is."""
+    known = np.isfinite(numbers)
+    return np.where(known, numbers, numbers[known].mean() if known.any() else 0.0)
 
 
 def _scores(
@@ -360,13 +378,14 @@ def _scores(
         columns = np.array([names.index(name) for name in model.classes_])
         scores[test] = 0  # of a class that was not there to learn
         scores[test[:, None], columns] = model.predict_proba(table[test])
+        scores[test[~np.isin(labels[test], labels[train])]] = np.nan
     owners = sorted(set(people))
     of = {person: [i for i, p in enumerate(people) if p == person] for person in owners}
     averaged = np.stack([_mean_of_known(scores[of[p]]) for p in owners])
     truth = [str(labels[of[p][0]]) for p in owners]
     found = classification_scores(truth, averaged[:, 1] if len(names) == 2 else averaged, classes=names)
     left_out = (
-        f'{found.left_out} people are left out: without their scanners there was one class to learn'
+        f'{found.left_out} people are left out: nobody else was left to learn their class from'
         if found.left_out
         else ''
     )

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ from bidsharm.errors import BidsharmError, NothingToDo
 from bidsharm.evaluation import group_measures, statistics
 from bidsharm.evaluation.catalogue import METRICS, SCAN_METRICS
 from bidsharm.evaluation.comparisons import Problem, Results, compare, tolerant
-from bidsharm.evaluation.group_measures import Value
-from bidsharm.evaluation.intervals import bootstrap
+from bidsharm.evaluation.group_measures import Value, gm_fractions
+from bidsharm.evaluation.intervals import bootstrap, joined
 from bidsharm.evaluation.person import Measured, Progress, measure_person
 from bidsharm.evaluation.placement import grid_of, place_person, places_of
 from bidsharm.evaluation.scan_measures import Place, Trace
@@ -60,10 +61,15 @@ def evaluate(study: Study, options: Options, *, progress: Progress = lambda name
     measured = _each(_measured, tasks, options.processes, lambda name: progress(f'{name}: measures'))
     for one in measured:
         results.problems += one.problems
+    results.problems += _without_image(study)
+    traces = {m: [t for one in measured for t in one.traces if t.method == m] for m in study.methods}
+    truths = {method: _carried(method, found, results.problems) for method, found in traces.items()}
+    fractions = gm_fractions(traces)
     for method in study.methods:
         progress(f'{method}: all scans')
-        results.values[method] = _method(method, measured, study, options, results.problems)
-    results.scans = [_row(t) for m in study.methods for one in measured for t in one.traces if t.method == m]
+        whole = _Whole(method, traces[method], fractions[method], truths[method])
+        results.values[method] = _method(whole, measured, study, options, results.problems)
+    results.scans = [_row(trace) for found in traces.values() for trace in found]
     compare(results, options)
     return results
 
@@ -131,18 +137,44 @@ def _measured(task: tuple[Sequence[StudyScan], Study, Options, dict[str, Place]]
 # --- Methods ---
 
 
+class _Whole(NamedTuple):
+    """All scans of a method, the fraction of grey matter in each, and the true fractions by scan."""
+
+    method: str
+    traces: list[Trace]
+    fractions: list[float]
+    truth: dict[str, float]
+
+
+def _without_image(study: Study) -> list[Problem]:
+    """Return, for each method that lacks images of some scans, how many: its means are of fewer people, and perhaps of easier ones."""
+    found = []
+    for method in (name for name in study.methods if name != ORIGINAL):
+        lacking = [scan.name for scan in study.scans if method not in scan.methods]
+        if lacking:
+            some = ', '.join(lacking[:3]) + (' and others' if len(lacking) > 3 else '')
+            what = f'This data set has no image of {len(lacking)} of {len(study.scans)} scans: {some}.'
+            fix = 'Its means rest on the others. Where the method failed, count that against it.'
+            found.append(Problem('all scans', method, what, fix=fix))
+    return found
+
+
+def _carried(method: str, traces: list[Trace], problems: list[Problem]) -> dict[str, float]:
+    """Add to the scans of a method what classifiers of other scanners find there; return true fractions of grey matter by scan."""
+    with tolerant(problems, 'all scans', method):
+        return group_measures.add_transfer(traces) if traces else {}
+    return {}
+
+
 def _method(
-    method: str, measured: Sequence[Measured], study: Study, options: Options, problems: list[Problem]
+    whole: _Whole, measured: Sequence[Measured], study: Study, options: Options, problems: list[Problem]
 ) -> dict[str, Value]:
     """Return all measures of a method; what cannot be computed costs itself only."""
-    traces = [trace for one in measured for trace in one.traces if trace.method == method]
+    method, traces, fractions, truth = whole
     if not traces:
         return {}
     volumes = {name: row for one in measured for name, row in one.true_volumes.items()}
     targets = [one.targets[method] for one in measured if method in one.targets]
-    truth: dict[str, float] = {}
-    with tolerant(problems, 'all scans', method):
-        truth = group_measures.add_transfer(traces)
     with tolerant(problems, 'all scans', method):
         group_measures.add_lpips(traces, options.lpips)
     values = _means(traces, options) | _agreement(method, measured, options)
@@ -151,8 +183,8 @@ def _method(
         lambda: group_measures.across_scanners(traces, study),
         lambda: group_measures.distribution(traces, targets, study),
         lambda: group_measures.sites(traces, options),
-        lambda: group_measures.biology(traces, study, options),
-        lambda: group_measures.task(traces, study, options),
+        lambda: group_measures.biology(traces, fractions, study, options),
+        lambda: group_measures.task(traces, fractions, study, options),
         lambda: group_measures.perceptual(traces, options.inception),
     )
     for part in parts:
@@ -168,7 +200,11 @@ def _means(traces: Sequence[Trace], options: Options) -> dict[str, Value]:
         rows = [(t.row[metric.name], t.person) for t in traces if metric.name in t.row]
         if rows:
             numbers, people = zip(*rows, strict=True)
-            values[metric.name] = _mean(statistics.average_by_subject(numbers, people), options)
+            by_person = statistics.average_by_subject(numbers, people)
+            without = len(set(people)) - len(by_person)
+            value = _mean(by_person, options)
+            said = f'{without} of {len(set(people))} people have no number' if without else ''
+            values[metric.name] = replace(value, reason=joined([value.reason, said]))
     return values
 
 

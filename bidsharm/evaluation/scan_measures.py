@@ -178,10 +178,16 @@ def load_scan(scan: StudyScan) -> Loaded:
     mask, lesions = read(scan.mask), read(scan.lesions)
     if mask is None:
         pictures = [read(files.image) for files in scan.methods.values()]
-        mask = np.logical_and.reduce([picture != 0 for picture in pictures])
+        # Most images decide, so that one that a method has spoilt takes nothing away from the others.
+        mask = 2 * np.sum([picture != 0 for picture in pictures], axis=0) > len(pictures)
     mask = mask > 0
     if not mask.any():
-        raise ScanError('The brain mask is empty.', where=str(scan.mask or first))
+        what = (
+            'The brain mask is empty.'
+            if scan.mask
+            else 'There is no mask, and most images of this scan are empty.'
+        )
+        raise ScanError(what, where=str(scan.mask or first))
     return Loaded(
         scan, affine, mask, read(scan.original, mask), _labels(read(scan.labels)), None, read(scan.reference, mask),
         None if lesions is None else lesions > 0,

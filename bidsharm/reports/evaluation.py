@@ -14,6 +14,7 @@ from bidsharm.evaluation.catalogue import COMPARED, METRICS, Metric
 from bidsharm.evaluation.comparisons import Results
 from bidsharm.evaluation.group_measures import Value
 from bidsharm.evaluation.intervals import Interval
+from bidsharm.evaluation.models import MethodTable
 from bidsharm.evaluation.study import ORIGINAL
 from bidsharm.reports import plots
 from bidsharm.reports.subject import ErrorEntry, render
@@ -111,27 +112,50 @@ def messages(results: Results, people: int) -> list[str]:
 def _evidence(results: Results, name: str, best: str) -> str:
     """Return whether the best method differs from the one that all are compared with."""
     table = results.tables.get(name)
-    if table is None or best not in table.against:
+    if table is None:
         return ''
-    p = table.holm_t.get(best)
-    if p is None:
-        return f'; too few people to test it against {results.against}'
-    words = 'differs from' if p < 0.05 else 'is not shown to differ from'
-    return f', and {words} {results.against} (paired t test, Holm-corrected p = {_p(p)})'
+    if best == results.against:
+        shown = [method for method in table.against if _differs(table, method) == 'differs']
+        return f', from which {len(shown)} of {_count(len(table.against), "other", "others")} are shown to differ'
+    if best not in table.against:
+        return ''
+    signed, t = table.holm_wilcoxon.get(best), table.holm_t.get(best)
+    if signed is None or t is None:
+        return f'; not tested against {results.against}: {table.against[best].reason or "too few people"}'
+    how = f'Holm-corrected p = {_p(signed)} by the signed-rank test, {_p(t)} by the paired t test'
+    return f', and {_differs(table, best)} from {results.against} ({how})'
+
+
+def _differs(table: MethodTable, method: str) -> str:
+    """Say whether a method differs from the one that all are compared with: both tests have to find it."""
+    signed, t = table.holm_wilcoxon.get(method), table.holm_t.get(method)
+    return 'differs' if None not in (signed, t) and max(signed, t) < 0.05 else 'is not shown to differ'  # type: ignore[type-var]
 
 
 def _best(results: Results, name: str) -> str | None:
-    """Return the method with the best value, None where several share it."""
-    metric = METRICS[name]
+    """Return the method with the best value, None where several share it; a method that was measured in fewer people than others is none."""
+    metric, most = METRICS[name], _most(results, name)
     found: dict[str, tuple[float, str]] = {}
     for method in results.methods:
         value = results.values.get(method, {}).get(name)
-        if value is not None and math.isfinite(value.estimate):
-            found[method] = metric.cost(value.estimate), plots.number(value.estimate)
+        if value is not None and math.isfinite(value.estimate) and value.n == most:
+            cost = _cost(results, name, method, value.estimate)
+            found[method] = cost, plots.number(cost if metric.better == 'one' else value.estimate)
     if len(found) < 2 or not metric.better:
         return None
     best = min(found, key=lambda method: found[method][0])
     return None if [text for _, text in found.values()].count(found[best][1]) > 1 else best
+
+
+def _cost(results: Results, name: str, method: str, estimate: float) -> float:
+    """Return what is lower for better methods; where 1 is best, the mean distance of scans from it, and not that of their mean."""
+    by_person = results.by_person(name, method, costs=True) if METRICS[name].better == 'one' else {}
+    return sum(by_person.values()) / len(by_person) if by_person else METRICS[name].cost(estimate)
+
+
+def _most(results: Results, name: str) -> int:
+    """Return the largest number of people (or scans) that a measure rests on, over methods."""
+    return max((row[name].n for row in results.values.values() if name in row), default=0)
 
 
 def _known(results: Results, name: str) -> bool:
@@ -147,17 +171,21 @@ def _table(results: Results, names: Sequence[str]) -> dict[str, Any]:
     rows = []
     for method in results.methods:
         values = results.values.get(method, {})
-        cells = [_cell(values.get(name), best=best[name] == method) for name in names]
+        cells = [
+            _cell(values.get(name), best=best[name] == method, most=_most(results, name)) for name in names
+        ]
         rows.append((method, cells))
     return {'columns': [METRICS[name] for name in names], 'rows': rows}
 
 
-def _cell(value: Value | None, *, best: bool) -> Cell:
+def _cell(value: Value | None, *, best: bool, most: int) -> Cell:
     if value is None or math.isnan(value.estimate):
         return Cell('–')
     detail = _range(value.interval)
     if value.chance is not None:
         detail = f'{detail}; chance {plots.number(value.chance)}'.removeprefix('; ')
+    if value.n < most:
+        detail = f'{detail}; n = {value.n}, not {most}'.removeprefix('; ')
     return Cell('∞' if math.isinf(value.estimate) else plots.number(value.estimate), detail, best)
 
 
@@ -189,6 +217,7 @@ def _harmless(results: Results) -> list[dict[str, str]]:
         for method, one in by_method.items():
             rows.append({
                 'metric': METRICS[name].label, 'method': method, 'margin': plots.number(one.margin),
+                'n': f'{one.n} of {one.n + one.left_out}' if one.left_out else str(one.n),
                 'difference': plots.number(one.difference) if one.difference is not None else '–',
                 'p': _p(one.p_equivalence), 'verdict': one.equivalent, 'not_worse': one.noninferior,
             })  # fmt: skip

@@ -28,8 +28,9 @@ from bidsharm.evaluation import group_measures, models
 from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
 from bidsharm.evaluation.comparisons import Results, compare, tolerant
 from bidsharm.evaluation.protocol import evaluate
-from bidsharm.evaluation.scan_measures import Trace
+from bidsharm.evaluation.scan_measures import Trace, load_scan
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
+from bidsharm.reports import evaluation as report
 from bidsharm.reports import plots
 
 PEOPLE, SCANNERS = 6, ('east', 'north', 'west')
@@ -224,7 +225,7 @@ def test_a_task_is_scored_by_person_and_by_scanner(found):
     assert 'task_accuracy_scanner' in row
 
 
-def classed(classes: str, scanners: str = 'xy') -> tuple[list[Trace], Study]:
+def classed(classes: str, scanners: str = 'xy') -> tuple[list[Trace], list[float], Study]:
     """Return scans of people, one letter a class, whose first quantile tells it."""
     rng = np.random.default_rng(0)
     traces = [
@@ -233,7 +234,7 @@ def classed(classes: str, scanners: str = 'xy') -> tuple[list[Trace], Study]:
         for n, name in enumerate(classes) for scanner in scanners
     ]  # fmt: skip
     study = Study((), ('m',), classes={f'p{n}': name for n, name in enumerate(classes)})
-    return traces, study
+    return traces, [np.nan] * len(traces), study
 
 
 def test_two_people_in_each_class_are_enough_for_a_task():
@@ -247,13 +248,40 @@ def test_two_people_in_each_class_are_enough_for_a_task():
 
 
 def test_people_whose_class_nobody_could_learn_are_left_out_not_wrong():
-    traces, study = classed('aaabba')
+    traces, _, study = classed('aaabba')
     where = {'p0': 'x', 'p1': 'x', 'p2': 'y', 'p3': 'y', 'p4': 'y', 'p5': 'z'}
     # Without scanner y there is only one class to learn, and so nothing for the scans there.
     traces = [replace(t, scanner=where[t.person]) for t in traces if t.scan.endswith('x')]
-    found = group_measures.task(traces, study, OPTIONS)['task_accuracy_scanner']
+    found = group_measures.task(traces, [0.5] * len(traces), study, OPTIONS)['task_accuracy_scanner']
     assert (found.estimate, found.n) == (1, 3)
     assert '3 people' in found.reason
+
+
+def test_people_of_a_class_that_is_in_one_scanner_only_are_left_out_not_wrong():
+    traces, _, study = classed('aaabbbcc')
+    where = dict(zip(sorted(study.classes), 'xyzxyzzz', strict=True))
+    traces = [replace(t, scanner=where[t.person]) for t in traces if t.scan.endswith('x')]
+    found = group_measures.task(traces, [0.5] * len(traces), study, OPTIONS)['task_accuracy_scanner']
+    assert (found.estimate, found.n) == (1, 6)  # without z nobody is left to learn c from
+    assert '2 people' in found.reason
+
+
+def test_an_unknown_scanner_is_no_new_scanner():
+    traces, fractions, study = classed('aabb')
+    some = [replace(t, scanner='' if t.scanner == 'y' else 'x') for t in traces]
+    found = group_measures.task(some, fractions, study, OPTIONS)
+    assert 'task_accuracy' in found
+    assert 'task_accuracy_scanner' not in found
+
+
+def test_the_fraction_of_grey_matter_is_of_one_kind_for_all_methods():
+    parts = {'volume_csf': 1.0, 'volume_gm': 2.0, 'volume_wm': 1.0}
+    here, there = (replace(EMPTY, row={**parts, 'transfer_gm': share}) for share in (0.3, 0.4))
+    assert group_measures.gm_fractions({'a': [here], 'b': [there]}) == {'a': [0.3], 'b': [0.4]}
+    lacks = replace(EMPTY, row=parts)
+    assert group_measures.gm_fractions({'a': [here], 'b': [there, lacks]}) == {'a': [0.5], 'b': [0.5, 0.5]}
+    nothing = group_measures.gm_fractions({'a': [replace(EMPTY, row={})]})
+    assert np.isnan(nothing['a'][0])
 
 
 def test_needs_are_true(world):
@@ -286,6 +314,77 @@ def test_no_harm_is_tested_against_the_scans_before(found):
     assert found.harmless['ravd_gm']['perfect'].equivalent == 'equivalent'
     assert found.harmless['lesion_kept']['scaled'].equivalent == 'equivalent'
     assert set(found.harmless) <= set(MARGINS)
+
+
+def test_scans_before_are_in_no_test_of_what_they_have_by_definition(world):
+    found = evaluate(find_study(sources(world, 'perfect', 'levelled', truth=False)), OPTIONS)
+    assert found.against == ORIGINAL
+    assert {'ravd_gm', 'lesion_kept', 'new_edges'} & found.tables.keys() == set()
+    assert 'transfer_dice' in found.tables
+    assert 'new_edges' in found.harmless
+
+
+def test_errors_of_lesions_do_not_make_up_for_each_other():
+    def rows(method, *kept):
+        return [
+            {'method': method, 'person': f'p{n}', 'lesion_kept': value} for n in range(6) for value in kept
+        ]
+
+    results = Results(('even', 'uneven'), 'even', rows('even', 0.95, 0.95) + rows('uneven', 0.4, 1.6))
+    compare(results, OPTIONS)
+    assert results.tables['lesion_kept'].against['uneven'].mean_difference == pytest.approx(0.55)
+
+
+def test_people_without_a_number_are_counted():
+    rows = [{'method': 'm', 'person': f'p{n}', 'new_edges': np.nan if n < 2 else 0.001 * n} for n in range(8)]
+    results = Results((ORIGINAL, 'm'), ORIGINAL, rows)
+    compare(results, OPTIONS)
+    found = results.harmless['new_edges']['m']
+    assert (found.n, found.left_out) == (6, 2)
+    (row,) = comparison_rows(results)
+    assert row['left_out'] == 2
+
+
+def test_who_lacks_images_is_told_and_is_not_the_best(world, tmp_path):
+    folder = copied(world / 'perfect', tmp_path / 'some', lambda path: 'sub-05' not in str(path))
+    found = evaluate(
+        find_study(sources(world, 'scaled', datasets={'scaled': world / 'scaled', 'some': folder})), OPTIONS
+    )
+    (problem,) = found.problems
+    assert (problem.method, problem.what.split(':')[0]) == (
+        'some',
+        'This data set has no image of 3 of 18 scans',
+    )
+    assert found.values['some']['psnr'].n == PEOPLE - 1
+    assert report._best(found, 'psnr') is None or report._best(found, 'psnr') != 'some'
+    cell = report._table(found, ['psnr'])['rows'][-1][1][0]
+    assert f'n = {PEOPLE - 1}, not {PEOPLE}' in cell.detail
+
+
+def test_one_spoilt_image_does_not_decide_what_is_brain(world, tmp_path):
+    def spoilt(source, name):
+        folder = copied(
+            world / source, tmp_path / name, lambda path: 'sub-00' in str(path) or 'sub-01' in str(path)
+        )
+        for path in folder.rglob('*T1w.nii.gz'):
+            image = nib.load(path)
+            nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), path)
+        return folder
+
+    few = {name: copied(world / name, tmp_path / name, of_two) for name in ('perfect', 'scaled')}
+    plain = find_study(Sources(few, site='session'))
+    more = find_study(Sources({**few, 'blank': spoilt('perfect', 'blank')}, site='session'))
+    (one, *_), (other, *_) = plain.scans, more.scans
+    assert np.array_equal(load_scan(one).mask, load_scan(other).mask)
+
+
+def test_the_site_is_that_of_any_record(world, tmp_path):
+    first, second = (copied(world / 'scaled', tmp_path / name, of_two) for name in ('theirs', 'mine'))
+    for path in second.rglob('*desc-harmonized_T1w.nii.gz'):
+        record = path.parent / path.name.replace('desc-harmonized_T1w.nii.gz', 'desc-T1w_qc.json')
+        record.write_text(json.dumps({'site': 'here'}))
+    found = find_study(Sources({'theirs': first, 'mine': second}))
+    assert {scan.scanner for scan in found.scans} == {'here'}
 
 
 def test_comparisons_hold_everything_that_was_computed(found):
