@@ -69,7 +69,7 @@ from bidsharm.bids.handoff import prepare_handoff
 from bidsharm.bids.index import INDEX_FILE, open_layout
 from bidsharm.bids.names import OutputNames, ScanFile
 from bidsharm.bids.query import select_scans
-from bidsharm.bids.resume import read_record
+from bidsharm.bids.resume import read_record, retire
 from bidsharm.bids.validation import validate
 from bidsharm.errors import ExitCode, NothingToDo, NotServed
 from bidsharm.harmonizers import registry
@@ -334,12 +334,13 @@ def _run_batches(run: Run) -> Outcome:
             # Before another run may begin anew with a subject, and take its records away.
             _collect(run, group, failures, {name for subject in busy for name in todo[subject]}, outcome)
         reports = len(outcome.reports)
-        _report(group, settings, outcome, plan, plan.options.methods)
+        # Of subjects that another run is at, that one knows more.
+        _report([s for s in group if s not in busy], settings, outcome, plan, plan.options.methods)
         for path in outcome.reports[reports:]:
             run.tell(ReportWritten(str(path)))
         if settings.work_dir is None:  # of thousands of scans, the files of a few at a time
             shutil.rmtree(run.work_dir / WORKFLOW, ignore_errors=True)
-        if settings.stop_on_first_crash and outcome.failures:
+        if settings.stop_on_first_crash and (outcome.failures or outcome.not_run):
             after = subjects[subjects.index(group[-1]) + 1 :]
             late = [scan.name for subject in after for scan in plan.selection.of_subject(subject)]
             outcome.not_run += late
@@ -402,10 +403,11 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
     if not todo:
         return
     plan, settings = run.plan, run.settings
-    # From here on the files of these scans change: a record of earlier ones must not speak for them.
+    # From here on the files of these scans change: a record of earlier ones must not speak for them, nor may images of another
+    # method lie beside new ones.
     for scan in (scan for subject in todo for scan in plan.selection.of_subject(subject)):
         if scan.name in todo[scan.subject]:
-            (settings.output_dir / OutputNames(scan).qc).unlink(missing_ok=True)
+            retire(settings.output_dir / OutputNames(scan).qc, settings.output_dir, plan.options.digest)
     failed: set[str] = set()
     while todo:
         crashes = set(run.log_dir.glob('crash-*'))
@@ -527,6 +529,12 @@ def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> tuple
             scan=scan.name, what=f'It follows {anchor.name}, which failed: {behind[0].what}', where=scan.relative,
             fix='Mend or remove that scan, or give its mask with --derivatives.', details=behind[0].details,
         ), _name(behind[0])  # fmt: skip
+    if shared := [failure for failure in failures if _of_subject(failure, scan)]:
+        return ErrorEntry(
+            scan=scan.name, what=f'A step that all scans of the subject need failed: {shared[0].what}',
+            where=shared[0].where or scan.relative, fix=shared[0].fix or 'Mend that, and run the same command again.',
+            details=shared[0].details,
+        ), _name(shared[0])  # fmt: skip
     if whole := [failure for failure in failures if of_graph(failure)]:
         return ErrorEntry(
             scan=scan.name, what=f'The run of its batch ended early: {whole[0].what}', where=scan.relative,
@@ -536,6 +544,12 @@ def _explain(scan: ScanFile, anchor: ScanFile, failures: list[Failure]) -> tuple
         scan=scan.name, what=SILENT, where=scan.relative,
         fix='Look into nipype.log, and run the same command again.', details='',
     ), 'nipype.log'  # fmt: skip
+
+
+def _of_subject(failure: Failure, scan: ScanFile) -> bool:
+    """Say whether a failed node works for all scans of a subject: it lies in the graph of the subject, and in none below."""
+    graphs = failure.node.split('.')[:-1]
+    return bool(graphs) and graphs[-1] == subject_wf_name(scan.subject)
 
 
 def _name(failure: Failure) -> str:

@@ -343,6 +343,8 @@ def _with_contrasts(selection: Selection, card: Card, served: set[str], target: 
             continue
         left_out.append(NotServed(reason, where=scan.name, fix='Choose --contrasts, or another target.'))
     if not kept:
+        if refused := [error for error in left_out if not isinstance(error, NotServed)]:
+            raise refused[0]
         raise UsageError(left_out[-1].what if left_out else 'No scan is left.', where='--contrasts')
     return replace(selection, scans=tuple(kept), left_out=tuple(left_out))
 
@@ -470,7 +472,13 @@ def unfinished(scans: Sequence[ScanFile], plan: Plan, settings: Settings, digest
         more = expected_handoff(planned) if scan.name in for_fmriprep else []
         qc = root / OutputNames(scan).qc
         if not is_complete(
-            qc, root, planned.sources, digest, handoff=folder if more else None, handed_off=more
+            qc,
+            root,
+            planned.sources,
+            digest,
+            site=scan.site,
+            handoff=folder if more else None,
+            handed_off=more,
         ):
             names.add(scan.name)
     return names

@@ -71,9 +71,9 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 when every scan is there, 1 when one failed or had to be refused."""
+        """0 when every scan is there, 1 when one failed, had to be refused, or had no turn."""
         refused = any(not isinstance(error, NotServed) for error in self.left_out)
-        return ExitCode.SCAN_FAILED if self.failures or refused else ExitCode.OK
+        return ExitCode.SCAN_FAILED if self.failures or self.not_run or refused else ExitCode.OK
 
     @property
     def counts(self) -> dict[str, int]:

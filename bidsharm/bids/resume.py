@@ -47,6 +47,7 @@ def is_complete(
     sources: Mapping[str, Path],
     digest: str,
     *,
+    site: str | None = None,
     handoff: Path | None = None,
     handed_off: Collection[str] = (),
 ) -> bool:
@@ -65,11 +66,15 @@ def is_complete(
         those of the record, and unchanged.
     digest
         Digest of the settings.
+    site
+        Where the scan comes from, as the data set says now; None: that does not matter.
     handoff, handed_off
         Folder of ``--fmriprep-derivatives``, and the names of the files that must lie there as they were written.
     """
     record = read_record(qc_file)
     if record is None or record.get('digest') != digest:
+        return False
+    if site is not None and record.get('site') != site:
         return False
     try:
         before = record['inputs']
@@ -82,6 +87,29 @@ def is_complete(
         )
     except (KeyError, TypeError, AttributeError):
         return False  # a record that someone edited proves nothing
+
+
+def retire(qc_file: Path, root: Path, digest: str) -> None:
+    """Take away the record of a scan that is done again, and what it names where that was made with other settings.
+
+    Otherwise images of two methods could lie side by side: in a space that is no longer asked for, or after a failure.
+
+    Parameters
+    ----------
+    qc_file
+        Its QC record.
+    root
+        Folder of the derivatives; nothing outside it is touched.
+    digest
+        Digest of the settings of now.
+    """
+    record, place = read_record(qc_file), root.resolve()
+    qc_file.unlink(missing_ok=True)
+    outputs = record.get('outputs') if record and record.get('digest') != digest else None
+    for name in outputs if isinstance(outputs, dict) else ():
+        for path in (root / name, root / f'{name.removesuffix(".nii.gz")}.json'):
+            if path.resolve().is_relative_to(place) and path.is_file():
+                path.unlink()
 
 
 def _all_there(folder: Path, names: Collection[str], written: Mapping[str, Any]) -> bool:

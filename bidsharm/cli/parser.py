@@ -353,6 +353,10 @@ def parse_memory(text: str) -> float:
     match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*', text, flags=re.IGNORECASE)
     if not match or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f'{text!r} is no amount of memory; write 8, 8G, 1.5GB or 8000M')
+    if not match[2] and float(match[1]) >= 1000:
+        raise argparse.ArgumentTypeError(
+            f'{text} without a unit is in GB; write {text.strip()}M or {text.strip()}G'
+        )
     scale = {'K': 1e-6, 'M': 1e-3, '': 1.0, 'G': 1.0, 'T': 1e3}[match[2].upper()]
     return float(match[1]) * scale
 

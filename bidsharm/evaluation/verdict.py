@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -475,7 +475,7 @@ def _measure(
         'target_distance': _distance(scan, levels),
         'cnr_kept': _contrast_value(scan, before, after),
         'template_fit': _template_fit(scan),
-        'tissue_order': _tissue_order(scan.contrast, before, levels['before']),
+        'tissue_order': _order_of_both(scan.contrast, before, after, levels),
     }
     measures = {
         'before': _measures(before, volumes[0], levels['before']),
@@ -545,6 +545,29 @@ def _template_fit(scan: _Comparison) -> _Value:
     maps = np.column_stack([np.ones(values.size), *(averaged(part) for part in scan.priors)])
     weights, *_ = np.linalg.lstsq(maps, values, rcond=None)
     return _Value(1 - float(((values - maps @ weights) ** 2).sum()) / total)
+
+
+def _order_of_both(
+    contrast: str,
+    before: Mapping[str, Floats],
+    after: Mapping[str, Floats],
+    levels: Mapping[str, Floats | None],
+) -> _Value:
+    """Return the order of tissues in the scan, and where that is as it should be, in the harmonized image if it is worse there.
+
+    Every other check allows a contrast that was turned round.
+    """
+    first, second = (
+        _tissue_order(contrast, part, levels[side]) for part, side in ((before, 'before'), (after, 'after'))
+    )
+    if first.value >= 0 and second.value < first.value:
+        return replace(
+            second,
+            note='This is the harmonized image; the scan before has the right order.'
+            if second.value < 0
+            else '',
+        )
+    return first
 
 
 def _tissue_order(contrast: str, before: Mapping[str, Floats], levels: Floats | None) -> _Value:

@@ -156,6 +156,11 @@ class ComBat(TableHarmonizer):
         """Estimate what each site does to each feature."""
         del seed, progress  # nothing is drawn, and nothing takes long
         onehot = self.onehot(table.sites)
+        if self.reference is not None and onehot[:, self.reference].sum() < 2:
+            raise UsageError(
+                f'The reference "{self.sites[self.reference]}" has a single usable row, and so no spread that others could take.',
+                where='--reference', fix='Choose a site with more rows, or leave --reference.',
+            )  # fmt: skip
         fitted = least_squares(table.values, onehot, matrix, self.reference, self.design.penalty())
         z = (table.values - fitted.alpha - matrix @ fitted.beta) / fitted.scale
         z[:, ~fitted.usable] = np.nan

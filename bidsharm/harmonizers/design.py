@@ -335,6 +335,9 @@ def _knots(column: Column, functions: int, factor: Factor) -> tuple[float, ...]:
         )  # fmt: skip
     inner = np.quantile(column, np.linspace(0, 1, functions - DEGREE + 1)[1:-1])
     low, high = float(column.min()), float(column.max())
+    inner = np.unique(
+        inner[(inner > low) & (inner < high)]
+    )  # where many rows share a value, knots would meet
     return (*[low] * (DEGREE + 1), *map(float, inner), *[high] * (DEGREE + 1))
 
 

@@ -103,5 +103,9 @@ def warnings_of(finding: Finding, mode: Mode, name: str) -> tuple[str, ...]:
             f'The method drew structure that the scan does not support ({amount}; the limit is {100 * FAIL:.0f} %).',
             where=name, fix='Look at the map with --guard report, or choose a method that cannot draw.',
         )  # fmt: skip
-    done = 'It was kept' if mode == 'report' else 'It was removed'
+    done = (
+        'It was kept'
+        if mode == 'report'
+        else 'It was removed where it is finer than a centimetre; of wider structure some is left'
+    )
     return (f'The method drew structure that the scan does not support ({amount}). {done}.',)

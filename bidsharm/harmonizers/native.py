@@ -45,8 +45,12 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
     return Harmonized(image, uncertainty, details, warnings, unsupported=here(finding.map))
 
 
+def _only_brain(scan: Scan) -> Scan:
+    return replace(scan, data=np.where(scan.mask, scan.data, 0))
+
+
 def on_model_grid(scan: Scan, size_mm: float) -> Scan:
-    """Return a scan on the isotropic grid that a network sees; a scan that lies on one already stays as it is.
+    """Return a scan on the isotropic grid that a network sees; a scan that lies on one already stays there; outside the brain it is 0.
 
     Parameters
     ----------
@@ -60,7 +64,7 @@ def on_model_grid(scan: Scan, size_mm: float) -> Scan:
 
     fits = all(size % 16 == 0 for size in scan.data.shape)
     if fits and np.allclose(voxel_sizes(scan.affine), size_mm, rtol=0, atol=1e-3):
-        return scan
+        return replace(_only_brain(scan), companions=tuple(map(_only_brain, scan.companions)))
     shape, affine = model_grid(scan.mask, scan.affine, size_mm=size_mm)
 
     def moved(one: Scan) -> Scan:

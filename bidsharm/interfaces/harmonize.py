@@ -261,6 +261,9 @@ class _FitOut(TraitedSpec):
 class FitTarget(Interface):
     """Learn a target from preprocessed scans."""
 
+    # What it makes lies outside its own folder, where Nipype does not see that somebody has taken it away.
+    _always_run = True
+
     input_spec = _FitIn
     output_spec = _FitOut
 

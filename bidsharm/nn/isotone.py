@@ -377,7 +377,7 @@ def scan_units(values: Tensor) -> tuple[Tensor, Tensor]:
     low, high = torch.quantile(
         some_of(values, 50_000), torch.tensor([LOW, HIGH], device=values.device, dtype=values.dtype)
     )
-    return low, (high - low).clamp_min(1e-6)
+    return low, (high - low).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def corrected(

@@ -93,7 +93,9 @@ def fit_style(
     for number in range(ROUNDS):
         gain = gain - sample_field(gain, places).mean()
         plain = torch.exp(-sample_field(gain, places)[0, 0]) * values
-        scale = torch.quantile(some_of(plain), HIGH).clamp_min(1e-6)
+        scale = torch.quantile(some_of(plain), HIGH).clamp_min(
+            max(1e-6 * float(plain.abs().max()), torch.finfo(plain.dtype).tiny)
+        )
         plain = plain / scale
         heights = fit_curve(plain, aim)
         knots = torch.as_tensor(heights, dtype=plain.dtype, device=plain.device)

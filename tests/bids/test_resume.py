@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from bidsharm.bids.resume import fingerprint, is_complete, read_record, unchanged
+from bidsharm.bids.resume import fingerprint, is_complete, read_record, retire, unchanged
 
 
 @pytest.fixture
@@ -40,6 +40,37 @@ def test_a_missing_output(done, name):
     raw, root, _ = done
     (root / name).unlink()
     assert not complete(raw, root)
+
+
+def test_a_scan_whose_site_was_corrected(done):
+    raw, root, record = done
+    (root / 'qc.json').write_text(json.dumps({**record, 'site': 'north'}))
+    for site, same in (('north', True), ('south', False), (None, True)):
+        assert is_complete(root / 'qc.json', root, {'bids:raw:x': raw}, 'd1', site=site) is same
+
+
+def test_images_of_other_settings_go_with_their_record(done, tmp_path):
+    raw, root, record = done
+    (root / 'image.json').write_text('{}')
+    (root / 'other.nii.gz').write_text('of another scan')
+    (tmp_path / 'outside.nii.gz').write_text('kept')
+    outputs = {**record['outputs'], '../outside.nii.gz': {}, str(raw): {}, 'gone.nii.gz': {}}
+    (root / 'qc.json').write_text(json.dumps({**record, 'outputs': outputs}))
+    retire(root / 'qc.json', root, 'd2')
+    assert {path.name for path in root.iterdir()} == {'figure.png', 'other.nii.gz'}
+    assert raw.exists()
+    assert (tmp_path / 'outside.nii.gz').exists()
+
+
+def test_images_of_the_same_settings_stay(done):
+    _, root, record = done
+    retire(root / 'qc.json', root, 'd1')
+    assert not (root / 'qc.json').exists()
+    assert all((root / name).exists() for name in record['outputs'])
+    (root / 'qc.json').write_text('{"cut')
+    retire(root / 'qc.json', root, 'd2')
+    retire(root / 'qc.json', root, 'd2')
+    assert all((root / name).exists() for name in record['outputs'])
 
 
 def test_an_output_that_is_no_file(done):

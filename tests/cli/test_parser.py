@@ -162,6 +162,11 @@ def test_memory(text, gigabytes):
     assert parse_memory(text) == pytest.approx(gigabytes)
 
 
+def test_megabytes_without_a_unit_are_not_taken_for_terabytes():
+    with pytest.raises(argparse.ArgumentTypeError, match='write 16000M or 16000G'):
+        parse_memory('16000')
+
+
 @pytest.mark.parametrize(
     'text', ['', '0', '0.0G', '-8', 'G', '8X', '8GG', 'eight', '8 8', '1e3', 'nan', 'inf', '8G;', '٨x', '1.']
 )

@@ -243,6 +243,16 @@ def test_inverted_intensities_are_seen(head):
     assert check['verdict'] == 'fail'
 
 
+def test_a_harmonization_that_turns_the_contrast_round_is_seen(head):
+    inverted = head.mapped(lambda data: 200 - data)
+    check = checks_by_name(judge(head, inverted))['tissue_order']
+    assert check['verdict'] == 'fail'
+    assert 'the scan before has the right order' in check['meaning']
+    # Of a scan that had another order from the start nothing more is asked.
+    turned = checks_by_name(judge(head, head.data, before=inverted))['tissue_order']
+    assert turned['value'] == checks_by_name(judge(head, inverted, before=inverted))['tissue_order']['value']
+
+
 def test_no_order_of_tissues_is_asked_of_a_pdw(head):
     record = judge(head, head.data, contrast='PDw')
     assert checks_by_name(record)['tissue_order']['verdict'] == 'not available'

@@ -66,6 +66,15 @@ def test_a_reference_site_stays_as_it_is() -> None:
         assert not np.allclose(found[~at], table().values[~at], atol=0.1)
 
 
+@pytest.mark.parametrize('kind', [ComBat, CovBat, ComBatGAM])
+def test_a_reference_with_one_row_has_no_spread_to_offer(kind: type) -> None:
+    full = table()
+    rows = np.array([site != 'b' for site in full.sites])
+    rows[list(full.sites).index('b')] = True
+    with pytest.raises(UsageError, match='single usable row'):
+        kind().fit(full.take(rows), target=Site('b'), keep='s(age)' if kind is ComBatGAM else '')
+
+
 def test_without_shrinking_the_sites_have_the_same_mean_and_spread() -> None:
     found = harmonized(ComBat, '', prior='none')
     sites = np.array(REFERENCE['site'])

@@ -77,6 +77,19 @@ def test_curves_are_those_of_statsmodels() -> None:
     assert np.allclose(ours, BSplines(x[:, None], df=[10], degree=[3]).basis)
 
 
+@pytest.mark.parametrize('end', [0.0, 9.0])
+@pytest.mark.parametrize('share', [0.2, 0.6])
+def test_many_rows_with_one_value_are_no_trouble(end: float, share: float) -> None:
+    rng = np.random.default_rng(0)
+    load = np.where(np.arange(100) < 100 * share, end, rng.uniform(0, 9, 100).round(1))
+    columns = {'load': load}
+    design = Design.learn(parse_formula('s(load)'), columns, 10)
+    matrix, names = design.matrix(columns)
+    check_rank(np.ones((100, 1)), matrix, names)
+    assert matrix.any(axis=0).all()
+    assert design.penalty().shape == (matrix.shape[1],) * 2
+
+
 def test_new_rows_are_coded_as_the_old_ones() -> None:
     design = Design.learn(parse_formula('age + C(sex) + C(arm) + s(age)'), COLUMNS, 4)
     again = Design.from_dict(design.to_dict())

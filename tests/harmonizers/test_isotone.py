@@ -158,6 +158,10 @@ def test_scale_and_offset_do_not_matter(method, scan, harmonized):
     np.testing.assert_allclose(
         inside(method.harmonize(changed, Canonical()).image, scan), inside(harmonized.image, scan), atol=2e-3
     )
+    tiny = replace(scan, data=1e-10 * scan.data)
+    np.testing.assert_allclose(
+        inside(method.harmonize(tiny, Canonical()).image, scan), inside(harmonized.image, scan), atol=2e-3
+    )
     shifted = replace(scan, data=scan.data + 1000)
     np.testing.assert_allclose(
         inside(method.harmonize(shifted, Canonical()).image, scan), inside(harmonized.image, scan), atol=0.01

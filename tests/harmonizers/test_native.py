@@ -50,6 +50,23 @@ def doing_nothing(name, scan):
     return method
 
 
+def test_a_scan_that_fits_the_grid_loses_its_skull_as_any_other_does(make_scan):
+    scan = make_scan(shape=(48, 48, 48), site='B', name='sub-01_T1w')
+    scan = replace(scan, affine=np.diag([EDGE, EDGE, EDGE, 1.0]))
+    head = replace(
+        scan,
+        data=np.where(scan.mask, scan.data, 12345).astype(np.float32),
+        companions=(replace(scan, data=scan.data + 7),),
+    )
+    moved = on_model_grid(head, EDGE)
+    assert moved.data.shape == scan.data.shape
+    for one in (moved, *moved.companions):
+        assert not one.data[~one.mask].any()
+    method = ready('unet3d', unit=500.0)
+    plain, full = (harmonize_scan(method, one, Site('A')) for one in (scan, head))
+    np.testing.assert_allclose(full.image, plain.image, rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_whatever_networks_draw_lies_on_the_grid_of_the_scan(name, oblique):
     scan = oblique(4.0, 3.5, 5.0)

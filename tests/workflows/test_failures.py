@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bidsharm.workflows import failures, participant
@@ -131,6 +132,7 @@ def test_a_subject_that_another_run_holds_costs_that_subject_only(run_of, monkey
     first = next(entry for entry in outcome.failures if entry.scan == 'sub-1_T1w')
     assert 'Another bidsharm' in first.what
     assert not (run.settings.output_dir / FOLDER / 'sub-1_T1w.json').exists(), 'the other run will tell'
+    assert not (run.settings.output_dir / 'sub-1.html').exists(), 'and has a page of its own'
 
 
 def _held_for(subject: str, acquire):
@@ -164,6 +166,18 @@ def test_a_scan_that_was_not_started_did_not_fail(run_of, tmp_path):
     console = Console(record=True, width=200)
     show_outcome(outcome, Screen(console))
     assert 'not run   1 scan: the run stopped at the first failure.' in console.export_text()
+
+
+def test_a_step_of_a_whole_subject_is_the_reason_for_all_its_scans(run_of):
+    run = run_of('sub-1_T1w', 'sub-1_T2w', 'sub-2_T1w', stop_on_first_crash=True)
+    outcome = Outcome()
+    crash = Failure('bidsharm_wf.sub_1_wf.template', 'The disk is full.', file=Path('crash-1.txt'))
+    participant._collect(run, ['1', '2'], [crash], [], outcome)
+    assert [entry.scan for entry in outcome.failures] == ['sub-1_T1w', 'sub-1_T2w']
+    assert all('The disk is full.' in entry.what for entry in outcome.failures)
+    assert outcome.logs['sub-1_T1w'] == 'crash-1.txt'
+    assert outcome.not_run == ['sub-2_T1w']
+    assert Outcome(not_run=['sub-2_T1w']).exit_code == ExitCode.SCAN_FAILED
 
 
 @pytest.fixture

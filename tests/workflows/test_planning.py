@@ -471,6 +471,15 @@ def test_reference_that_serves_nothing(cohort, make_settings, tmp_path):
         make_plan(make_settings(target=str(file)), cohort({'sub-01_T1w': 'A'}))
 
 
+def test_a_scan_that_had_to_be_refused_is_no_wrong_use():
+    doubtful = ScanError('Several files would have the same outputs.', where='sub-05_T1w', fix='Keep one.')
+    with pytest.raises(ScanError, match='Several files') as caught:
+        planning._with_contrasts(
+            Selection((), left_out=(doubtful,)), registry.card('tscore'), set(), 'canonical'
+        )
+    assert caught.value.where == 'sub-05_T1w'
+
+
 def test_exit_codes():
     assert Outcome().exit_code == ExitCode.OK
     assert Outcome(left_out=[NotServed('x')]).exit_code == ExitCode.OK
@@ -702,7 +711,7 @@ def test_a_scan_that_follows_is_done_again_when_what_it_rests_on_changes(cohort,
     record.parent.mkdir(parents=True)
     content = {
         'verdict': 'pass', 'scan': t2w.name, 'subject': '01', 'contrast': 'T2w', 'digest': 'd', 'outputs': {}, 'figures': {},
-        'inputs': {uri: fingerprint(file) for uri, file in sources.items()},
+        'inputs': {uri: fingerprint(file) for uri, file in sources.items()}, 'site': t2w.site,
     }  # fmt: skip
     record.write_text(json.dumps(content))
     assert unfinished([t2w], plan, settings, 'd') == set()
@@ -729,9 +738,11 @@ def test_unfinished(sites, make_settings):
     image.touch()
     content = {
         **{'verdict': 'pass', 'scan': done.name, 'subject': '01', 'contrast': 'T1w'}, 'digest': digest, 'outputs': {OutputNames(done).image('harmonized'): fingerprint(image)}, 'figures': {},
-        'inputs': {raw_uri(done): fingerprint(done.path)},
+        'inputs': {raw_uri(done): fingerprint(done.path)}, 'site': 'elsewhere',
     }  # fmt: skip
     record.write_text(json.dumps(content))
+    assert unfinished(scans, plan, settings, digest) == everything, 'the site was corrected'
+    record.write_text(json.dumps({**content, 'site': done.site}))
     assert unfinished(scans, plan, settings, digest) == everything - {done.name}
     assert unfinished(scans, plan, make_settings(force=True), digest) == everything
     assert unfinished(scans, plan, settings, 'another') == everything
