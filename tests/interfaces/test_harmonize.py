@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import nibabel as nib
 import numpy as np
 import pytest
+from nipype.pipeline import engine as pe
 
 from bidsharm.errors import ConfigurationError, MissingNeed, NotServed, ScanError, UsageError
 from bidsharm.harmonizers import registry
@@ -233,6 +234,19 @@ def test_a_site_is_learnt_and_aimed_at(learnt, request_for, head):
     np.testing.assert_allclose(
         quantiles[5:96], 3 * np.percentile(head.data[head.mask], np.arange(101))[5:96], rtol=0.02
     )
+
+
+def test_a_bundle_that_somebody_has_deleted_is_learnt_again(head_files, tmp_path, monkeypatch):
+    """The working folder knows that it was learnt, and not that it is gone."""
+    made = []
+    monkeypatch.setattr(harmonize, 'run_isolated', lambda *_, **__: made.append(1) or {'digest': 'd'})
+    for _ in range(2):
+        interface = FitTarget(
+            images=[head_files['brain']], masks=[head_files['mask']], tissues=[head_files['tissue']], contrasts=['T1w'], names=['sub-01_T1w'],
+            sites=['A'], harmonizer='histogram', target='site:A', out_dir=str(tmp_path / 'model'), execution={'device': 'cpu', 'seed': 0},
+        )  # fmt: skip
+        pe.Node(interface, name='fit', base_dir=str(tmp_path / 'work')).run()
+    assert len(made) == 2
 
 
 def test_a_target_that_is_there_is_used_again(learnt, fit_inputs, head_files):
