@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from bidsharm.bids.feature_tables import (
     write_harmonized,
 )
 from bidsharm.bids.sites import UNKNOWN_SITE
-from bidsharm.errors import MissingNeed, UsageError
+from bidsharm.errors import UsageError
 from bidsharm.evaluation.probe import Probe
 from bidsharm.evaluation.table_measures import SiteEffects, TableMeasures, measure_table
 from bidsharm.harmonizers import bundle, registry
@@ -244,23 +244,24 @@ def harmonize_group_table(settings: Settings, path: Path, contrast: str) -> Feat
     Raises
     ------
     UsageError
-        If the formula cannot be had.
+        If the formula names a column that there is not.
     """
     table, people = read_table(path), settings.bids_dir / 'participants.tsv'
-    participants = read_participants_table(people) if people.is_file() else None
-    choice = Choice(('site',), columns_of(parse_formula(settings.table_keep)), participants=participants)
+    kept = columns_of(parse_formula(settings.table_keep))
     try:
+        participants = read_participants_table(people) if kept and people.is_file() else None
+        _check_kept(kept, {*table.columns, *(participants.columns if participants else ())})
+        choice = Choice(('site',), kept, participants=participants)
         before, after = (
             _of_group(settings, table, replace(choice, features=(f'{which}_{GROUP_FEATURES}',)))
             for which in ('before', 'after')
         )
     except UsageError as error:
-        if isinstance(error, MissingNeed):
-            return FeatureComparison(contrast, settings.table_harmonizer, message=error.what)
-        if error.where == '--features':
-            return FeatureComparison(contrast, settings.table_harmonizer, message='No volumes were measured.')
-        where = '--table-keep' if error.where == '--keep' else error.where
-        raise UsageError(error.what, where=where, fix=error.fix) from None
+        if error.where == '--table-keep':
+            raise
+        # The scans of one contrast may be too few, or a table of people broken: the rest of the page is made all the same.
+        message = 'No volumes were measured.' if error.where == '--features' else error.what
+        return FeatureComparison(contrast, settings.table_harmonizer, message=message)
     judgement = Judgement(before.method.quick, seed=settings.random_seed, permutations=GROUP_PERMUTATIONS)
     raw, both = measured(before, judgement), measured(after, judgement)
     out = out_path(table, path.parent)
@@ -276,6 +277,14 @@ def harmonize_group_table(settings: Settings, path: Path, contrast: str) -> Feat
         _variant(f'images, then features ({name})', both.after, both.probe_after),
     )
     return FeatureComparison(contrast, name, variants, out.with_suffix('.html').name, tuple(after.warnings))
+
+
+def _check_kept(kept: Sequence[str], known: Collection[str]) -> None:
+    for name in kept:
+        if name not in known:
+            raise UsageError(
+                f'There is no column "{name}".', where='--table-keep', fix=f'There are: {", ".join(sorted(known))}.'
+            )  # fmt: skip
 
 
 def _of_group(settings: Settings, table: TextTable, choice: Choice) -> Result:

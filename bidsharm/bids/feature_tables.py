@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,10 @@ SITE_COLUMNS = ('site', 'scanner', 'site_id', 'scanner_id')
 _KEYS = ('participant_id', 'session_id', 'bids_name', 'subject_id', 'subject', 'scan', 'run_id', 'acq_id')
 #: Features of our own group tables where none are named: what was measured on harmonized images.
 _OURS = ('after_volume_*',)
-_SUBJECT, _SESSION = re.compile(r'(?:^|[/_])(sub-[0-9A-Za-z+]+)'), re.compile(r'_(ses-[0-9A-Za-z+]+)')
+_SUBJECT, _SESSION = (
+    re.compile(r'(?:^|[/_])(sub-[0-9A-Za-z+]+)'),
+    re.compile(r'(?:^|[/_])(ses-[0-9A-Za-z+]+)'),
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ def people_of(table: TextTable) -> tuple[list[str], list[str], list[str]]:
         sessions = table.column('session_id') if 'session_id' in table.columns else [''] * len(people)
         sessions = [_session(cell) for cell in sessions]
     else:
-        first = table.column('bids_name' if 'bids_name' in table.columns else table.columns[0])
+        names_of = ('bids_name', 'subject_id', 'subject')
+        first = table.column(next((n for n in names_of if n in table.columns), table.columns[0]))
         people = [match[1] if (match := _SUBJECT.search(cell)) else _person(cell) for cell in first]
         sessions = [match[1] if (match := _SESSION.search(cell)) else '' for cell in first]
     if '' in people:
@@ -201,13 +206,17 @@ def chosen_features(table: TextTable, choice: Choice, site: Sequence[str]) -> tu
     Raises
     ------
     UsageError
-        If a pattern fits no column of numbers, or there is none.
+        If a pattern fits no column of numbers, there is none, or a column of numbers has a cell that is none.
     """
     taken = {*site, *choice.kept, *_KEYS}
     if 'participant_id' not in table.columns:
         taken.add(table.columns[0])
-    numbers = [n for n in table.columns if n not in taken and _is_numeric(table.column(n))]
     patterns = choice.features or (_OURS if {'scan', 'verdict'} <= set(table.columns) else ())
+    named = {name for name in table.columns if patterns and {name, escape(name)} & set(patterns)}
+    numbers = [
+        n for n in table.columns
+        if n not in taken and (_is_numeric(table.column(n)) or (n in named and not any(table.column(n))))
+    ]  # fmt: skip
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in numbers):
             near = get_close_matches(pattern, numbers, 3) or numbers[:3]
@@ -219,7 +228,13 @@ def chosen_features(table: TextTable, choice: Choice, site: Sequence[str]) -> tu
             raise UsageError(
                 f'"{pattern}" {why}.', where='--features', fix=f'There are: {", ".join(near) or "none"}.'
             )  # fmt: skip
-    found = [n for n in numbers if not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+    def wanted(name: str) -> bool:
+        return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    for name in (n for n in table.columns if n not in taken and n not in numbers and wanted(n)):
+        _check_nearly_numeric(table, name)
+    found = [n for n in numbers if wanted(n)]
     if not found:
         raise UsageError('There is no column of numbers to harmonize.', where=str(table.path))
     return tuple(found)
@@ -353,6 +368,24 @@ def _number(cell: str) -> float | None:
 def _is_numeric(cells: Sequence[str]) -> bool:
     there = [_number(cell) for cell in cells if cell]
     return bool(there) and all(value is not None and math.isfinite(value) for value in there)
+
+
+def odd_cell(cells: Sequence[str]) -> int | None:
+    """Return where the first cell without a usable number is, if most cells have one: a slip, and no column of words."""
+    good = [not cell or ((value := _number(cell)) is not None and math.isfinite(value)) for cell in cells]
+    filled = sum(1 for cell in cells if cell)
+    bad = good.count(False)
+    return good.index(False) if bad and 2 * bad < filled else None
+
+
+def _check_nearly_numeric(table: TextTable, name: str) -> None:
+    cells = table.column(name)
+    row = odd_cell(cells)
+    if row is not None:
+        raise UsageError(
+            f'Column "{name}" holds numbers, and "{cells[row]}" in row {row + 1}.', where=str(table.path),
+            fix='Write n/a for what is missing, or name the features without this column (--features).',
+        )  # fmt: skip
 
 
 def _numbers(cells: Sequence[str]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bidsharm.bids.acquisition import acquisition_of
+from bidsharm.bids.feature_tables import MISSING
 from bidsharm.bids.names import ScanFile, file_name, parse_name
 from bidsharm.bids.sites import UNKNOWN_SITE, read_participants, site_by_rule
 from bidsharm.errors import NothingToDo, ScanError, UsageError
@@ -140,6 +141,12 @@ def find_training_files(
     if not folder.is_dir():
         raise UsageError('The folder of derivatives does not exist.', where=str(folder))
     table = read_participants(participants or folder) or read_participants(_source_of(folder))
+    if person and not any(person in row for row in table.values()):
+        columns = sorted({name for row in table.values() for name in row})
+        raise UsageError(
+            f'participants.tsv has no column "{person}".', where='--person',
+            fix=f'There are: {", ".join(columns)}.' if columns else 'Give the folder of participants.tsv with --participants.',
+        )  # fmt: skip
     found = [
         file for path in sorted(folder.glob(f'sub-*/**/*_desc-{images}_*.nii*'))
         if (file := _training_file(path, folder, contrasts, site, person, table)) and (not subjects or _label(path) in subjects)
@@ -181,11 +188,16 @@ def _training_file(
     row = table.get(scan.subject, {})
     return TrainingFile(
         image=path, mask=mask, tissue=tuple(part for part in tissue if part) if all(tissue) else (),
-        name=file_name(entities, contrast), person=row.get(person, '') or scan.subject, session=scan.session or '',
+        name=file_name(entities, contrast), person=_told(row.get(person, '')) or scan.subject, session=scan.session or '',
         site=(site_by_rule(scan, table, rule) if rule else _recorded_site(path, entities, contrast)) or UNKNOWN_SITE,
         contrast=contrast, covariates=dict(_numbers(row)), columns=row, entities=entities,
         acquisition=_acquisition(path),
     )  # fmt: skip
+
+
+def _told(cell: str) -> str:
+    """Return a cell; empty where it says that nothing is known."""
+    return '' if cell.strip().lower() in MISSING else cell.strip()
 
 
 def _beside(path: Path, entities: Mapping[str, str], suffix: str) -> Path | None:

@@ -179,7 +179,9 @@ def _check_config(file: Path) -> None:
     """Refuse a settings file with paths: the container sees other ones."""
     from bidsharm.settings import load_values
 
-    named = [key for key in PATH_KEYS if key in load_values(file)]
+    values = load_values(file)
+    named = [key for key in PATH_KEYS if key in values]
+    named += [key for key in ('model', 'target') if '/' in str(values.get(key, ''))]  # they may also be names
     if named:
         raise UsageError(
             f'Paths in a settings file mean nothing inside a container: {", ".join(named)}.',

@@ -150,7 +150,9 @@ def _train(
     maps = []
     for scan in scans:
         try:
-            maps.append(placer.place(scan).surface)
+            one = placer.place(scan).surface
+            method.check_map(one)
+            maps.append(one)
         except ScanError as error:
             last = error
     if not maps:

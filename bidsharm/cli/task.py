@@ -17,11 +17,11 @@ from bidsharm.settings import CONTRASTS, MAX_SEED
 
 if TYPE_CHECKING:
     from bidsharm.bids.training_input import TrainingFile
-    from bidsharm.evaluation.probe import Probe
+    from bidsharm.evaluation.probe import Fold, Probe
     from bidsharm.evaluation.tasks import Judged
     from bidsharm.harmonizers.task import Prediction, Task, TrainedTask
     from bidsharm.harmonizers.training_cache import Prepared
-    from bidsharm.training.volumes import TrainingVolume
+    from bidsharm.training.volumes import TrainingSet, TrainingVolume
 
 #: Names inside the output folder.
 MODELS, FOLDS, CACHE = 'models', 'folds', 'cache'
@@ -108,12 +108,13 @@ def _run(args: argparse.Namespace) -> ExitCode:
     task, files, truth = _asked(args, files, loaded)
     method = loaded or _new(args, task)
     refuse_out(args.derivatives, args.out, GENERATOR)
-    if not args.model:
+    if args.model:
+        _check_contrasts(method, files)
+    else:
         data = sketch(files)
+        _folds(data, args)  # as the next one: told now, not after minutes of preparing
         method.check_offers(data, _learnable(args, files, truth), task)
-        method.untrained(
-            data, task
-        )  # settings that make no networks are told now, not after minutes of preparing
+        method.untrained(data, task)
     with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), Bars(True) as progress:
         prepare_out(args.derivatives, args.out)
         prepared = prepare(files, method.settings, args.out / CACHE, progress('preparing'))
@@ -225,14 +226,31 @@ def _loaded(args: argparse.Namespace) -> TrainedTask:
     return method
 
 
+def _check_contrasts(method: TrainedTask, files: Sequence[TrainingFile]) -> None:
+    """Refuse scans of a contrast that the networks have never seen."""
+    strange = sorted({file.contrast for file in files} - set(method.contrasts))
+    if strange:
+        raise UsageError(
+            f'The model was trained on {", ".join(method.contrasts)}, and these scans are {", ".join(strange)}.',
+            where='--contrasts', fix=f'Give --contrasts {" ".join(method.contrasts)}.',
+        )  # fmt: skip
+
+
 # --- Training and predicting ---
+
+
+def _folds(data: TrainingSet, args: argparse.Namespace) -> list[Fold]:
+    """Return the folds of people."""
+    from bidsharm.evaluation.probe import person_folds
+
+    sites, people = [one.site for one in data.volumes], [one.person for one in data.volumes]
+    return person_folds(sites, people, count=args.folds, seed=args.seed)
 
 
 def _learnt(work: _Work, progress: Any) -> Path:
     """Train on each fold and predict the others, then train on all; return the page."""
     import numpy as np
 
-    from bidsharm.evaluation.probe import person_folds
     from bidsharm.evaluation.tasks import embedding_probe
     from bidsharm.harmonizers import bundle
     from bidsharm.harmonizers.cross_fitting import Fitting, cross_fitted
@@ -242,7 +260,7 @@ def _learnt(work: _Work, progress: Any) -> Path:
     learnt = _learnable(args, list(work.files.values()), work.truth)
     work.method.check_offers(data, learnt, work.task)
     sites, people = [one.site for one in data.volumes], [one.person for one in data.volumes]
-    folds = person_folds(sites, people, count=args.folds, seed=args.seed)
+    folds = _folds(data, args)
     running = Running(
         device=work.method.execution.device, interval=args.interval, patience=args.patience, seed=args.seed,
         budget=args.budget or Budget(steps=work.method.settings.steps),

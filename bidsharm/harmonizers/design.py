@@ -308,7 +308,19 @@ def _resolved(factor: Factor, covariates: Mapping[str, Column]) -> Factor:
         return factor
     if factor.kind == 'smooth':
         raise UsageError(f'"{factor.name}" holds words, so it has no smooth curve.', where='--keep')
+    if factor.kind != 'category' and (word := _slip(column)):
+        raise UsageError(
+            f'"{factor.name}" holds numbers, and "{word}".', where='--keep',
+            fix=f'Write a number there, or n/a; or C({factor.name}) if the numbers are names of groups.',
+        )  # fmt: skip
     return Factor(factor.name, 'category')
+
+
+def _slip(column: Column) -> str:
+    """Return the first word of a column that holds numbers otherwise, such as an age of "89+"; empty where it holds words."""
+    filled = [cell for cell in column.tolist() if cell]
+    words = [cell for cell in filled if _natural(cell)[0] == np.inf]
+    return words[0] if words and 2 * len(words) < len(filled) else ''
 
 
 def words_of(column: Column) -> NDArray[np.str_]:

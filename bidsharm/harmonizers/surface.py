@@ -291,7 +291,7 @@ class TrainedSurface(SurfaceHarmonizer):
                 f'{self.card.name} aims at a site.', where='--target', fix='Name one of the sites.'
             )
         for one in maps:
-            self._check_map(one)
+            self.check_map(one)
         measures = sorted({one.measure for one in maps})
         if len(measures) > 1:
             raise UsageError(f'The maps are of different kinds: {", ".join(measures)}.', fix='Give one kind.')
@@ -311,7 +311,8 @@ class TrainedSurface(SurfaceHarmonizer):
         if without:
             raise UsageError(f'{without[0]} has no site ({len(without)} in all).', fix='See --site.')
 
-    def _check_map(self, surface: SurfaceMap) -> None:
+    def check_map(self, surface: SurfaceMap) -> None:
+        """Refuse a map with :class:`~bidsharm.errors.ScanError` that cannot be used."""
         wanted = vertex_count(self.level)
         if len(surface.values) != wanted or len(surface.cortex) != wanted:
             raise ScanError(
@@ -381,7 +382,7 @@ class TrainedSurface(SurfaceHarmonizer):
             raise MissingNeed(
                 f'This {self.card.name} was trained for "{self.target_site}", not for "{target.label}".'
             )
-        self._check_map(surface)
+        self.check_map(surface)
         if surface.hemisphere not in self.hemispheres:
             raise ScanError(
                 f'This {self.card.name} was trained on the hemisphere {", ".join(self.hemispheres)} only.',

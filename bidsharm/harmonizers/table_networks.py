@@ -67,17 +67,21 @@ class NetworkTableHarmonizer(TableHarmonizer):
         """Return standardized features at the target."""
 
     def apply(self, table: FeatureTable, matrix: Floats) -> Floats:
-        """Map the features to the target."""
+        """Map the features to the target; rows of a reference stay as they are, and what lies beyond the bounds of the units stays beyond."""
         import torch
 
+        units, site = self._units(table.values), self.site_index(table.sites)
         with torch.no_grad():
             found = self.mapped(
-                torch.from_numpy(self._units(table.values)),
-                torch.from_numpy(self.site_index(table.sites)),
-                torch.from_numpy(self._context(matrix)),
-            )
+                torch.from_numpy(units), torch.from_numpy(site), torch.from_numpy(self._context(matrix))
+            ).numpy()
+        plain = ((table.values - self.centre) / self.scale)[:, self.usable]
+        beyond = np.where(np.isfinite(plain), plain - units, 0.0)
         values = np.zeros_like(table.values)
-        values[:, self.usable] = found.numpy() * self.scale[self.usable] + self.centre[self.usable]
+        values[:, self.usable] = (found + beyond) * self.scale[self.usable] + self.centre[self.usable]
+        if self.reference is not None:
+            same = site == self.reference
+            values[same] = table.values[same]
         return values
 
     def left_features(self) -> NDArray[np.bool_]:

@@ -428,8 +428,9 @@ def _fabric(running: Running) -> Any:
     warnings.filterwarnings('ignore', message='The `srun` command is available')
 
     accelerator, _, index = running.device.partition(':')
-    devices: Any = [int(index)] if index else running.devices
     many = running.devices * running.nodes > 1
+    # Several processes have a card each, whichever one was found for a single process.
+    devices: Any = [int(index)] if index and not many else running.devices
     try:
         fabric = Fabric(
             accelerator=accelerator, devices=devices, num_nodes=running.nodes, precision=running.precision,

@@ -69,7 +69,7 @@ task() { # the subject of this task
     fi
     echo "sub-$label on $(hostname), job ${SLURM_ARRAY_JOB_ID:-?}_$SLURM_ARRAY_TASK_ID"
     run "$bids" "$out" participant --participant-label "$label" --nprocs "$cpus" --skip-bids-validation \
-        "${places[@]}" "$@"
+        ${places[@]+"${places[@]}"} "$@"
 }
 
 hand_over() { # sbatch with what all jobs have in common; prints the number of the job
@@ -102,12 +102,12 @@ submit() {
     for ((start = first; start <= count; start += most)); do
         end=$((start + most - 1 < count ? start + most - 1 : count))
         offset=$((start - 1))
-        number=$(ARRAY_OFFSET=$offset hand_over "${after[@]}" --array="1-$((end - offset))${TASKS:+%$TASKS}" \
+        number=$(ARRAY_OFFSET=$offset hand_over ${after[@]+"${after[@]}"} --array="1-$((end - offset))${TASKS:+%$TASKS}" \
             "$script" "$bids" "$out" "$@")
         jobs+=("$number")
     done
     after=(--dependency="afterany:$(IFS=:; echo "${jobs[*]}")")
-    number=$(ARRAY_GROUP=yes hand_over "${after[@]}" --output="$logs/group-%j.out" "$script" "$bids" "$out" "$@")
+    number=$(ARRAY_GROUP=yes hand_over ${after[@]+"${after[@]}"} --output="$logs/group-%j.out" "$script" "$bids" "$out" "$@")
     echo "$count subjects: arrays ${jobs[*]}, then the group level: $number"
     echo "logs: $logs"
 }

@@ -166,6 +166,31 @@ def test_people_that_do_not_fit_are_named(tmp_path: Path) -> None:
         feature_table(read_table(saved(tmp_path, OURS)), Choice(participants=people))
 
 
+@pytest.mark.parametrize('cell', ['inf', '-', '1,5', '\u22125', 'ERR'])
+def test_a_slip_in_a_column_of_numbers_is_told(tmp_path: Path, cell: str) -> None:
+    rows = ''.join(f'{n}\t{"AB"[n % 2]}\t{n}\t{cell if n == 3 else n}\tgood\n' for n in range(1, 7))
+    table = read_table(saved(tmp_path, 'participant_id\tsite\tx\ty\tnote\n' + rows))
+    with pytest.raises(UsageError, match='Column "y" holds numbers') as caught:
+        feature_table(table, Choice())
+    assert f'"{cell}" in row 3' in caught.value.what
+    assert feature_table(table, Choice(features=('x',))).features == ('x',)
+
+
+def test_a_feature_that_is_named_may_be_missing_everywhere(tmp_path: Path) -> None:
+    table = read_table(saved(tmp_path, 'participant_id\tsite\tx\ty[1]\n1\tA\t3\tn/a\n'))
+    assert feature_table(table, Choice()).features == ('x',)
+    found = feature_table(table, Choice(features=('x', 'y[[]1]')))
+    assert found.features == ('x', 'y[1]')
+    assert np.isnan(found.values[0, 1])
+
+
+@pytest.mark.parametrize('name', ['subject_id', 'subject'])
+def test_the_column_that_names_people_need_not_be_the_first(tmp_path: Path, name: str) -> None:
+    text = f'site\t{name}\tx\nA\tsub-7/ses-2/anat\t1\nA\tsub-8\t2\n'
+    people, sessions, _ = people_of(read_table(saved(tmp_path, text)))
+    assert (people, sessions) == (['sub-7', 'sub-8'], ['ses-2', ''])
+
+
 def test_words_that_only_python_takes_for_numbers_are_words(tmp_path: Path) -> None:
     text = 'participant_id\tsite\tx\tv\n1\tA\t1_000\t1\n2\tB\tinf\t2\n'
     assert feature_table(read_table(saved(tmp_path, text)), Choice()).features == ('v',)

@@ -142,6 +142,7 @@ def test_it_prints_and_becomes_the_command(host):
         (['--engine', 'podman'], ExitCode.CONFIGURATION, 'podman is not installed'),
         (['--weights-dir', 'a:b'], ExitCode.USAGE, 'colon'),
         (['--config-file', 'paths.toml'], ExitCode.USAGE, 'work_dir'),
+        (['--config-file', 'model.toml'], ExitCode.USAGE, 'model, target'),
         (['--engine', 'bin/other'], ExitCode.CONFIGURATION, 'No such image'),
     ],
 )
@@ -150,6 +151,7 @@ def test_what_cannot_be_run_says_why(host, capsys, arguments, code, says):
     other.write_text(f'#!{sys.executable}\nimport sys\nsys.exit("Error: No such image")\n')
     other.chmod(0o755)
     (host / 'paths.toml').write_text('[bidsharm]\nwork_dir = "/scratch"\n')
+    (host / 'model.toml').write_text('[bidsharm]\nmodel = "models/mine"\ntarget = "/data/ref_T1w.nii.gz"\n')
     assert docker.main(['my data', 'out', 'participant', *arguments]) == code
     assert says in capsys.readouterr().err
 

@@ -190,6 +190,16 @@ def test_a_bad_map_is_named_and_the_others_go_on(
     assert len(list((tmp_path / 'out').glob('sub-*/ses-*/anat/*.gii'))) == 11
 
 
+def test_a_map_that_cannot_be_learnt_from_does_not_cost_the_training(
+    derivatives: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = broken(derivatives, tmp_path / 'in')
+    BAD['at 0 vertices only'](one_map(folder))
+    assert main([str(folder), str(tmp_path / 'out'), *TRAIN]) == 1
+    assert 'sub-01_ses-B_hemi-L' in capsys.readouterr().err
+    assert len(list((tmp_path / 'out').glob('sub-*/ses-*/anat/*.gii'))) == 11
+
+
 def test_a_map_without_a_sphere_is_refused_and_one_can_be_given(
     derivatives: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

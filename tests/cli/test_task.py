@@ -139,6 +139,19 @@ def test_a_second_run_trains_nothing_and_a_model_predicts_others(aged, derivativ
     assert 'came from elsewhere' in (out / 'task.html').read_text()
 
 
+def test_a_model_refuses_scans_of_another_contrast(aged, derivatives, out, monkeypatch, capsys):
+    from bidsharm.harmonizers.task import TrainedTask
+
+    restore = TrainedTask.restore
+
+    def of_flair(self, arrays, settings):
+        restore(self, arrays, {**settings, 'contrasts': ['FLAIR']})
+
+    monkeypatch.setattr(TrainedTask, 'restore', of_flair)
+    assert main([str(derivatives), str(out), '--model', str(aged / 'models' / 'erm'), '--device', 'cpu']) == 2
+    assert 'was trained on FLAIR, and these scans are T1w' in capsys.readouterr().err
+
+
 def test_other_answers_are_learnt_anew(aged, derivatives, tmp_path):
     copy = tmp_path / 'in'
     shutil.copytree(derivatives, copy)
@@ -212,6 +225,8 @@ def test_a_broken_scan_is_left_out_and_told(derivatives, out, tmp_path, capsys):
         (['--task', 'age', '--folds', '1'], 2, 'leaves nobody to judge'),
         (['--labels', 'nowhere'], 2, 'does not exist'),
         (['--task', 'sex', '--set', 'nonsense=1'], 2, 'no setting "nonsense"'),
+        (['--task', 'age', '--set', 'widths=(0,)'], 2, 'no networks for erm'),
+        (['--task', 'age', '--person', 'persn'], 2, 'no column "persn"'),
     ],
 )
 def test_wrong_use_is_explained(options, code, words, derivatives, tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 
 from bidsharm.bids.training_input import find_training_files
 from bidsharm.cli.train import build_parser, main
+from bidsharm.errors import UsageError
 from bidsharm.harmonizers import bundle
 from bidsharm.harmonizers.contract import Site
 from bidsharm.imaging.templates import bundled_files
@@ -147,6 +148,18 @@ def test_what_cannot_be_is_said(arguments, code, said, derivatives, tmp_path, ca
     assert main([str(tmp_path / 'out') if text == 'O' else text for text in command]) == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_people_of_whom_nothing_is_known_are_nobody_s_other_visit(derivatives, tmp_path):
+    labels = sorted(path.name for path in derivatives.glob('sub-*') if path.is_dir())
+    rows = [f'{label}\t{"anna" if label in labels[:2] else "n/a"}' for label in labels]
+    (tmp_path / 'participants.tsv').write_text('\n'.join(['participant_id\twho', *rows]) + '\n')
+    found = find_training_files(derivatives, contrasts=['T1w'], participants=tmp_path, person='who')
+    people = {file.entities['sub']: file.person for file in found}
+    names = [label.removeprefix('sub-') for label in labels]
+    assert people == {name: 'anna' if name in names[:2] else name for name in names}
+    with pytest.raises(UsageError, match='no column "hwo"'):
+        find_training_files(derivatives, contrasts=['T1w'], participants=tmp_path, person='hwo')
 
 
 def test_a_training_starts_from_a_model(derivatives, tmp_path, capsys):

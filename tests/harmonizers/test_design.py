@@ -108,6 +108,14 @@ def test_rows_without_a_value_or_with_a_new_level_are_found() -> None:
     assert design.missing({'age': np.array(['old']), 'sex': np.array(['F'])})['age'].tolist() == [True]
 
 
+def test_an_age_that_is_no_number_is_told_and_makes_no_groups() -> None:
+    columns = {'age': np.array(['60', '70', '89+', '75', '']), 'arm': np.array(['1', '2', '2b', '1', '2'])}
+    with pytest.raises(UsageError, match='"age" holds numbers, and "89\\+"') as caught:
+        Design.learn(parse_formula('age'), columns, 4)
+    assert 'C(age)' in caught.value.fix
+    assert Design.learn(parse_formula('C(arm)'), columns, 4).matrix(columns)[1] == ['arm=2', 'arm=2b']
+
+
 def test_words_have_no_curve() -> None:
     with pytest.raises(UsageError, match='holds words'):
         Design.learn(parse_formula('s(sex)'), COLUMNS, 4)

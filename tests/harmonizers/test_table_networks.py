@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,19 @@ def test_the_tuning_leaves_the_goals_as_they_are_and_moves_the_decoder() -> None
     for name in ('goals', 'judge', 'encoder', 'decoder'):
         same = all(torch.equal(weights[0][name][key], value) for key, value in weights[1][name].items())
         assert same == (name in ('goals', 'judge')), name
+
+
+@pytest.mark.parametrize('kind', ['gcvae', 'causal-flow'])
+def test_the_reference_stays_and_what_lies_far_out_stays_far_out(kind: str) -> None:
+    one = table()
+    method = hasty() if kind == 'gcvae' else CausalFlow(settings=CausalFlow.preset('tiny', epochs=5))
+    method.fit(one, target=Site('x'), keep='age')
+    far = one.values.copy()
+    far[:2, 0] += 40 * one.values[:, 0].std()  # a row of each site
+    found = method.harmonize(replace(one, values=far)).values
+    own = np.array([site == 'x' for site in one.sites])
+    assert np.array_equal(found[own], far[own])
+    assert found[1, 0] > one.values[:, 0].mean() + 30 * one.values[:, 0].std()
 
 
 def test_the_code_does_not_see_the_site_label() -> None:

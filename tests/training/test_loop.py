@@ -259,6 +259,30 @@ open(f'{sys.argv[1]}/{loop.fabric.global_rank}.json', 'w').write(json.dumps(foun
 """
 
 
+@pytest.mark.parametrize(
+    ('device', 'devices', 'nodes', 'asked'),
+    [('cuda:2', 1, 1, [2]), ('cuda:0', 4, 1, 4), ('cuda:0', 1, 2, 1), ('cpu', 2, 1, 2), ('cpu', 1, 1, 1)],
+)
+def test_several_processes_have_a_card_each(monkeypatch, device, devices, nodes, asked):
+    import lightning_fabric
+
+    from bidsharm.training.loop import _fabric
+
+    given = {}
+
+    class Fake:
+        def __init__(self, **options):
+            given.update(options)
+
+        def launch(self):
+            given['launched'] = True
+
+    monkeypatch.setattr(lightning_fabric, 'Fabric', Fake)
+    _fabric(Running(device=device, devices=devices, nodes=nodes))
+    assert given['devices'] == asked
+    assert ('launched' in given) == (devices * nodes > 1)
+
+
 def test_processes_stop_together_and_have_the_same_weights(tmp_path):
     import json
     import os
