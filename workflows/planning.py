@@ -323,10 +323,8 @@ def _check_reference(path: Path) -> None:
 
 
 def _reference_scan(path: Path) -> ScanFile:
-    from bidsharm.bids.names import parse_name
-
-    parsed = parse_name(path.name)
-    suffix = parsed[1] if parsed and parsed[1] in CONTRASTS else 'T1w'
+    end = path.name.split('.', 1)[0].rsplit('_', 1)[-1]  # names of no data set may end so, too
+    suffix = end if end in CONTRASTS else 'T1w'
     return ScanFile(path, {'sub': 'reference'}, suffix, path.parent, site='reference')
 
 
