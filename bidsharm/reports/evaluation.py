@@ -129,7 +129,8 @@ def _evidence(results: Results, name: str, best: str) -> str:
 def _differs(table: MethodTable, method: str) -> str:
     """Say whether a method differs from the one that all are compared with: both tests have to find it."""
     signed, t = table.holm_wilcoxon.get(method), table.holm_t.get(method)
-    return 'differs' if None not in (signed, t) and max(signed, t) < 0.05 else 'is not shown to differ'  # type: ignore[type-var]
+    shown = signed is not None and t is not None and max(signed, t) < 0.05
+    return 'differs' if shown else 'is not shown to differ'
 
 
 def _best(results: Results, name: str) -> str | None:

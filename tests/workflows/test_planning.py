@@ -379,7 +379,8 @@ def test_unknown_target_names_the_sites(sites, make_settings):
 
 
 @pytest.mark.parametrize(
-    ('name', 'suffix'), [('sub-09_ses-x_T2w', 'T2w'), ('my head', 'T1w'), ('a_FLAIR', 'FLAIR'), ('FLAIR', 'FLAIR')]
+    ('name', 'suffix'),
+    [('sub-09_ses-x_T2w', 'T2w'), ('my head', 'T1w'), ('a_FLAIR', 'FLAIR'), ('FLAIR', 'FLAIR')],
 )
 def test_reference_file(name, suffix, sites, make_settings, tmp_path, monkeypatch):
     file = tmp_path / 'elsewhere' / f'{name}.nii.gz'
