@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from bidsharm import __version__
 from bidsharm.bids.feature_tables import (
     Choice,
     TextTable,
+    check_columns,
     feature_table,
     harmonized_text,
     out_path,
@@ -250,7 +251,8 @@ def harmonize_group_table(settings: Settings, path: Path, contrast: str) -> Feat
     kept = columns_of(parse_formula(settings.table_keep))
     try:
         participants = read_participants_table(people) if kept and people.is_file() else None
-        _check_kept(kept, {*table.columns, *(participants.columns if participants else ())})
+        known = (*table.columns, *(participants.columns if participants else ()))
+        check_columns('--table-keep', kept, known)
         choice = Choice(('site',), kept, participants=participants)
         before, after = (
             _of_group(settings, table, replace(choice, features=(f'{which}_{GROUP_FEATURES}',)))
@@ -277,14 +279,6 @@ def harmonize_group_table(settings: Settings, path: Path, contrast: str) -> Feat
         _variant(f'images, then features ({name})', both.after, both.probe_after),
     )
     return FeatureComparison(contrast, name, variants, out.with_suffix('.html').name, tuple(after.warnings))
-
-
-def _check_kept(kept: Sequence[str], known: Collection[str]) -> None:
-    for name in kept:
-        if name not in known:
-            raise UsageError(
-                f'There is no column "{name}".', where='--table-keep', fix=f'There are: {", ".join(sorted(known))}.'
-            )  # fmt: skip
 
 
 def _of_group(settings: Settings, table: TextTable, choice: Choice) -> Result:

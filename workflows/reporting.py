@@ -10,7 +10,7 @@ from typing import Any
 
 from bidsharm import __version__
 from bidsharm.bids.atomic import write_json, write_text
-from bidsharm.bids.resume import read_record
+from bidsharm.bids.resume import lies_in, read_record
 from bidsharm.errors import ScanError
 from bidsharm.reports.group import FeatureComparison, group_table, write_group_report
 from bidsharm.reports.subject import ErrorEntry, ScanEntry, SkippedEntry, write_subject_report
@@ -51,19 +51,7 @@ def _is_trusted(record: Mapping[str, Any], root: Path) -> bool:
     figures, outputs = record.get('figures', {}), record.get('outputs', {})
     if not isinstance(figures, dict) or not isinstance(outputs, dict):
         return False
-    return all(_lies_in(root, name) for name in (*figures.values(), *outputs))
-
-
-def _lies_in(root: Path, name: object) -> bool:
-    """Say whether a relative path stays in a folder, also where links lead."""
-    if not isinstance(name, str):
-        return False
-    try:
-        path = (root / name).resolve()
-        path.is_file()  # a name that the system refuses, for example as too long, is found here
-    except (OSError, ValueError, RuntimeError):
-        return False
-    return path.is_relative_to(root)
+    return all(lies_in(root, name) for name in (*figures.values(), *outputs))
 
 
 def report_subject(

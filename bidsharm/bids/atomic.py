@@ -59,3 +59,9 @@ def make_folder(folder: Path, called: str, where: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f'The {called} cannot be made: {error.strerror}.', where=where) from None
+
+
+def remove_with_sidecar(image: Path) -> None:
+    """Remove an image and the JSON file that tells about it, as far as they are there."""
+    image.unlink(missing_ok=True)
+    image.with_name(image.name.replace('.nii.gz', '.json')).unlink(missing_ok=True)

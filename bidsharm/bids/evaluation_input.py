@@ -228,8 +228,7 @@ def _scan(
     brain = f'{sources.suffix}Brain' if other else 'brain'
     person, scanner = places.of(list(images.values()))
     known = _truth(first, sources)
-    beside = [*([before] if before else []), *images.values()]
-    masks = [known.get('mask')] + [_beside(image, brain, 'mask') for image in beside]
+    beside = (_beside(image, brain, 'mask') for image in (before, *images.values()) if image)
     return StudyScan(
         name=scan,
         person=person,
@@ -239,7 +238,7 @@ def _scan(
         },
         original=before.path if before else None,
         original_labels=_beside(before, sources.suffix if other else '', 'dseg') if before else None,
-        mask=next(filter(None, masks), None),
+        mask=known.get('mask') or next(filter(None, beside), None),
         labels=known.get('labels'),
         # Methods that aim at a scanner do not aim at the canonical contrast.
         reference=None if sources.target else known.get('reference'),

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bidsharm.bids.atomic import write_json, write_text
 from bidsharm.errors import UsageError
 from bidsharm.files import MAX_TABLE, read_json, read_text
+from bidsharm.harmonizers.design import is_number, odd_cell
 from bidsharm.harmonizers.table import FeatureTable, some
 
 #: How tables write that there is nothing.
@@ -186,7 +187,7 @@ def feature_table(table: TextTable, choice: Choice) -> FeatureTable:
             fix='Name it with --site, and give --participants if it is there.',
         )  # fmt: skip
     for option, wanted in (('--site', site), ('--keep', choice.kept), ('--fit-rows', choice.others)):
-        _check_columns(option, wanted, known)
+        check_columns(option, wanted, known)
     features = chosen_features(table, choice, site)
     values = np.array([_numbers(table.column(name)) for name in features]).T
     labels = [[known[name][row] for name in site] for row in range(len(people))]
@@ -337,7 +338,14 @@ def _joined(
     return {name: [cells[row] if row is not None else '' for row in rows] for name, cells in columns.items()}
 
 
-def _check_columns(option: str, wanted: Sequence[str], known: Mapping[str, Any]) -> None:
+def check_columns(option: str, wanted: Sequence[str], known: Collection[str]) -> None:
+    """Refuse names of columns that are not there.
+
+    Raises
+    ------
+    UsageError
+        With the nearest ones.
+    """
     for name in wanted:
         if name not in known:
             near = get_close_matches(name, list(known), 3) or list(known)
@@ -357,25 +365,9 @@ def _session(cell: str) -> str:
     return cell if not cell or cell.startswith('ses-') else f'ses-{cell}'
 
 
-def _number(cell: str) -> float | None:
-    """Return a number; None for words, and for what Python alone takes for a number."""
-    try:
-        return float(cell) if '_' not in cell and cell.isascii() else None
-    except ValueError:
-        return None
-
-
 def _is_numeric(cells: Sequence[str]) -> bool:
-    there = [_number(cell) for cell in cells if cell]
-    return bool(there) and all(value is not None and math.isfinite(value) for value in there)
-
-
-def odd_cell(cells: Sequence[str]) -> int | None:
-    """Return where the first cell without a usable number is, if most cells have one: a slip, and no column of words."""
-    good = [not cell or ((value := _number(cell)) is not None and math.isfinite(value)) for cell in cells]
-    filled = sum(1 for cell in cells if cell)
-    bad = good.count(False)
-    return good.index(False) if bad and 2 * bad < filled else None
+    there = [cell for cell in cells if cell]
+    return bool(there) and all(map(is_number, there))
 
 
 def _check_nearly_numeric(table: TextTable, name: str) -> None:

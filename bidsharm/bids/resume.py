@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bidsharm.bids.atomic import remove_with_sidecar
 from bidsharm.files import open_regular, read_json
 
 
@@ -107,9 +108,20 @@ def retire(qc_file: Path, root: Path, digest: str) -> None:
     qc_file.unlink(missing_ok=True)
     outputs = record.get('outputs') if record and record.get('digest') != digest else None
     for name in outputs if isinstance(outputs, dict) else ():
-        for path in (root / name, root / f'{name.removesuffix(".nii.gz")}.json'):
-            if path.resolve().is_relative_to(place) and path.is_file():
-                path.unlink()
+        if lies_in(place, name) and (root / name).is_file():
+            remove_with_sidecar(root / name)
+
+
+def lies_in(root: Path, name: object) -> bool:
+    """Say whether a relative path of a record stays in a folder, also where links lead; ``root`` must be resolved."""
+    if not isinstance(name, str):
+        return False
+    try:
+        path = (root / name).resolve()
+        path.is_file()  # a name that the system refuses, for example as too long, is found here
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return path.is_relative_to(root)
 
 
 def _all_there(folder: Path, names: Collection[str], written: Mapping[str, Any]) -> bool:

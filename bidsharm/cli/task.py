@@ -112,7 +112,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
         _check_contrasts(method, files)
     else:
         data = sketch(files)
-        _folds(data, args)  # as the next one: told now, not after minutes of preparing
+        # What cannot be is told now, not after minutes of preparing.
+        _folds(data, args)
         method.check_offers(data, _learnable(args, files, truth), task)
         method.untrained(data, task)
     with alone_in(args.out, 'bidsharm-task'), swept([args.out, args.out / CACHE]), Bars(True) as progress:

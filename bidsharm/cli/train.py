@@ -274,9 +274,8 @@ def _target(args: argparse.Namespace, method: TrainedHarmonizer, files: Sequence
         )
     target = Site(args.target) if args.target else Canonical()
     method.check_offers(data, target)
-    method.untrained(
-        data, target
-    )  # settings that make no networks are told now, not after minutes of preparing
+    # Settings that make no networks are told now, not after minutes of preparing.
+    method.untrained(data, target)
     return target
 
 

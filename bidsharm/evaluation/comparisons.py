@@ -106,7 +106,7 @@ def compare(results: Results, options: Options) -> None:
     options
         Seed and resamples.
     """
-    tables = {name: _table(results, name) for name in {**dict.fromkeys(COMPARED), **MARGINS}}
+    tables = {name: _table(results, name) for name in dict.fromkeys((*COMPARED, *MARGINS))}
     # Where 1 is best, what counts is how far a scan is from it: two errors must not make up for each other.
     differences = {
         name: _table(results, name, costs=True) if METRICS[name].better == 'one' else tables[name]

@@ -182,12 +182,9 @@ def load_scan(scan: StudyScan) -> Loaded:
         mask = 2 * np.sum([picture != 0 for picture in pictures], axis=0) > len(pictures)
     mask = mask > 0
     if not mask.any():
-        what = (
-            'The brain mask is empty.'
-            if scan.mask
-            else 'There is no mask, and most images of this scan are empty.'
-        )
-        raise ScanError(what, where=str(scan.mask or first))
+        if scan.mask:
+            raise ScanError('The brain mask is empty.', where=str(scan.mask))
+        raise ScanError('There is no mask, and most images of this scan are empty.', where=str(first))
     return Loaded(
         scan, affine, mask, read(scan.original, mask), _labels(read(scan.labels)), None, read(scan.reference, mask),
         None if lesions is None else lesions > 0,

@@ -561,12 +561,8 @@ def _order_of_both(
         _tissue_order(contrast, part, levels[side]) for part, side in ((before, 'before'), (after, 'after'))
     )
     if first.value >= 0 and second.value < first.value:
-        return replace(
-            second,
-            note='This is the harmonized image; the scan before has the right order.'
-            if second.value < 0
-            else '',
-        )
+        turned = 'This is the harmonized image; the scan before has the right order.'
+        return replace(second, note=turned if second.value < 0 else '')
     return first
 
 

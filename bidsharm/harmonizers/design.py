@@ -6,6 +6,7 @@ categories, or ``s(column)`` for a smooth curve. Nothing of a formula is ever ru
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -308,19 +309,27 @@ def _resolved(factor: Factor, covariates: Mapping[str, Column]) -> Factor:
         return factor
     if factor.kind == 'smooth':
         raise UsageError(f'"{factor.name}" holds words, so it has no smooth curve.', where='--keep')
-    if factor.kind != 'category' and (word := _slip(column)):
+    row = odd_cell(column.tolist())
+    if factor.kind != 'category' and row is not None:
         raise UsageError(
-            f'"{factor.name}" holds numbers, and "{word}".', where='--keep',
+            f'"{factor.name}" holds numbers, and "{column[row]}".', where='--keep',
             fix=f'Write a number there, or n/a; or C({factor.name}) if the numbers are names of groups.',
         )  # fmt: skip
     return Factor(factor.name, 'category')
 
 
-def _slip(column: Column) -> str:
-    """Return the first word of a column that holds numbers otherwise, such as an age of "89+"; empty where it holds words."""
-    filled = [cell for cell in column.tolist() if cell]
-    words = [cell for cell in filled if _natural(cell)[0] == np.inf]
-    return words[0] if words and 2 * len(words) < len(filled) else ''
+def is_number(cell: str) -> bool:
+    """Say whether a cell of a table is a finite number; what Python alone takes for one is a word."""
+    try:
+        return '_' not in cell and cell.isascii() and math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def odd_cell(cells: Sequence[str]) -> int | None:
+    """Return the row of the first word (an age of "89+") in a column whose cells are numbers for the most part; None where they are not."""
+    words = [row for row, cell in enumerate(cells) if cell and not is_number(cell)]
+    return words[0] if words and 2 * len(words) < sum(map(bool, cells)) else None
 
 
 def words_of(column: Column) -> NDArray[np.str_]:
@@ -347,9 +356,8 @@ def _knots(column: Column, functions: int, factor: Factor) -> tuple[float, ...]:
         )  # fmt: skip
     inner = np.quantile(column, np.linspace(0, 1, functions - DEGREE + 1)[1:-1])
     low, high = float(column.min()), float(column.max())
-    inner = np.unique(
-        inner[(inner > low) & (inner < high)]
-    )  # where many rows share a value, knots would meet
+    # Where many rows share a value, knots would meet.
+    inner = np.unique(inner[(inner > low) & (inner < high)])
     return (*[low] * (DEGREE + 1), *map(float, inner), *[high] * (DEGREE + 1))
 
 

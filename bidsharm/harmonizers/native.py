@@ -68,7 +68,7 @@ def on_model_grid(scan: Scan, size_mm: float) -> Scan:
     shape, affine = model_grid(scan.mask, scan.affine, size_mm=size_mm)
 
     def moved(one: Scan) -> Scan:
-        data = resample(np.where(one.mask, one.data, 0), one.affine, shape, affine, order=3)
+        data = resample(_only_brain(one).data, one.affine, shape, affine, order=3)
         mask = resample(one.mask, one.affine, shape, affine) > 0.5
         tissue = None
         if one.tissue is not None:

@@ -70,15 +70,14 @@ class NetworkTableHarmonizer(TableHarmonizer):
         """Map the features to the target; rows of a reference stay as they are, and what lies beyond the bounds of the units stays beyond."""
         import torch
 
-        units, site = self._units(table.values), self.site_index(table.sites)
+        plain, site = self._standard(table.values), self.site_index(table.sites)
+        units = np.clip(plain, -FARTHEST, FARTHEST)
         with torch.no_grad():
             found = self.mapped(
                 torch.from_numpy(units), torch.from_numpy(site), torch.from_numpy(self._context(matrix))
             ).numpy()
-        plain = ((table.values - self.centre) / self.scale)[:, self.usable]
-        beyond = np.where(np.isfinite(plain), plain - units, 0.0)
         values = np.zeros_like(table.values)
-        values[:, self.usable] = (found + beyond) * self.scale[self.usable] + self.centre[self.usable]
+        values[:, self.usable] = (found + plain - units) * self.scale[self.usable] + self.centre[self.usable]
         if self.reference is not None:
             same = site == self.reference
             values[same] = table.values[same]
@@ -145,9 +144,13 @@ class NetworkTableHarmonizer(TableHarmonizer):
         if self.usable.sum() < self.least:
             raise UsageError(f'{self.card.name} needs {counted(self.least, "feature")} that vary.')
 
+    def _standard(self, values: Floats) -> Floats:
+        """Return the features that vary in units of their spread; 0, the mean, where there is no number."""
+        plain = (values - self.centre) / self.scale
+        return np.where(np.isfinite(plain), plain, 0.0)[:, self.usable]
+
     def _units(self, values: Floats) -> Floats:
-        units = (values - self.centre) / self.scale
-        return np.clip(np.where(np.isfinite(units), units, 0.0), -FARTHEST, FARTHEST)[:, self.usable]
+        return np.clip(self._standard(values), -FARTHEST, FARTHEST)
 
     def _context(self, matrix: Floats) -> Floats:
         return np.asarray((matrix - self.kept_centre) / self.kept_scale)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File
 
-from bidsharm.bids.atomic import copy_file, write_json
+from bidsharm.bids.atomic import copy_file, remove_with_sidecar, write_json
 from bidsharm.bids.handoff import HANDOFF_ENDINGS
 from bidsharm.bids.resume import fingerprint
 from bidsharm.errors import UsageError
@@ -83,9 +83,7 @@ def _matched(
 
 def _remove(spec: dict[str, Any], root: Path) -> None:
     """Remove what an earlier run wrote of a result that there is not this time; it would speak for another image."""
-    image = root / spec['path']
-    image.unlink(missing_ok=True)
-    image.with_name(image.name.replace('.nii.gz', '.json')).unlink(missing_ok=True)
+    remove_with_sidecar(root / spec['path'])
 
 
 def remove_others(folder: Path, specs: Sequence[Mapping[str, Any]]) -> None:

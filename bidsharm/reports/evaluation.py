@@ -169,12 +169,11 @@ def _known(results: Results, name: str) -> bool:
 def _table(results: Results, names: Sequence[str]) -> dict[str, Any]:
     """Return a table of methods (rows) and measures (columns)."""
     best = {name: _best(results, name) for name in names}
+    most = {name: _most(results, name) for name in names}
     rows = []
     for method in results.methods:
         values = results.values.get(method, {})
-        cells = [
-            _cell(values.get(name), best=best[name] == method, most=_most(results, name)) for name in names
-        ]
+        cells = [_cell(values.get(n), best=best[n] == method, most=most[n]) for n in names]
         rows.append((method, cells))
     return {'columns': [METRICS[name] for name in names], 'rows': rows}
 

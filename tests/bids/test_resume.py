@@ -54,7 +54,8 @@ def test_images_of_other_settings_go_with_their_record(done, tmp_path):
     (root / 'image.json').write_text('{}')
     (root / 'other.nii.gz').write_text('of another scan')
     (tmp_path / 'outside.nii.gz').write_text('kept')
-    outputs = {**record['outputs'], '../outside.nii.gz': {}, str(raw): {}, 'gone.nii.gz': {}}
+    strange = {'x' * 3000: {}, 'a\0b': {}, '': {}, 'gone.nii.gz': {}}
+    outputs = {**record['outputs'], '../outside.nii.gz': {}, str(raw): {}, **strange}
     (root / 'qc.json').write_text(json.dumps({**record, 'outputs': outputs}))
     retire(root / 'qc.json', root, 'd2')
     assert {path.name for path in root.iterdir()} == {'figure.png', 'other.nii.gz'}
