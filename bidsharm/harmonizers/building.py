@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ def untrained_networks(build: Callable[[], Mapping[str, nn.Module]], method: str
     import torch
 
     try:
-        networks = torch.nn.ModuleDict(dict(build()))
+        with warnings.catch_warnings():  # what torch warns of is said below, in words
+            warnings.filterwarnings('ignore', message='Initializing zero-element tensors')
+            networks = torch.nn.ModuleDict(dict(build()))
         if any(weights.numel() == 0 for weights in networks.parameters()):
             raise ValueError('a layer would have no weights')
     except _NO_NETWORK as error:
