@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 #: Where control groups (version 2 and 1) are mounted, as a container sees its own.
 CGROUP = Path('/sys/fs/cgroup')
 #: In which of them this process is; jobs of a scheduler have one of their own below the top.
 OWN_GROUPS = Path('/proc/self/cgroup')
+
+#: Files that a process may have open where it has to ask for more than it was given.
+OPEN_FILES = 65536
+
+
+def allow_open_files() -> None:
+    """Raise the number of files that this process may have open, as far as it may do so itself."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with suppress(OSError, ValueError):  # some systems have a limit of their own below that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def available_cores() -> int:

@@ -547,9 +547,12 @@ def notes_of(plan: ScanPlan, options: Options) -> dict[str, Any]:
 
     bias = f'taken from {plan.precomputed.source}' if plan.precomputed.preproc else f'N4 ({ants_version()})'
     way = f'rigid to {plan.anchor.name}' if plan.follows else options.registration
+    ready = plan.precomputed.to_template and not plan.follows
+    if ready:
+        way = f'taken from {plan.precomputed.source}'
     return {
         'bias_correction': bias,
-        'registration': f'{way} ({ants_version()})',
+        'registration': way if ready else f'{way} ({ants_version()})',
         'follows': plan.anchor.name if plan.follows else None,
         'precomputed': plan.reused.uris,
     }

@@ -278,7 +278,9 @@ def harmonize_group_table(settings: Settings, path: Path, contrast: str) -> Feat
         _variant('images only', both.before, both.probe_before),
         _variant(f'images, then features ({name})', both.after, both.probe_after),
     )
-    return FeatureComparison(contrast, name, variants, out.with_suffix('.html').name, tuple(after.warnings))
+    return FeatureComparison(
+        contrast, name, variants, out.with_suffix('.html').name, tuple(after.warnings), held_out=raw.held_out and both.held_out,
+    )  # fmt: skip
 
 
 def _of_group(settings: Settings, table: TextTable, choice: Choice) -> Result:

@@ -301,6 +301,10 @@ def batch_size(settings: Settings) -> int:
     return max(2 * settings.nprocs, 4)
 
 
+#: How long a run waits for a subject that another one holds (seconds).
+CLAIM_S = 10.0
+
+
 @dataclass(frozen=True)
 class Run:
     """A plan with the folders it runs in."""
@@ -387,7 +391,7 @@ def _claim(todo: Mapping[str, set[str]], run: Run) -> Iterator[tuple[dict[str, s
         for subject in todo:
             lock = FileLock(run.work_dir / f'.sub-{subject}.lock')
             try:
-                lock.acquire(timeout=10)
+                lock.acquire(timeout=CLAIM_S)
             except Timeout:
                 continue
             locks[subject] = lock
@@ -408,6 +412,8 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
     for scan in (scan for subject in todo for scan in plan.selection.of_subject(subject)):
         if scan.name in todo[scan.subject]:
             retire(settings.output_dir / OutputNames(scan).qc, settings.output_dir, plan.options.digest)
+    for subject in todo:  # the page speaks for them, too, and is written when the batch is over
+        (settings.output_dir / f'sub-{subject}.html').unlink(missing_ok=True)
     failed: set[str] = set()
     while todo:
         crashes = set(run.log_dir.glob('crash-*'))

@@ -21,6 +21,7 @@ from bidsharm.bids.atomic import write_json
 from bidsharm.bids.handoff import handed_off
 from bidsharm.bids.names import ScanFile
 from bidsharm.errors import ExitCode, NotServed, ScanError
+from bidsharm.evaluation.verdict import counts_against
 from bidsharm.reports.subject import ErrorEntry
 from bidsharm.settings import Settings
 
@@ -202,8 +203,11 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[tuple[str, dict[str, str
 
 def concerns_of(record: Mapping[str, Any]) -> str:
     """Return in words which checks of a QC record did not pass."""
-    checks = [check for check in record.get('checks', []) if check.get('verdict') in ('warn', 'fail')]
-    return ', '.join(str(check.get('label') or check.get('name')) for check in checks)
+    return ', '.join(
+        str(check.get('label') or check.get('name'))
+        for check in record.get('checks', [])
+        if counts_against(check)
+    )
 
 
 def rerun_command(arguments: Iterable[str], plan: Plan, outcome: Outcome, settings: Settings) -> list[str]:

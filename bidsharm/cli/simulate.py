@@ -82,9 +82,15 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (:class:`bidsharm.errors.ExitCode`)."""
     args = build_parser().parse_args(argv)
-    return run_to_end(
-        'bidsharm-simulate', lambda: _run(args), stopped='stopped; the same command goes on from there.'
-    )
+    return run_to_end('bidsharm-simulate', lambda: _run(args), stopped=_stopped(args))
+
+
+def _stopped(args: argparse.Namespace) -> str:
+    """Return how to go on after an interruption."""
+    if args.surfaces:
+        return 'stopped; the same command with --force begins anew.'
+    without = ' without --force' if args.force else ''
+    return f'stopped; the same command{without} goes on from there.'
 
 
 def _run(args: argparse.Namespace) -> ExitCode:
@@ -170,7 +176,9 @@ def _scanners_of(args: argparse.Namespace) -> list[Scanner]:
             chosen.append(known[text])
     for number in range(1, args.draw + 1):
         rng = np.random.default_rng([args.seed, number])
-        chosen.append(draw_scanner(rng, f'drawn{number:02d}', contrasts=list(dict.fromkeys(args.contrasts))))
+        chosen.append(
+            draw_scanner(rng, f'drawn{number:02d}')
+        )  # with all contrasts, for grids are named by the first one
     return chosen
 
 

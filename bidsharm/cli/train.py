@@ -157,6 +157,7 @@ def _train(args: argparse.Namespace) -> ExitCode:
     from bidsharm.cli.run import quiet_libraries
     from bidsharm.harmonizers import bundle
     from bidsharm.harmonizers.training_cache import prepare
+    from bidsharm.training.records import CHECKPOINT
 
     quiet_libraries()
     if not 0 <= args.seed <= MAX_SEED:
@@ -168,7 +169,7 @@ def _train(args: argparse.Namespace) -> ExitCode:
     first = _is_first()
     if (args.out / MODEL).exists():
         if first:
-            print(f'{args.out / MODEL}: is trained already; remove it to train anew.')
+            print(f'{args.out / MODEL}: is trained already; to train anew, remove it and {CHECKPOINT}.')
         return ExitCode.OK
     # Of the processes of one training, the first one holds the folder.
     with alone_in(args.out, 'bidsharm-train') if first else nullcontext(), Bars(first) as progress:

@@ -343,6 +343,17 @@ def assess(
     }
 
 
+def counts_against(check: Mapping[str, Any]) -> bool:
+    """Say whether a check keeps a scan from passing: it found something, or could not be computed though it had to be."""
+    verdict = check.get('verdict')
+    return verdict != PASS and (verdict in VERDICTS or str(check.get('name')) not in OPTIONAL)
+
+
+def meaning_of(name: str) -> str:
+    """Return what a check asks, in a sentence; empty for one that there is not."""
+    return _TEXTS[name].meaning if name in _TEXTS else ''
+
+
 def overall(checks: Iterable[Mapping[str, Any]]) -> str:
     """Return the verdict over all checks: the worst one.
 

@@ -223,7 +223,9 @@ class Disentangled(TrainedHarmonizer):
         s = self.settings
         asked = {'artifacts': s.eta > 0, 'within': True, 'across': s.cycle > 0, 'fusion': s.fuse == 'learnt'}
         return [
-            Stage(name, getattr(s, name), grows=name != 'fusion') for name, there in asked.items() if there
+            Stage(name, getattr(s, name), grows=name != 'fusion', validates=name != 'fusion')
+            for name, there in asked.items()
+            if there
         ]
 
     def begin(self, stage: str) -> None:

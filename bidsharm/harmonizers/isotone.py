@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import ConfigurationError, ScanError
 from bidsharm.harmonizers.contract import Canonical, Card, Execution, Harmonized, Map, Scan, Target, Volume
+from bidsharm.harmonizers.execution import TileSettings, memory_ladder, with_memory_ladder
 from bidsharm.harmonizers.standard import StandardHarmonizer, Values, check_scan, paint, pointwise
 from bidsharm.imaging.lowres import LowResolution, look_at
 
@@ -125,7 +126,7 @@ class Isotone(StandardHarmonizer):
         from bidsharm.nn.isotone_model import Model
 
         try:
-            model = Model.from_arrays(arrays, self.execution.device)
+            model = Model.from_arrays(arrays)
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise ConfigurationError(
@@ -260,7 +261,10 @@ class Isotone(StandardHarmonizer):
         seen = look_at(scan.data, np.asarray(scan.mask).astype(bool), scan.affine)
         if len(seen.values) < LEAST_VOXELS:
             return _Understood(values, bright, 'there is too little brain')
-        style = model.understand(seen)
+        style = with_memory_ladder(
+            lambda tile: model.to(tile.device).understand(seen), execution=self.execution,
+            ladder=memory_ladder(TileSettings(device=self.execution.device), tiles=()),
+        )  # fmt: skip
         return _Understood(values, bright, _doubt(style, scan.contrast), seen, style)
 
     # --- Models ---
@@ -274,7 +278,7 @@ class Isotone(StandardHarmonizer):
             folder = WEIGHTS / contrast
             found = None
             if folder.is_dir():
-                found = Model.from_arrays(read_arrays(folder), self.execution.device)
+                found = Model.from_arrays(read_arrays(folder))
             self._models[contrast] = found
         return self._models[contrast]
 

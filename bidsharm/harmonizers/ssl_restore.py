@@ -302,7 +302,7 @@ class HarmonizingFlows(SslRestore):
         torch.manual_seed(self.execution.seed)  # the same noise in every step
         total, count = 0.0, sum(len(stack) for stack in stacks)
         for piece in (piece for stack in stacks for piece in stack.split(batch)):
-            x = piece.to(self.execution.device)
+            x = piece.to(next(self.networks.parameters()).device)
             found = self.translate(x, Given(tuned=weights)) * (x != self.settings.background)
             loss = self.bits(found.clamp(0, self.settings.span)).sum() / count
             if torch.is_grad_enabled():

@@ -6,6 +6,8 @@ and exactly back, padding, fusion, devices, memory, saving and training are the 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from bidsharm.training.regimes import Batch, Sampler
     from bidsharm.training.views import View
     from bidsharm.training.volumes import TrainingSet, TrainingVolume
+
+#: How many choices of people to hold out are tried before nobody is.
+HOLD_OUT_TRIES = 20
 
 
 class TrainedHarmonizer(Harmonizer):
@@ -272,27 +277,24 @@ class TrainedHarmonizer(Harmonizer):
         self.check_offers(data, target)
         if running is None:
             running = Running(device=self.execution.device, seed=seed, budget=Budget(self.settings.steps))
-        if running.patience and type(self).validation is TrainedHarmonizer.validation:
-            raise UsageError(
-                f'{self.card.name} has no number that tells how good it is, so nothing can be waited for.',
-                where='--patience',
-                fix='Leave it away; --budget ends the training.',
-            )
         self.frame = data.shape
         torch.manual_seed(running.seed)
         self.networks = self.untrained(data, target)
         if self.start is not None:
             self.start.fill(self)
-        some, others = data.hold_out(self.settings.hold_out, running.seed)
-        if not self._serves(data.of(some)):
-            others = []
-        rest, self.data = data.of(others), data.of(some) if others else data
-        checks = self.sampler(rest) if self._serves(rest) else None
+        others = self._held_out(data, running.seed)
+        self.data = data.of([person for person in data.people if person not in others])
+        checks = self._checks(data.of(others))
+        if running.patience:
+            self._check_patience(checks)
         self._learn_units(data)
         sampler = self.sampler(self.data)
         sampler.augmentation = self.settings.augmentation
         learner = grown(self, sampler, self.settings.halvings)
-        Loop(learner, sampler, running, checks=checks, progress=progress, origin=self.started_from).run()
+        about = self._about(data, target, running.seed)
+        Loop(
+            learner, sampler, running, checks=checks, progress=progress, origin=self.started_from, about=about
+        ).run()
         del self.data
         self._trained, self._target = True, (target_kind(target), target.label)
         self._describe(data.at(self.target_site) or list(data.volumes))
@@ -347,6 +349,44 @@ class TrainedHarmonizer(Harmonizer):
         self._units, self._quantiles = {target.contrast: model.unit}, {}
         self._target, self._wished = (target_kind(target), target.label), dict(target.parameters)
         return FitReport((), {'r2': model.r2})
+
+    def _held_out(self, data: TrainingSet, seed: int) -> list[str]:
+        """Return people to validate on, with whom that is possible and without whom training is; nobody where no choice does."""
+        for attempt in range(HOLD_OUT_TRIES):
+            some, others = data.hold_out(self.settings.hold_out, seed + attempt)
+            if self._serves(data.of(some)) and self._checks(data.of(others)) is not None:
+                return others
+        return []
+
+    def _checks(self, rest: TrainingSet) -> Sampler | None:
+        """Return what draws batches of validation; None where these volumes do not offer them."""
+        if not self._serves(rest):
+            return None
+        found = self.sampler(rest)
+        return found if found.suffices else None
+
+    def _check_patience(self, checks: Sampler | None) -> None:
+        """Refuse to wait for a number that nobody will see."""
+        if type(self).validation is TrainedHarmonizer.validation:
+            why = f'{self.card.name} has no number that tells how good it is'
+        elif not self.stages[-1].validates:
+            why = f'The last stage of {self.card.name} ("{self.stages[-1].name}") has no number that tells how good it is'
+        elif checks is None:
+            why = 'Nobody is held out from this training'
+        else:
+            return
+        raise UsageError(
+            f'{why}, so nothing can be waited for.', where='--patience', fix='Leave it away; --budget ends the training.'
+        )  # fmt: skip
+
+    def _about(self, data: TrainingSet, target: Target, seed: int) -> dict[str, str]:
+        """Return what a checkpoint must agree with; how long a training lasts is no part of it."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name != 'steps'}
+        scans = sorted((volume.name, volume.person, volume.site, volume.contrast) for volume in data.volumes)
+        return {
+            'method': self.card.name, 'target': f'{target_kind(target)} {target.label}', 'seed': str(seed),
+            'settings': _digest(settings), 'scans': _digest(scans),
+        }  # fmt: skip
 
     def _serves(self, data: TrainingSet) -> bool:
         from bidsharm.harmonizers.training_data import offers_of
@@ -463,10 +503,12 @@ class TrainedHarmonizer(Harmonizer):
         def run(tile: TileSettings) -> NDArray[np.float32]:
             if given.effort is not None:
                 given.effort.clear()
-            channels, known = self.prepare(volume[None], given, tile.batch)
+            self.networks.to(tile.device)  # the last steps of the ladder are on the CPU
+            here = replace(given, style=_on(tile.device, given.style))
+            channels, known = self.prepare(volume[None], here, tile.batch)
             return view.through(
                 channels, lambda x, axis: self.translate(x, replace(known, axis=axis)),
-                background=self.settings.background, batch=tile.batch, device=self.execution.device,
+                background=self.settings.background, batch=tile.batch, device=tile.device,
             )  # fmt: skip
 
         ladder = memory_ladder(TileSettings(batch=8, device=self.execution.device), tiles=())
@@ -596,6 +638,15 @@ class TrainedHarmonizer(Harmonizer):
             str(name): float(value) for name, value in settings.get('acquisition_target', {}).items()
         }
         self._trained = True
+
+
+def _digest(value: Any) -> str:
+    """Return a short text that differs where values do."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _on(device: str, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    return None if tensors is None else {name: value.to(device) for name, value in tensors.items()}
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from bidsharm.errors import BidsharmError, ScanError
 from bidsharm.harmonizers.contract import Scan
+from bidsharm.machine import allow_open_files
 from bidsharm.temporary import atomic_path
 
 if TYPE_CHECKING:
@@ -94,8 +96,8 @@ def prepare(
 ) -> Prepared:
     """Lay scans on one grid and keep them in a folder; what is there already is taken from it.
 
-    The first scan of each person is laid rigidly on the template, the others of the person on the first one. Several processes
-    may do this at once: one works, the others wait.
+    The first scan of each person is laid rigidly on the template, the others of the person on the first one; what was kept on another
+    first one is prepared anew. Several processes may do this at once: one works, the others wait.
 
     Parameters
     ----------
@@ -112,20 +114,39 @@ def prepare(
     from bidsharm.training.volumes import TrainingSet
 
     rescans = Rescans(settings)
+    allow_open_files()  # prepared scans stay open, each in two or three files
     folder.mkdir(parents=True, exist_ok=True)
     volumes: list[TrainingVolume] = []
     problems: list[ScanError] = []
     with _alone(folder):
-        anchors: dict[str, tuple[Scan, NDArray[np.float64]]] = {}
+        anchor: _Anchor | None = None
         for number, source in enumerate(sorted(sources, key=lambda item: (item.person, item.name)), start=1):
+            if anchor is not None and anchor.source.person != source.person:
+                anchor = None
             try:
-                volume = _prepared(source, settings, folder, anchors)
+                volume, scan = _prepared(source, settings, folder, anchor)
+                if anchor is None and source.world is None:
+                    anchor = _Anchor(source, world_of(source, settings, folder), scan)
                 volumes.append(replace(volume, again=rescans.of(source)))
             except ScanError as error:
                 problems.append(ScanError(error.what, where=error.where or source.name, fix=error.fix))
             if progress is not None:
                 progress(number, len(sources), source.name)
     return Prepared(TrainingSet(volumes, settings.background), problems)
+
+
+@dataclass
+class _Anchor:
+    """The first scan of a person, on which the others are laid, and how it lies; one that was kept is read when another has to be aligned."""
+
+    source: Source
+    world: NDArray[np.float64]
+    scan: Scan | None
+
+    def pair(self) -> tuple[Scan, NDArray[np.float64]]:
+        """Return the scan and how it lies."""
+        self.scan = self.scan or self.source.read()
+        return self.scan, self.world
 
 
 @contextmanager
@@ -148,26 +169,21 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _prepared(
-    source: Source,
-    settings: NetworkSettings,
-    folder: Path,
-    anchors: dict[str, tuple[Scan, NDArray[np.float64]]],
-) -> TrainingVolume:
+    source: Source, settings: NetworkSettings, folder: Path, anchor: _Anchor | None
+) -> tuple[TrainingVolume, Scan | None]:
+    """Return a volume, and the scan that it was made of unless it was kept."""
     from bidsharm.harmonizers.training_data import align, in_common_frame
 
     stem = _stem(source, settings, folder)
-    kept = _kept(stem, source)
-    if kept is None:
-        scan = source.read()
-        first = anchors.get(source.person)
-        world = align(scan, first) if source.world is None else source.world
-        if first is None and source.world is None:
-            anchors[source.person] = (scan, world)
-        _write(stem, in_common_frame(scan, world, settings), world)
-        return _read(stem, source)
-    if source.person not in anchors and source.world is None:
-        anchors[source.person] = (source.read(), _world(stem))
-    return kept
+    on = '' if anchor is None or source.world is not None else anchor.source.key
+    kept = _kept(stem, source, on)
+    if kept is not None:
+        return kept, None
+    scan, world = source.read(), source.world
+    if world is None:
+        world = align(scan, None if anchor is None else anchor.pair())
+    _write(stem, in_common_frame(scan, world, settings), world, on)
+    return _read(stem, source), scan
 
 
 def world_of(source: Source, settings: NetworkSettings, folder: Path) -> NDArray[np.float64]:
@@ -185,24 +201,28 @@ def _world(stem: Path) -> NDArray[np.float64]:
     return np.array(json.loads(stem.with_suffix('.json').read_text())['world'], float).reshape(4, 4)
 
 
-def _kept(stem: Path, source: Source) -> TrainingVolume | None:
-    """Return a volume that was prepared before; None where there is none, or what there is cannot be used any more."""
+def _kept(stem: Path, source: Source, on: str) -> TrainingVolume | None:
+    """Return a volume that was prepared before and laid on that scan; None where there is none, or it cannot be used any more."""
     try:
         _world(stem)
+        if json.loads(stem.with_suffix('.json').read_text())['on'] != on:
+            return None
         return _read(stem, source)
-    except (OSError, ValueError, LookupError, TypeError, EOFError):
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
+            raise  # the file is as it should be
         return None
 
 
-def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64]) -> None:
-    """Write a volume; the small file that says it is whole comes last."""
+def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64], on: str) -> None:
+    """Write a volume, and on which scan it was laid; the small file that says it is whole comes last."""
     arrays = {'values': volume.values, 'mask': volume.mask}
     if volume.tissue is not None:
         arrays['tissue'] = volume.tissue
     for name, array in arrays.items():
         with atomic_path(stem.with_suffix(f'.{name}.npy')) as partial:
             np.save(partial, array)
-    about = {'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays)}
+    about = {'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays), 'on': on}
     with atomic_path(stem.with_suffix('.json')) as partial:
         partial.write_text(json.dumps(about))
 

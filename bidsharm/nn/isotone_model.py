@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -148,6 +148,13 @@ class Reader:
             convert_conv3d_weight_memory_format(self.unet, torch.channels_last_3d)
         self.device = device
 
+    def to(self, device: str) -> None:
+        """Move the networks to a device."""
+        self.net.to(device)
+        if self.unet is not None:
+            self.unet.to(device)
+        self.device = device
+
     @property
     def features(self) -> int:
         """How many features the judge goes by."""
@@ -211,6 +218,12 @@ class Model:
     def __init__(self, reader: Reader, judge: parts.Judge) -> None:
         self.reader = reader
         self.judge = judge.eval().requires_grad_(False).to(reader.device)
+
+    def to(self, device: str) -> Self:
+        """Move the networks to a device; return this model."""
+        self.reader.to(device)
+        self.judge.to(device)
+        return self
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all weights by name, in half precision."""

@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from bidsharm.evaluation.verdict import meaning_of
 from bidsharm.reports import plots
 from bidsharm.reports.subject import (
     MEASURES,
@@ -104,6 +105,8 @@ class FeatureComparison:
         Sentences that a reader of the table must see.
     message
         Why it was impossible.
+    held_out
+        Whether the method for tables had not seen the rows that it is judged on.
     """
 
     contrast: str
@@ -112,6 +115,7 @@ class FeatureComparison:
     link: str = ''
     warnings: tuple[str, ...] = ()
     message: str = ''
+    held_out: bool = False
 
 
 def write_group_report(
@@ -188,6 +192,7 @@ def _features_view(one: FeatureComparison) -> dict[str, Any]:
         'link': one.link,
         'warnings': one.warnings,
         'message': one.message,
+        'held_out': one.held_out,
     }
 
 
@@ -217,10 +222,10 @@ def concern(qc: Mapping[str, Any]) -> tuple[int, float, str]:
 def _row(qc: Mapping[str, Any], links: Mapping[str, str]) -> dict[str, Any]:
     checks = checks_of(qc)
     level = level_of(qc.get('verdict'))
-    worst = [check for check in checks if check['level'] in ('warn', 'fail')]
+    worst = [check for check in checks if check['concern']]
     nearest = min(checks, key=lambda check: check['margin'], default=None)
     reasons = [f'{check["label"]}: {check["value"]}, {check["crossed"]}' for check in worst]
-    if not reasons and nearest is not None and nearest['margin'] < float('inf'):
+    if level == 'pass' and nearest is not None and nearest['margin'] < float('inf'):
         reasons = [f'Nearest to a limit: {nearest["label"]}, {nearest["value"]} ({nearest["passes"]})']
     return {
         'scan': qc.get('scan') or 'unnamed scan',
@@ -616,7 +621,10 @@ def _identity_columns(scans: Sequence[Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def _check_column(check: Mapping[str, Any]) -> dict[str, Any]:
-    meaning = str(check.get('meaning') or check.get('label') or check.get('name'))
+    # What a record says of a check may be about that scan alone.
+    meaning = meaning_of(str(check.get('name'))) or str(
+        check.get('meaning') or check.get('label') or check.get('name')
+    )
     relation = 'above' if check.get('direction') == 'max' else 'below'
     limits = ' and '.join(
         f'{verb} {relation} {plots.short_number(check.get(key)).replace(chr(0x2212), "-")}'

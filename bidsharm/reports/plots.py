@@ -345,7 +345,8 @@ def densities_svg(curves: Mapping[str, Sequence[Pairs]], *, title: str, label: s
     means = []
     for index, site in enumerate(curves.values()):
         colour, shape = style_of(index)
-        for x, y in site[: max(1, 200 // len(curves))]:  # enough to see the spread
+        every_nth = max(1, -(-len(site) * len(curves) // 200))  # enough to see the spread
+        for x, y in site[::every_nth]:
             line = f'stroke="{colour}" stroke-opacity="0.25" stroke-width="1" fill="none"'
             body.append(f'<path d="{frame.line(x, y)}" {line}/>')
         if site:
@@ -511,7 +512,12 @@ def strip_svg(
         for place, (before, after, scan) in enumerate(entries):
             # A fixed sequence spreads the points; nothing here is random.
             shift = ((place * 0.618 + 0.5) % 1 - 0.5) * reach
-            tip = f'<title>{escape(f"{scan}: {number(before)} before, {number(after)} after")}</title>'
+            said = [
+                f'{number(value)} {when}'
+                for value, when in ((before, 'before'), (after, 'after'))
+                if value is not None
+            ]
+            tip = f'<title>{escape(scan)}: {escape(", ".join(said) or "n/a")}</title>'
             shown = ''
             for value, side, hollow in ((before, -0.75, True), (after, 0.75, False)):
                 if value is not None:

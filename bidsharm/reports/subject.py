@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from bidsharm.evaluation.verdict import counts_against
 from bidsharm.reports import plots
 from bidsharm.temporary import atomic_path
 
@@ -221,7 +222,8 @@ def checks_of(qc: Mapping[str, Any]) -> list[dict[str, Any]]:
         unit, least = check.get('unit'), check.get('direction') != 'max'
         relation, word = ('below', 'at least') if least else ('above', 'at most')
         limits = {name: with_unit(check.get(name), unit, limit=True) for name in ('warn', 'fail')}
-        crossed = limits.get(level, '')
+        crossed = f'{relation} {limits[level]}' if limits.get(level) else ''
+        missing = level == 'unknown' and counts_against(check)
         views.append(
             {
                 'name': check.get('name', ''),
@@ -229,8 +231,9 @@ def checks_of(qc: Mapping[str, Any]) -> list[dict[str, Any]]:
                 'value': with_unit(check.get('value'), unit),
                 'passes': f'{word} {limits["warn"]}',
                 'fails': f'{relation} {limits["fail"]}',
-                'crossed': f'{relation} {crossed}' if crossed else '',
+                'crossed': 'could not be computed' if missing else crossed,
                 'level': level,
+                'concern': missing or level in ('warn', 'fail'),
                 'words': words_of(level),
                 'meaning': check.get('meaning') or '',
                 'bullet': plots.bullet_svg(check),
@@ -267,8 +270,8 @@ def _scan_view(entry: ScanEntry, anchor: str) -> dict[str, Any]:
         'level': level,
         'words': words_of(level),
         'checks': checks,
-        'concerns': [check for check in checks if check['level'] in ('warn', 'fail')],
-        'unmeasured': [check for check in checks if check['level'] == 'unknown'],
+        'concerns': [check for check in checks if check['concern']],
+        'unmeasured': [check for check in checks if check['level'] == 'unknown' and not check['concern']],
         'warnings': list(warnings) if isinstance(warnings, (list, tuple)) else [],
         'harmonizer': _harmonizer_view(_part(qc, 'harmonizer')),
         'figures': {name: data_uri(entry.figures.get(name)) for name in FIGURES},

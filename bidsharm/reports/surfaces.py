@@ -188,20 +188,26 @@ def _panels(pairs: Sequence[Pair], target: str) -> Any:
         return np.where(there, moved, np.nan)
 
     sites = sorted({pair.site for pair in pairs})
-    goal = mean(target if target in sites else sites[0], 'before')
+    base = target if target in sites else sites[0]  # a model may aim at a site that is not here
+    goal = mean(base, 'before')
     inside = goal[cortex]
     yield (
-        f'{target if target in sites else sites[0]}: mean',
+        f'{base}: mean',
         shown(goal),
         np.percentile(inside, (2, 98)),
         'viridis',
     )
-    others = [site for site in sites if site != target][:PICTURED]
+    others = [site for site in sites if site != base][:PICTURED]
     far = [mean(site, 'before') - goal for site in others]
     limit = max((float(np.percentile(np.abs(one[cortex]), 98)) for one in far), default=1.0) or 1.0
     for site, before in zip(others, far, strict=True):
-        yield f'{site} before, from {target}', shown(before), (-limit, limit), 'coolwarm'
-        yield f'{site} after, from {target}', shown(mean(site, 'after') - goal), (-limit, limit), 'coolwarm'
+        yield f'{site} before, from {base} before', shown(before), (-limit, limit), 'coolwarm'
+        yield (
+            f'{site} after, from {base} before',
+            shown(mean(site, 'after') - goal),
+            (-limit, limit),
+            'coolwarm',
+        )
 
 
 def _draw(figure: Any, row: Any, title: str, values: Floats, side: str, limits: Any, colours: str) -> None:

@@ -83,8 +83,8 @@ def messages(measures: TableMeasures) -> list[str]:
     old, new = measures.probe_before, measures.probe_after
     if old and new and old.accuracy is not None and new.accuracy is not None:
         text = (
-            f'A linear classifier told the site of {_percent(old.accuracy)} of the rows before, and of {_percent(new.accuracy)} after '
-            f'(guessing: {_percent(new.chance)}).'
+            f'A linear classifier told the site of a row with a balanced accuracy of {_percent(old.accuracy)} before, and of '
+            f'{_percent(new.accuracy)} after (guessing: {_percent(new.chance)}).'
         )
         if new.p is not None and new.p > 0.05:
             text += ' After harmonization that is no evidence that it can.'

@@ -135,8 +135,8 @@ class Scan:
     stored
         Integers as the scanner stores them, (X, Y, Z).
     noiseless
-        The image without transmit and receive field, k-space filter, motion, ghosts and noise, in stored numbers before
-        rounding, (X, Y, Z), float32.
+        The image without transmit and receive field, frequency errors, k-space filter, motion, ghosts and noise, in stored
+        numbers before rounding, (X, Y, Z), float32.
     scale
         Stored number for a signal of 1.
     """
@@ -159,7 +159,8 @@ def acquire(
 
     In this order: flip angles by the transmit field, frequency errors along the readout, receive field, k-space window,
     motion, ghosts, noise, storage. What gradients do to places is part of the anatomy (:func:`gradient_error`), so that the
-    truth lies where the image shows it.
+    truth lies where the image shows it; what frequency errors do along the readout is not: up to
+    ``off_resonance / bandwidth`` voxels near the sinuses.
 
     Parameters
     ----------
@@ -284,6 +285,7 @@ def _read(
     image = artefacts.kspace_window(
         image, resolution_fraction=protocol.measured_fraction, taper=protocol.taper,
         partial_fourier=protocol.partial_fourier, partial_axis=protocol.phase_axis,
+        slices=protocol.slice_axis if protocol.acquisition_type == '2D' else None,
     ).abs()  # fmt: skip
     image = artefacts.motion(
         image, spacing, degrees=protocol.motion_degrees, millimetres=protocol.motion_millimetres,

@@ -12,8 +12,8 @@ writer of data sets on a CPU and a training source on a GPU. Common to all funct
   that ask for nothing are exactly 1 or 0 everywhere.
 - Impossible parameters raise :class:`~bidsharm.errors.UsageError`.
 
-A scan goes through them about in this order: transmit field (in the signal equation), gradients and
-off-resonance, receive field, motion and ghosts, slices, k-space, noise, storage.
+A scan goes through them about in this order: transmit field (in the signal equation), gradients, slices,
+off-resonance, receive field, k-space, motion, ghosts, noise, storage.
 """
 
 from __future__ import annotations
@@ -480,6 +480,7 @@ def kspace_window(
     taper: float = 0,
     partial_fourier: float = 1,
     partial_axis: int = 1,
+    slices: int | None = None,
 ) -> Tensor:
     """Keep the middle of k-space, filter it, and fill the rest with zeros as interpolating scanners do.
 
@@ -497,11 +498,13 @@ def kspace_window(
         of a resolved voxel. An even number of lines ends in two that count half each.
     taper
         Part of the measured extent over which the filter falls, in [0, 1]: 0 for no filter, 1 for a Hann
-        window. It acts along all three axes.
+        window. It acts along all axes that k-space has.
     partial_fourier
         Measured part of the lines of ``partial_axis``, in (0.5, 1].
     partial_axis
         Phase-encode direction.
+    slices
+        Axis along which slices were measured one by one, which has no k-space; None for volumes.
 
     Returns
     -------
@@ -525,7 +528,10 @@ def kspace_window(
         fix='Use more than 0.5, at most 1.',
     )
     measured = [max(1, round(part * size)) for part, size in zip(resolution_fraction, shape, strict=True)]
-    axes = [axis for axis in range(3) if shape[axis] > 1 and (taper > 0 or measured[axis] < shape[axis])]
+    axes = [
+        axis for axis in range(3)
+        if axis != slices and shape[axis] > 1 and (taper > 0 or measured[axis] < shape[axis])
+    ]  # fmt: skip
     if axes:
         # The halved last axis of a real transform needs the windows of its non-negative frequencies only.
         spectrum = torch.fft.rfftn(image, dim=axes)

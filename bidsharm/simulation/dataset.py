@@ -37,7 +37,13 @@ BIDS_VERSION = '1.10.0'
 GENERATOR = 'bidsharm-simulate'
 # What a sidecar says of how a grid was laid, under names of BIDS and under those of the simulator.
 _PLACING = ('MRAcquisitionType', 'SliceEncodingDirection', 'PhaseEncodingDirection')
-_MORE, _PLACING_MORE = 'SimulatedAcquisition', ('ReadoutAxis', 'SliceFactor', 'SliceGap')
+_MORE, _PLACING_MORE = 'SimulatedAcquisition', ('ReadoutAxis', 'SliceFactor', 'SliceGap', 'GradientError')
+# What is done to a scan and to no image of the truth.
+_ERRORS = frozenset({
+    'PartialFourier', 'ParallelReductionFactorInPlane', 'ReceiveStrength', 'TransmitDeviation', 'OffResonance', 'MeasuredFraction',
+    'Taper', 'CombinedCoils', 'Snr', 'MotionDegrees', 'MotionMillimetres', 'MotionEvents', 'GhostIntensity', 'GhostCount', 'Storage',
+    'Scale', 'Saturation',
+})  # fmt: skip
 #: Folder of the truth inside the data set.
 TRUTH = Path('derivatives', 'truth')
 
@@ -71,12 +77,13 @@ On the grid of each session: tissue fractions (`probseg`), the largest tissue (`
 mask, and where there are any the mask of lesions. Contrasts on a grid of their own have files of their own, with the
 contrast in `desc`.
 
-`desc-noiseless` is the image without transmit and receive field, k-space window, motion, noise and rounding, in the units
-of the scan; `desc-canonical` the same head in one and the same scanner without any error, in units that make its 90th percentile about 1.
+`desc-noiseless` is the image without transmit and receive field, frequency errors, k-space window, motion, ghosts, noise and
+rounding, in the units of the scan; `desc-canonical` the same head in one and the same scanner without any error, in units that make its 90th percentile about 1.
 
 Two transforms lead from points of a scan to the anatomy: `from-orig_to-head` (an affine: pose and size; ITK text) and, of
 each person, `from-head_to-anatomy` (a displacement field as ITK reads it). What gradients do to places comes before both and
-is not in them; the other files of the truth contain it.
+is not in them; the other files of the truth contain it. Frequency errors near the sinuses move the scan along its readout
+(`ReadoutAxis`) by up to `OffResonance` / `PixelBandwidth` voxels; no file of the truth contains that.
 """
 
 
@@ -99,7 +106,8 @@ def simulate(
 
     Every person goes through every scanner, one session each; the head stays the same, the pose does
     not. What is drawn for a person, a session or a scan depends on the seed and on its own name only, so
-    that adding people, scanners or contrasts changes nothing that was there.
+    that adding people, scanners or contrasts changes nothing that was there (unless people get another digit in
+    their names: from the hundredth on).
 
     Parameters
     ----------
@@ -123,7 +131,7 @@ def simulate(
     lesions
         Number of lesions as of multiple sclerosis in every person.
     mass_mm
-        Radius of a tumour-like mass in every person (mm); 0 for none.
+        Radius of a tumour-like mass in the anatomy of every person (mm), before it pushes its surroundings; 0 for none.
     texture
         Whether tissue varies within itself.
     progress
@@ -417,7 +425,7 @@ def _write_scan(
     images = {
         'noiseless': (
             scan.noiseless, scanner,
-            'The image without coils, filter, motion, noise and rounding, in the units of the scan.',
+            'The image without coils, frequency errors, filter, motion, ghosts, noise and rounding, in the units of the scan.',
         ),
         'canonical': (
             canonical_image(truth.anatomy, contrast, factors=person.relaxation), PRESETS[0],
@@ -430,7 +438,7 @@ def _write_scan(
         _write_image(base.with_name(f'{name}.nii.gz'), image, affine)
         write_json(
             base.with_name(f'{name}.json'),
-            {'Description': text, **common, **_sidecar(machine, scanner, contrast, truth.anatomy)},
+            {'Description': text, **common, **_ideal(_sidecar(machine, scanner, contrast, truth.anatomy))},
         )
 
 
@@ -449,6 +457,12 @@ def _sidecar(machine: Scanner, scanner: Scanner, contrast: str, anatomy: Anatomy
             'VoxelSize': _millimetres(sizes), 'FieldOfView': _millimetres(sizes * anatomy.fractions.shape[1:]),
         },
     }  # fmt: skip
+
+
+def _ideal(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sidecar of an image of the truth: without what was done to the scan alone."""
+    kept = {name: value for name, value in sidecar.items() if name not in _ERRORS}
+    return kept | {_MORE: {name: value for name, value in sidecar[_MORE].items() if name not in _ERRORS}}
 
 
 def _millimetres(values: NDArray[np.float64]) -> list[float]:
@@ -490,9 +504,15 @@ COLUMNS: dict[str, dict[str, Any]] = {
     'anatomy': {'Description': 'What the head was made from'},
     'size': {'Description': 'Linear size relative to the anatomy'},
     'ventricles_mm': {'Description': 'How far the walls of the ventricles were moved out', 'Units': 'mm'},
-    'cortex_mm': {'Description': 'Thickness of cortex that was turned into fluid', 'Units': 'mm'},
+    'cortex_mm': {
+        'Description': 'Thickness of cortex to be turned into fluid where it borders on pure fluid; gm_ml has what became of it',
+        'Units': 'mm',
+    },
     'lesions': {'Description': 'Number of lesions as of multiple sclerosis'},
-    'mass_mm': {'Description': 'Radius of a tumour-like mass; 0 for none', 'Units': 'mm'},
+    'mass_mm': {
+        'Description': 'Radius of a tumour-like mass in the anatomy, before it grows by pushing its surroundings; 0 for none',
+        'Units': 'mm',
+    },
     'csf_ml': {'Description': 'True volume of cerebrospinal fluid inside the brain mask', 'Units': 'ml'},
     'gm_ml': {'Description': 'True volume of gray matter', 'Units': 'ml'},
     'wm_ml': {'Description': 'True volume of white matter, lesions included', 'Units': 'ml'},

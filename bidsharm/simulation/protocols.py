@@ -521,7 +521,7 @@ class Range(NamedTuple):
     log: bool = False
 
 
-#: What :func:`draw_scanner` draws from. Ranges go beyond the presets, so that what is learnt from them holds for all.
+#: What :func:`draw_scanner` draws from. Most ranges go beyond the presets, so that what is learnt from them holds for more than those.
 RANGES: Mapping[str, Range] = {
     # The machine
     'field_strength': Range(0.055, 7.4, 'T', 'portable scanners to a little over 7 T; four of five are 1.5 or 3 T', log=True),

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -85,6 +84,8 @@ class Loop:
         Told the step, the last step (100 parts where the budget is a time) and a few words.
     origin
         What the weights are at the start: the digest of a model; empty where they are random.
+    about
+        What tells this training from others, by name: a checkpoint that says otherwise is not gone on from.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Loop:
         checks: Sampler | None = None,
         progress: Progress | None = None,
         origin: str = '',
+        about: Mapping[str, str] | None = None,
     ) -> None:
-        self.origin = origin
+        self.origin, self.about = origin, dict(about or {})
         self.learner, self.sampler, self.running, self.checks = learner, sampler, running, checks
         self.progress = progress
         self.fabric = _fabric(running)
@@ -190,14 +192,21 @@ class Loop:
         self.learner.more = lambda: self._moved(sampler.draw(extra))
         with self.fabric.autocast(), _casts_anew():
             # All batches take the same turn before anything moves, as if they were one.
-            turns = zip_longest(*(self.learner.losses(self._moved(batch), self.stage) for batch in batches))
-            for turn in turns:
+            going = [self.learner.losses(self._moved(batch), self.stage) for batch in batches]
+            while players := [player for player in map(self._take_turn, going) if player]:
                 with _outside_autocast(self.device):
-                    for player, losses in filter(None, turn):
-                        self._collect(player, losses)
-                    for player in dict.fromkeys(player for player, _ in filter(None, turn)):
+                    for player in dict.fromkeys(players):
                         self._move(player, done)
         self._average()
+
+    def _take_turn(self, losses: Iterator[tuple[str, Mapping[str, Tensor]]]) -> str:
+        """Add the gradients of one batch's turn, so that only one batch's activations are in memory; return whose turn it was."""
+        turn = next(losses, None)
+        if turn is None:
+            return ''
+        with _outside_autocast(self.device):
+            self._collect(*turn)
+        return turn[0]
 
     def _collect(self, player: str, losses: Mapping[str, Tensor]) -> None:
         """Add the gradients of one batch."""
@@ -240,9 +249,17 @@ class Loop:
     def _share_gradients(self, player: str) -> None:
         if self.fabric.world_size == 1:
             return
-        for weight in self._weights_of(player):
-            slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad = self.fabric.all_reduce(slope, reduce_op='mean')
+        weights = self._weights_of(player)
+        # A weight that no process has a gradient for does not move, as in a single process.
+        found = torch.tensor(
+            [weight.grad is not None for weight in weights], dtype=torch.float32, device=self.device
+        )
+        for weight, count in zip(
+            weights, self.fabric.all_reduce(found, reduce_op='sum').tolist(), strict=True
+        ):
+            if count:
+                slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad = self.fabric.all_reduce(slope, reduce_op='mean')
 
     def _stop(self, what: str) -> None:
         kept = self.step - self.step % self.running.interval
@@ -320,7 +337,7 @@ class Loop:
         return {
             'step': self.step, 'seconds': self.seconds, 'stage': self.stage, 'networks': self.learner.networks.state_dict(), 'means': self.means,
             'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}, 'origin': self.origin,
-            'precision': self.fabric.strategy.precision.state_dict(), **self.best.state(),
+            'about': self.about, 'precision': self.fabric.strategy.precision.state_dict(), **self.best.state(),
         }  # fmt: skip
 
     def _resume(self) -> None:
@@ -332,13 +349,9 @@ class Loop:
                 fix='Remove checkpoint.pt to begin anew.',
             ) from None  # fmt: skip
         if state is None:
+            self.log.drop_after(0)
             return
-        if state.get('origin', '') != self.origin:
-            raise TrainingFailed(
-                'The checkpoint is of another training: it started from '
-                + ('another model.' if state.get('origin') else 'no model.'),
-                where=str(self.running.folder), fix='Give another folder, or --from as it was.',
-            )  # fmt: skip
+        self._refuse_another(state)
         try:
             self.learner.networks.load_state_dict(state['networks'])
             for name, optimizer in self.optimizers.items():
@@ -356,6 +369,21 @@ class Loop:
                 where=str(self.running.folder), fix='Give another folder, or the settings that it was made with.',
             ) from None  # fmt: skip
         self.log.drop_after(self.step)
+
+    def _refuse_another(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that belongs to another training, though its weights may fit."""
+        if state.get('origin', '') != self.origin:
+            raise TrainingFailed(
+                'The checkpoint is of another training: it started from '
+                + ('another model.' if state.get('origin') else 'no model.'),
+                where=str(self.running.folder), fix='Give another folder, or --from as it was.',
+            )  # fmt: skip
+        known = dict(state.get('about') or {})
+        if odd := [name for name, value in self.about.items() if known.get(name, value) != value]:
+            raise TrainingFailed(
+                f'The checkpoint is of another training. What differs: {", ".join(odd)}.', where=str(self.running.folder),
+                fix='Give another folder, or remove checkpoint.pt to begin anew.',
+            )  # fmt: skip
 
 
 class _Now(Executor):

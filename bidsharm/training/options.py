@@ -71,11 +71,14 @@ class Stage:
         Part of the budget, relative to the other stages.
     grows
         Whether it learns from the images of its batches, which may then be coarse at first (:mod:`bidsharm.training.growing`).
+    validates
+        Whether there is a number in it that tells how good a method is that has one otherwise.
     """
 
     name: str = 'train'
     share: float = 1.0
     grows: bool = True
+    validates: bool = True
 
 
 @dataclass(frozen=True)

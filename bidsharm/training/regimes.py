@@ -56,6 +56,11 @@ class Sampler(ABC):
     ) -> None:
         self.data, self.view, self.batch, self.target, self.flip = data, view, batch, target, flip
 
+    @property
+    def suffices(self) -> bool:
+        """Whether the volumes hold what it is to draw from."""
+        return True
+
     @abstractmethod
     def example(self, rng: np.random.Generator) -> Example:
         """Draw one example: named arrays, each with channels first."""
@@ -353,6 +358,11 @@ class TargetOnly(AnyScan):
     """Single scans of the target site alone; of all sites where no target was named."""
 
     needs = ()
+
+    @property
+    def suffices(self) -> bool:
+        """Whether there is a scan of the target."""
+        return not self.target or bool(self.data.at(self.target))
 
     def example(self, rng: np.random.Generator) -> Example:
         """Draw two places of a scan of the target."""

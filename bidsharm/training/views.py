@@ -166,6 +166,9 @@ class Slices(View):
         """Put all slices through the network and fuse the axes."""
         results = self.along_axes(volumes, translate, background=background, batch=batch, device=device)
         if self.fuse == 'learnt' and self.network is not None:
+            # As in its training: nothing is asked of networks outside the brain, so what they say there must not reach this one.
+            brain = (volumes != background).any(axis=0)
+            results = np.where(brain, results, np.float32(background))
             with torch.no_grad():
                 return self.network(torch.from_numpy(results)[None].to(device))[0, 0].float().cpu().numpy()
         fused = np.mean(results, axis=0) if self.fuse == 'mean' else np.median(results, axis=0)

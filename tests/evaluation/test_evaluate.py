@@ -29,6 +29,7 @@ from bidsharm.evaluation.catalogue import COMPARED, MARGINS, METRICS
 from bidsharm.evaluation.comparisons import Results, compare, tolerant
 from bidsharm.evaluation.protocol import evaluate
 from bidsharm.evaluation.scan_measures import Trace, load_scan
+from bidsharm.evaluation.statistics import cohens_d
 from bidsharm.evaluation.study import ORIGINAL, Options, Study, StudyScan
 from bidsharm.reports import evaluation as report
 from bidsharm.reports import plots
@@ -1105,3 +1106,55 @@ def test_turned_heads_are_aligned_and_segmented(tmp_path):
     assert row['transfer_dice'].estimate > found.values[ORIGINAL]['transfer_dice'].estimate
     for scan in found.scans:
         assert 300 < scan['volume_wm'] < 800
+
+
+# --- Options of the command ---
+
+
+@pytest.fixture(scope='module')
+def asked(world, tmp_path_factory):
+    """Return what the command wrote where everything has another name than usual."""
+    root = tmp_path_factory.mktemp('asked')
+    rows = rows_of(world / 'participants.tsv')
+    lines = [f'{row["participant_id"]}\t{row["age"]}\t{row["diagnosis"]}' for row in rows]
+    (root / 'people.tsv').write_text('\n'.join(['participant_id\tyears\tarm', *lines]) + '\n')
+    assert command.main([
+        str(root / 'out'), *(f'{name}={world / name}' for name in METHODS), '--original', str(world / 'before'),
+        '--truth', str(world / 'truth'), '--participants', str(root / 'people.tsv'), '--age', 'years', '--group', 'arm',
+        '--task', 'arm', '--against', 'scaled', '--target', 'north', '--nprocs', '2', *QUICK,
+    ]) == 0  # fmt: skip
+    return root / 'out'
+
+
+def estimates(out: Path, metric: str) -> dict[str, float]:
+    rows = [
+        row for row in rows_of(out / 'summary.tsv') if row['metric'] == metric and row['estimate'] != 'n/a'
+    ]
+    return {row['method']: float(row['estimate']) for row in rows}
+
+
+def test_columns_of_people_have_the_names_that_were_given(asked, world, found):
+    assert estimates(asked, 'age_r')['perfect'] == pytest.approx(found.values['perfect']['age_r'].estimate)
+    assert 'task_accuracy' in {row['metric'] for row in rows_of(asked / 'summary.tsv')}
+    people = [Person(number) for number in range(PEOPLE)]
+    shares = [np.mean(person.labels[person.mask] == 1) for person in people]
+    wanted = cohens_d(shares, ['old' if number > 2 else 'young' for number in range(PEOPLE)], seed=0)
+    assert estimates(asked, 'group_d')['perfect'] == pytest.approx(wanted.estimate, rel=0.02)
+
+
+def test_methods_are_compared_with_the_one_that_was_named(asked):
+    record = json.loads((asked / 'evaluation.json').read_text())
+    assert record['against'] == 'scaled'
+    rows = [row for row in record['comparisons'] if row['metric'] == 'transfer_dice']
+    assert {row['method'] for row in rows} >= {'perfect', 'levelled'}
+    assert 'scaled' not in {row['method'] for row in rows}
+    (row,) = (row for row in rows if row['method'] == 'perfect')
+    carried = estimates(asked, 'transfer_dice')
+    assert row['difference'] == pytest.approx(carried['perfect'] - carried['scaled'], abs=0.02)
+
+
+def test_a_network_guesses_the_scanner_of_scans_before_and_not_of_the_right_image(asked):
+    guessed = estimates(asked, 'site_cnn')
+    assert set(guessed) == {ORIGINAL, *METHODS}
+    assert guessed[ORIGINAL] > 0.8
+    assert guessed['perfect'] < guessed[ORIGINAL]

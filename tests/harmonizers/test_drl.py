@@ -333,6 +333,21 @@ def test_fusion_begins_as_the_mean_and_a_view_uses_it():
     assert np.allclose(median, 2 * volume[0], atol=1e-5)
 
 
+def test_fusion_sees_background_outside_the_brain_as_in_its_training():
+    class Noted(torch.nn.Module):
+        def forward(self, x):
+            self.seen = x.numpy()[0]
+            return x.mean(dim=1, keepdim=True)
+
+    volume = np.zeros((1, 6, 5, 4), np.float32)
+    volume[0, 1:4, 1:4, 1:3] = np.random.default_rng(0).random((3, 3, 2), dtype=np.float32) + 0.1
+    brain, network = volume[0] != 0, Noted()
+    view = Slices(axes=(0, 1, 2), fuse='learnt', network=network, multiple=1)
+    view.through(volume, lambda x, axis: x + 0.5, background=0.0, batch=4, device='cpu')
+    assert not network.seen[:, ~brain].any()
+    np.testing.assert_allclose(network.seen[:, brain], np.tile(volume[0][brain] + 0.5, (3, 1)))
+
+
 # --- Scans ---
 
 

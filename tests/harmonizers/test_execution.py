@@ -240,6 +240,54 @@ def out_of_memory():
 START = TileSettings(batch=2, tile=(128, 128, 128), stitch_device='cuda:0', device='cuda:0')
 
 
+class FullCard:
+    """A view whose card is full."""
+
+    sees_all = False
+
+    def __init__(self, error):
+        self.error, self.devices = error, []
+
+    def through(self, volumes, translate, *, background, batch, device):
+        self.devices.append(device)
+        if device != 'cpu':
+            raise self.error('CUDA out of memory')
+        return volumes[0]
+
+
+class Sent(dict):
+    """Networks that note where they are sent."""
+
+    where = ''
+
+    def to(self, device):
+        self.where = device
+        return self
+
+
+@pytest.mark.parametrize('allowed', [True, False])
+def test_networks_of_a_trained_method_go_to_the_processor_where_allowed(allowed, out_of_memory, monkeypatch):
+    import numpy as np
+    import torch
+
+    from bidsharm.harmonizers.network_settings import Given
+    from bidsharm.harmonizers.unet import UNet3D
+
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: None)
+    execution = Execution(device='cuda:0', oom_fallback='cpu' if allowed else 'fail')
+    method, view, volume = UNet3D(execution), FullCard(out_of_memory), np.ones((4, 4, 4), np.float32)
+    method.networks = Sent()
+    monkeypatch.setattr(method, 'view', lambda: view)
+    if not allowed:
+        with pytest.raises(ScanError, match='memory of cuda:0 does not suffice'):
+            method._through(volume, Given())
+        assert set(view.devices) == {'cuda:0'}
+        return
+    assert np.array_equal(method._through(volume, Given()), volume)
+    assert view.devices[-1] == method.networks.where == 'cpu'
+    assert 'cpu' in execution.steps[-1]
+
+
 def test_no_step_is_taken_without_need(out_of_memory):
     execution = Execution(device='cuda:0')
     run = Hungry(lambda tile: True, out_of_memory)

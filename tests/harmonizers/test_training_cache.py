@@ -108,3 +108,67 @@ def test_nobody_waits_for_ever_for_another_process(ready, tmp_path, monkeypatch)
     ):
         ready()
     ready()
+
+
+@pytest.fixture
+def laid(tmp_path, monkeypatch):
+    """Return a function that prepares scans and returns which of them was laid on which, or on the template."""
+    settings = UNet3D.preset('tiny', voxel_mm=8.0)
+
+    def run(*sources: Kept) -> dict[str, str]:
+        found = {}
+
+        def align(scan, anchor):
+            found[scan.name] = 'template' if anchor is None else anchor[0].name
+            return np.eye(4)
+
+        monkeypatch.setattr(training_data, 'align', align)
+        assert not prepare(sources, settings, tmp_path / 'cache').problems
+        return found
+
+    return run
+
+
+def scans_of(person: str, *contrasts: str) -> list[Kept]:
+    names = [f'sub-{person}_{contrast}' for contrast in contrasts]
+    return [Kept(name, key=name, person=person) for name in names]
+
+
+def test_scans_of_a_person_are_laid_on_the_first_one_which_is_read_once(laid):
+    one, two = scans_of('01', 'FLAIR', 'T1w', 'T2w'), scans_of('02', 'T1w', 'T2w')
+    found = laid(*two, *one)
+    assert found == {
+        'sub-01_FLAIR': 'template', 'sub-01_T1w': 'sub-01_FLAIR', 'sub-01_T2w': 'sub-01_FLAIR',
+        'sub-02_T1w': 'template', 'sub-02_T2w': 'sub-02_T1w',
+    }  # fmt: skip
+    assert [scan.reads for scan in (*one, *two)] == [1] * 5
+
+
+def test_a_kept_first_scan_is_read_only_when_another_is_to_be_laid_on_it(laid):
+    laid(*scans_of('01', 'T1w', 'T2w'))
+    again = scans_of('01', 'T1w', 'T2w')
+    assert laid(*again) == {}
+    assert [scan.reads for scan in again] == [0, 0]
+    more = scans_of('01', 'T1w', 'T2w', 'T2x')
+    assert laid(*more) == {'sub-01_T2x': 'sub-01_T1w'}
+    assert [scan.reads for scan in more] == [1, 0, 1]
+
+
+def test_what_was_laid_on_another_scan_is_prepared_again(laid):
+    assert laid(*scans_of('01', 'T1w')) == {'sub-01_T1w': 'template'}
+    both = scans_of('01', 'FLAIR', 'T1w')
+    assert laid(*both) == {'sub-01_FLAIR': 'template', 'sub-01_T1w': 'sub-01_FLAIR'}
+    assert laid(*both) == {}
+
+
+def test_a_file_that_cannot_be_opened_for_lack_of_numbers_is_no_spoilt_file(ready, monkeypatch):
+    import errno
+
+    ready()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(np, 'load', full)
+    with pytest.raises(OSError, match='Too many open files'):
+        ready()

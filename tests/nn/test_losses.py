@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bidsharm.nn.losses import GAN_LOSSES, adversarial_loss, hinge_gan, ssim_loss
+from bidsharm.nn.losses import GAN_LOSSES, adversarial_loss, hinge_gan, reverse_gradient, ssim_loss
 
 
 def test_the_hinge_loss_pays_nothing_beyond_one():
@@ -51,3 +51,12 @@ def test_the_loss_of_structural_similarity_is_that_of_scikit_image(dims):
     x, y = (torch.from_numpy(image)[None, None] for image in (one, other))
     assert float(ssim_loss(x, y)) == pytest.approx(1 - inside.mean(), abs=1e-4)
     assert float(ssim_loss(x, x)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize('weight', [0.5, 3.0])
+def test_a_reversed_gradient_is_minus_the_weight_times_it(weight):
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    found = reverse_gradient(x, weight)
+    assert torch.equal(found.detach(), x.detach())
+    (found * torch.tensor([2.0, 4.0])).sum().backward()
+    assert torch.equal(x.grad, -weight * torch.tensor([2.0, 4.0]))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bidsharm.evaluation import verdict
 from bidsharm.reports import group, subject
 from bidsharm.reports.subject import ErrorEntry, ScanEntry, SkippedEntry
 
@@ -465,3 +466,31 @@ def test_sites_are_in_natural_order(tmp_path: Path) -> None:
     scans = [qc(f'{i:02d}', f'scanner-{i}') for i in (10, 2, 1)]
     page = Page(group.write_group_report(tmp_path / 'g.html', scans=scans))
     assert 'scanner-1 (1) scanner-2 (1) scanner-10 (1)' in page.words
+
+
+def test_a_check_that_could_not_be_computed_is_the_reason_for_a_look(tmp_path: Path) -> None:
+    missing = [check('cnr_kept', None, 'not available'), check('target_distance', None, 'not available')]
+    scan = qc('01', verdict='warn', checks=[*missing, check('ssim', 0.91)])
+    page = Page(subject.write_subject_report(tmp_path / 'a.html', subject='1', scans=[ScanEntry(scan, {})]))
+    assert page.words.count('could not be computed') == 1
+    assert 'Label of cnr_kept: n/a, could not be computed.' in page.words
+    text = Page(group.write_group_report(tmp_path / 'g.html', scans=[scan])).words
+    assert 'Label of cnr_kept: n/a, could not be computed' in text
+    assert 'Nearest to a limit' not in text
+
+
+def test_columns_are_described_by_what_they_hold_not_by_the_first_scan() -> None:
+    scans = [qc(checks=[check('cnr_kept', None, 'not available', meaning='Not available: too few voxels.')])]
+    _, dictionary = group.group_table(scans)
+    description = dictionary['check_cnr_kept']['Description']
+    assert 'Not available' not in description
+    assert description.startswith(verdict.meaning_of('cnr_kept'))
+    assert verdict.meaning_of('no such check') == ''
+
+
+@pytest.mark.parametrize(('held_out', 'said'), [(True, 'nor has the fit'), (False, 'which flatters it')])
+def test_what_the_fit_of_volumes_has_seen_is_said(tmp_path: Path, held_out: bool, said: str) -> None:
+    one = group.FeatureComparison(
+        'T1w', 'combat', (group.FeatureVariant('neither', 0.1, 0.5, 0.3),), 'x.html', held_out=held_out
+    )
+    assert said in Page(group.write_group_report(tmp_path / 'g.html', scans=[qc()], features=[one])).words

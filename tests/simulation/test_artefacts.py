@@ -597,3 +597,21 @@ def test_impossible_parameters_are_refused(name: str):
     with pytest.raises(UsageError) as caught:
         IMPOSSIBLE[name]()
     assert caught.value.where
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+@pytest.mark.parametrize('partial', [1, 0.75])
+def test_slices_that_are_measured_one_by_one_do_not_mix(axis, partial):
+    image = torch.zeros(8, 10, 12)
+    image.select(axis, 4).copy_(
+        torch.rand(image.select(axis, 4).shape, generator=torch.Generator().manual_seed(0))
+    )
+    found = kspace_window(
+        image, resolution_fraction=(1, 0.6, 1), taper=0.5, partial_fourier=partial, partial_axis=(axis + 1) % 3, slices=axis,
+    )  # fmt: skip
+    assert float(found.select(axis, 4).abs().max()) > 0.1
+    assert not torch.allclose(found.select(axis, 4), image.select(axis, 4), atol=1e-3)
+    others = [index for index in range(image.shape[axis]) if index != 4]
+    assert not found.index_select(axis, torch.tensor(others)).any()
+    mixed = kspace_window(image, taper=0.5)
+    assert mixed.index_select(axis, torch.tensor(others)).abs().max() > 0.05

@@ -115,6 +115,19 @@ def check_geometry(root: Path, scanner, contrast: str) -> None:
         assert (more['SliceFactor'], more['SliceGap'], more['ReadoutAxis']) == (
             protocol.slice_factor, protocol.slice_gap, protocol.readout_axis,
         )  # fmt: skip
+        # Gradients move the anatomy; all other errors are in the scan alone.
+        assert more['GradientError'] == scanner.hardware.gradient_error
+        errors = {
+            'Snr',
+            'Taper',
+            'MotionDegrees',
+            'OffResonance',
+            'ReceiveStrength',
+            'Storage',
+            'Scale',
+        } & more.keys()
+        assert len(errors) == (7 if base == root / stem else 0)
+        assert ('PartialFourier' in meta) is (base == root / stem)
 
 
 @pytest.mark.parametrize('scanner', PRESETS[:3], ids=lambda scanner: scanner.label)
@@ -517,3 +530,16 @@ def test_scanners_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(PRESETS)
     assert all(scanner.label in line for scanner, line in zip(PRESETS, lines, strict=True))
+
+
+def test_without_texture_tissue_is_the_same_everywhere(tmp_path: Path):
+    spread = {}
+    for texture in (True, False):
+        out = simulate(
+            tmp_path / str(texture), subjects=1, scanners=PRESETS[:1], resolution=2.5, texture=texture
+        )
+        pure = truth(out, '01', 'northA', 'label-WM_probseg') > 0.999
+        white = truth(out, '01', 'northA', 'desc-noiseless_T1w')[pure]
+        assert len(white) > 100
+        spread[texture] = np.std(white) / np.mean(white)
+    assert spread[False] < 0.2 * spread[True]

@@ -435,3 +435,39 @@ def test_batches_are_drawn_meanwhile_only_where_a_core_is_free(monkeypatch):
     assert isinstance(loop._drawing(cpu), ThreadPoolExecutor)
     with loop._drawing(cpu) as drawing:
         assert drawing.submit(max, 2, 3).result() == 3
+
+
+def test_batches_of_a_step_do_not_wait_for_each_other_in_memory():
+    """Each batch's gradients are gathered before the next batch is worked on, so no two graphs are alive at once."""
+
+    class Watched(Two):
+        log: list[str] = []
+
+        def losses(self, batch, stage):
+            a = self.networks['a'].weight
+            self.log.append('forward')
+            loss = (a - 3).square().sum()
+            loss.register_hook(lambda grad: self.log.append('backward'))
+            yield 'first', {'pull': loss}
+
+    learner = Watched()
+    run(learner, steps=2, accumulate=3)
+    assert learner.log == ['forward', 'backward'] * 6
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    def train(steps, **about):
+        running = Running(folder=tmp_path, budget=Budget(steps), interval=2)
+        loop = Loop(Two(), Numbers(), running, about={'target': 'A', 'seed': '0'} | about)
+        loop.run()
+        return loop
+
+    train(4)
+    assert train(6).step == 6
+    with pytest.raises(TrainingFailed, match='another training. What differs: target, seed') as caught:
+        train(8, target='B', seed='1')
+    assert 'remove checkpoint.pt' in caught.value.fix
+    (tmp_path / 'checkpoint.pt').unlink()
+    train(2, target='B')
+    with (tmp_path / 'log.csv').open() as file:
+        assert [row['step'] for row in csv.DictReader(file)] == ['2']  # nothing of the one before

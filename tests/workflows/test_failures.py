@@ -135,6 +135,20 @@ def test_a_subject_that_another_run_holds_costs_that_subject_only(run_of, monkey
     assert not (run.settings.output_dir / 'sub-1.html').exists(), 'and has a page of its own'
 
 
+def test_two_runs_with_one_working_folder_share_no_subject(run_of, monkeypatch, tmp_path):
+    monkeypatch.setattr(participant, 'CLAIM_S', 0.1)
+    one = run_of('sub-1_T1w', 'sub-2_T1w', work_dir='work')
+    other = run_of('sub-1_T1w', 'sub-2_T1w', work_dir='work')
+    other = replace(other, log_dir=tmp_path / 'another log')
+    first, both = {'1': {'sub-1_T1w'}}, {'1': {'sub-1_T1w'}, '2': {'sub-2_T1w'}}
+    with participant._claim(first, one) as (mine, busy):
+        assert (mine, busy) == (first, [])
+        with participant._claim(both, other) as (mine, busy):
+            assert (mine, busy) == ({'2': {'sub-2_T1w'}}, ['1'])
+    with participant._claim(both, other) as (mine, busy):
+        assert (mine, busy) == (both, [])
+
+
 def _held_for(subject: str, acquire):
     from filelock import Timeout
 

@@ -17,6 +17,7 @@ import pytest
 from bidsharm.workflows.events import read_events
 
 from bidsharm.bids.validation import find_validator
+from bidsharm.settings import load_values
 from bidsharm.simulation.dataset import simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('participant')]
@@ -63,7 +64,7 @@ def first_run(
     before = checksums(heads)
     done = run(
         heads, out, 'participant', '-w', home / 'work, (big)', '--harmonizer', 'histogram', '--site', 'session', '--sloppy',
-        '--skip-bids-validation', '--target', 'northA', '--output-spaces', 'native', 'MNI152NLin2009aSym:res-2',
+        '--skip-bids-validation', '--target', 'northA', '--output-spaces', 'native', 'MNI152NLin2009aSym:res-2', '--write-graph',
         check=None,
     )  # fmt: skip
     return out, done, before
@@ -278,6 +279,28 @@ def test_group_level(first_run, heads):
     volumes = [float(row['before_volume_gm_ml']) for row in rows]
     assert min(volumes) > 300
     assert max(volumes) < 1200
+
+
+def test_the_settings_of_a_run_repeat_it(first_run, heads):
+    out, *_ = first_run
+    log_dir = min((out / 'logs').glob('*_*/'))  # the first run
+    values = load_values(log_dir / 'settings.toml')
+    told = {name: values[name] for name in ('harmonizer', 'target', 'site', 'sloppy', 'write_graph')}
+    assert told == {
+        'harmonizer': 'histogram',
+        'target': 'northA',
+        'site': 'session',
+        'sloppy': True,
+        'write_graph': True,
+    }
+    graphs = list(log_dir.rglob('*.dot'))
+    assert any('harmonize' in graph.read_text() for graph in graphs)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob('*desc-harmonized_T1w.nii.gz')}
+    done = run(heads, out, 'participant', '--config-file', log_dir / 'settings.toml', check=1)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob('*desc-harmonized_T1w.nii.gz')} == before
+    failed = [line for line in done.stdout.splitlines() if line.startswith('FAILED')]
+    assert len(failed) == 2
+    assert all('sub-03' in line for line in failed)
 
 
 def test_group_without_participants(heads, tmp_path):

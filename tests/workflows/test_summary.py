@@ -92,6 +92,10 @@ def test_checks_that_did_not_pass_by_their_labels():
     checks = [{'name': 'a', 'label': 'A', 'verdict': 'pass'}, {'name': 'b', 'label': 'B', 'verdict': 'warn'},
               {'name': 'c', 'verdict': 'fail'}]  # fmt: skip
     assert concerns_of({'checks': checks}) == 'B, c'
+    missing = [
+        {'name': name, 'label': name, 'verdict': 'not available'} for name in ('cnr_kept', 'target_distance')
+    ]
+    assert concerns_of({'checks': missing}) == 'cnr_kept', 'the other one need not be there'
     assert concerns_of({}) == ''
 
 
