@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -441,7 +442,7 @@ def test_batches_of_a_step_do_not_wait_for_each_other_in_memory():
     """Each batch's gradients are gathered before the next batch is worked on, so no two graphs are alive at once."""
 
     class Watched(Two):
-        log: list[str] = []
+        log: ClassVar[list[str]] = []
 
         def losses(self, batch, stage):
             a = self.networks['a'].weight
@@ -464,7 +465,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
 
     train(4)
     assert train(6).step == 6
-    with pytest.raises(TrainingFailed, match='another training. What differs: target, seed') as caught:
+    with pytest.raises(TrainingFailed, match=r'another training\. What differs: target, seed') as caught:
         train(8, target='B', seed='1')
     assert 'remove checkpoint.pt' in caught.value.fix
     (tmp_path / 'checkpoint.pt').unlink()
