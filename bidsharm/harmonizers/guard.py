@@ -1,8 +1,9 @@
 """The guard of methods that may draw: structure in their change that the scan does not support is found, measured and, as asked, kept, removed or refused.
 
-At every place the change of a method is described as a linear function of the scan's intensities around it (the guided filter of He et al.
-2013). Brightness, contrast and smooth fields are such functions. A structure that appears where the scan shows none, or one that vanishes, is
-not: it is what the function leaves unexplained.
+The change of a method is described by a curve of the scan's intensities that changes over centimetres
+(:func:`bidsharm.imaging.carry.smooth_curves`). Brightness, contrast and fields are such curves. A structure that appears where the scan shows
+none, or one that vanishes, is not: it is what the curves leave unexplained. Where the image that is carried back departs from them by more
+than a little, it is drawn back to them.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bidsharm.errors import ScanError
-from bidsharm.imaging.carry import LocalChange
-from bidsharm.imaging.grids import voxel_sizes
+from bidsharm.imaging.carry import SmoothCurves
+from bidsharm.imaging.grids import Affine, Floats, voxel_sizes
 
 Mode = Literal['report', 'blend', 'refuse']
 MODES: tuple[Mode, ...] = ('report', 'blend', 'refuse')
 
 #: Standard deviation of the average over which structure counts (mm): noise of single voxels does not.
 STRUCTURE_MM = 1.5
-#: What counts is the structure that this share of the brain stays below, in percent.
-HIGH_PERCENTILE = 99.5
+#: What counts is the height that structure reaches in a connected volume of so many millilitres: less may be an edge or a vessel.
+VOLUME_ML = 0.3
 #: Unsupported structure, relative to the range of the harmonized brain, from which a scan is worth a look, and from which it is refused.
-WARN, FAIL = 0.05, 0.15
+WARN, FAIL = 0.15, 0.3
+#: Structure up to this part of the range is carried back as it is; of what is higher, less and less.
+ALLOWED = 0.03
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Finding:
         Unsupported structure relative to the range of the harmonized brain; 0 for a change of brightness and contrast alone.
     map
         Unsupported structure in the units of the harmonized brain, averaged over some millimetres, shape (X, Y, Z) of the model grid.
+    span
+        Range of the harmonized brain.
     """
 
     score: float
     map: NDArray[np.float32]
+    span: float
 
     @property
     def verdict(self) -> Literal['pass', 'warn', 'fail']:
@@ -60,31 +66,80 @@ class Finding:
         }
 
 
-def inspect(change: LocalChange, after: NDArray[np.floating], mask: NDArray[np.bool_]) -> Finding:
+def inspect(
+    curves: SmoothCurves, before: NDArray, after: NDArray, mask: NDArray[np.bool_], affine: Affine
+) -> Finding:
     """Measure the structure in a change that the scan does not support.
 
     Parameters
     ----------
-    change
-        The change as linear functions (:func:`bidsharm.imaging.carry.local_change`).
-    after
-        The method's own image, shape (X, Y, Z).
+    curves
+        What brightness, contrast and fields explain of the change (:func:`bidsharm.imaging.carry.smooth_curves`).
+    before, after
+        The scan and the method's own image, shape (X, Y, Z).
     mask
         Brain, same shape.
+    affine
+        Of the grid.
 
     Returns
     -------
     Finding
-        Its score is the 99.5th percentile of the absolute map over the 0.5 to 99.5 % range of the image.
+        Its score is the height that the absolute map reaches in a connected volume of :data:`VOLUME_ML`, over the 0.5 to 99.5 % range of the image.
     """
-    weight = mask.astype(np.float32)
-    sigma = STRUCTURE_MM / voxel_sizes(change.affine)
-    norm = np.maximum(ndimage.gaussian_filter(weight, sigma), 1e-4)
-    structure = np.where(mask, ndimage.gaussian_filter(change.unexplained * weight, sigma) / norm, 0)
+    structure = _averaged(np.where(mask, after - curves.apply(before, affine), 0), mask, affine)
     low, high = np.percentile(after[mask], [0.5, 99.5])
     span = max(float(high - low), float(np.finfo(np.float32).tiny))
-    score = float(np.percentile(np.abs(structure[mask]), HIGH_PERCENTILE)) / span
-    return Finding(score, structure.astype(np.float32))
+    voxels = VOLUME_ML * 1000 / float(np.prod(voxel_sizes(affine)))
+    return Finding(_height(np.abs(structure) / span, voxels), structure, span)
+
+
+def _averaged(values: NDArray, mask: NDArray[np.bool_], affine: Affine) -> Floats:
+    """Return values averaged over :data:`STRUCTURE_MM` inside the brain."""
+    sigma = STRUCTURE_MM / voxel_sizes(affine)
+    norm = np.maximum(ndimage.gaussian_filter(mask.astype(np.float32), sigma), 1e-4)
+    return np.where(
+        mask, ndimage.gaussian_filter((values * mask).astype(np.float32), sigma) / norm, 0
+    ).astype(np.float32)
+
+
+def _height(values: NDArray, voxels: float) -> float:
+    """Return the height above which so many voxels hang together, to a thousandth of the highest one."""
+    low, high = 0.0, float(values.max(initial=0))
+    for _ in range(10):
+        middle = (low + high) / 2
+        pieces, count = ndimage.label(values >= middle)
+        if count and np.bincount(pieces.ravel())[1:].max() >= voxels:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def restrained(
+    image: NDArray, curves: SmoothCurves, span: float, data: NDArray, mask: NDArray[np.bool_], affine: Affine
+) -> Floats:
+    """Return an image that was carried back, with structure that the scan does not support taken back.
+
+    Where the image departs from the curves by up to :data:`ALLOWED` of the range it stays; where it departs by more, it is drawn back to
+    them, the more the further away it was.
+
+    Parameters
+    ----------
+    image
+        From :func:`bidsharm.imaging.carry.carry_change`, shape (X, Y, Z).
+    curves
+        Of the change.
+    span
+        Range of the harmonized brain (:class:`Finding`).
+    data, mask, affine
+        The scan on its own grid.
+    """
+    explained = np.where(mask, curves.apply(data, affine), 0)
+    departure = image - explained
+    height = np.abs(_averaged(departure, mask, affine)) / span
+    share = np.minimum(1, (ALLOWED / np.maximum(height, 1e-6)) ** 3)
+    return np.where(mask, explained + departure * share, 0).astype(np.float32)
 
 
 def warnings_of(finding: Finding, mode: Mode, name: str) -> tuple[str, ...]:
@@ -106,6 +161,6 @@ def warnings_of(finding: Finding, mode: Mode, name: str) -> tuple[str, ...]:
     done = (
         'It was kept'
         if mode == 'report'
-        else 'It was removed where it is finer than a centimetre; of wider structure some is left'
+        else 'Most of it was removed; of structure wider than two centimetres a part is left'
     )
     return (f'The method drew structure that the scan does not support ({amount}). {done}.',)

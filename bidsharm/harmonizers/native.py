@@ -13,8 +13,8 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
     """Harmonize a scan on its own grid, whichever grid the method works on.
 
     A method that works on a model grid sees the scan resampled; its change is carried back to the native
-    voxels (:func:`bidsharm.imaging.carry.carry_change`). What it drew there without support of the scan is measured, and removed unless it is to be
-    kept (:mod:`bidsharm.harmonizers.guard`).
+    voxels (:func:`bidsharm.imaging.carry.carry_change`). What it drew there without support of the scan is measured, and taken back unless it is to
+    be kept (:mod:`bidsharm.harmonizers.guard`).
 
     Raises
     ------
@@ -23,17 +23,23 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
     """
     if method.card.geometry == 'native':
         return method.harmonize(scan, target)
-    from bidsharm.harmonizers.guard import inspect, warnings_of
-    from bidsharm.imaging.carry import carry_change, local_change
+    from bidsharm.harmonizers.guard import inspect, restrained, warnings_of
+    from bidsharm.imaging.carry import carry_change, local_change, smooth_curves
     from bidsharm.imaging.grids import resample
 
     size_mm, mode = getattr(method, 'grid_mm', 1.0), method.execution.guard
     on_grid = on_model_grid(scan, size_mm)
     result = method.harmonize(on_grid, target)
     change = local_change(on_grid.data, result.image, on_grid.affine)
-    finding = inspect(change, result.image, np.asarray(on_grid.mask).astype(bool))
+    curves = smooth_curves(on_grid.data, result.image, on_grid.affine)
+    mask = np.asarray(on_grid.mask).astype(bool)
+    finding = inspect(curves, on_grid.data, result.image, mask, on_grid.affine)
     warnings = (*result.warnings, *warnings_of(finding, mode, scan.name))
     image = carry_change(scan.data, scan.mask, scan.affine, change, unexplained=mode == 'report')
+    if mode != 'report':
+        image = restrained(
+            image, curves, finding.span, scan.data, np.asarray(scan.mask).astype(bool), scan.affine
+        )
 
     def here(values: Volume) -> Volume:
         return np.where(scan.mask, resample(values, on_grid.affine, scan.data.shape, scan.affine), 0).astype(
