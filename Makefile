@@ -137,6 +137,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/bidsharm-simulate $(ZOO)-held --scanners $(ZOO)-held.json --resolution 1.5 --lesions 6 $(HELD_PEOPLE:2026=2028)
 	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(ZOO)-held $(ZOO)-work --preset tiny --set voxel_mm=2 --budget 2m --threads 1
 	$(BIN)/python benchmarks/zoo_picture.py $(ZOO)-held $(ZOO)-work
+	$(BIN)/python benchmarks/guard.py $(ZOO)-held $(ZOO)-work
 	$(BIN)/python benchmarks/zoo.py $(ZOO)-prep $(ZOO)-held $(ZOO)-longer-work --preset tiny --set voxel_mm=2 --budget 6m --threads 1 \
 	  --methods haca3 dewey2020 cyclegan unit --name zoo_longer
 	$(BIN)/python benchmarks/discriminators.py $(ZOO)-prep $(ZOO)-work/cache

@@ -119,8 +119,8 @@ def _add_method(parser: Parser) -> None:
     group.add_argument(
         '--guard',
         choices=('report', 'blend', 'refuse'),
-        help='what to do with structure that a method drew and that the scan does not support: keep it and tell, remove it '
-        'and tell (default: blend), or refuse the scan where it is much',
+        help='what to do with structure that a method drew and that the scan does not support: keep it and tell, take most '
+        'of it back and tell (default: blend), or refuse the scan where it is much',
     )
     group.add_argument(
         '--table-harmonizer',
