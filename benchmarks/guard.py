@@ -22,7 +22,16 @@ from scipy import ndimage
 
 SCANNERS, PEOPLE = ('southB', 'ultraX'), 2
 #: Trained methods of several families, good and bad ones.
-METHODS = ('att-unet', 'cyclegan', 'imunity', 'single-modality', 'style-blind', 'unit', 'calamiti', 'blindharmony')
+METHODS = (
+    'att-unet',
+    'cyclegan',
+    'imunity',
+    'single-modality',
+    'style-blind',
+    'unit',
+    'calamiti',
+    'blindharmony',
+)
 #: Widths of balls (mm), their height over the range of the image, and how deep in the brain they lie (mm).
 WIDTHS, HEIGHT, DEPTH_MM = (10, 20, 30), 0.2, 18
 TRUTH = 'truth'
@@ -66,10 +75,14 @@ def measure(scan: Any, after: Any, head: Any) -> list[dict[str, Any]]:
         for way, image in images.items()
     }  # fmt: skip
     for width, ball in balls(mask, sizes).items():
-        found, painted = carried(scan.data, (after + HEIGHT * span * ball).astype(np.float32), mask, scan.affine)
+        found, painted = carried(
+            scan.data, (after + HEIGHT * span * ball).astype(np.float32), mask, scan.affine
+        )
         core = ball > 0.5
         for way, image in found.items():
-            rows[way][f'left of {width} mm'] = (image - images[way])[core].mean() / (HEIGHT * span * ball[core].mean())
+            rows[way][f'left of {width} mm'] = (image - images[way])[core].mean() / (
+                HEIGHT * span * ball[core].mean()
+            )
         if width == 20:
             rows['guard'] |= {'score': score, 'score, 20 mm': painted}
     return list(rows.values())
@@ -85,7 +98,9 @@ def images_of(name: str, work: Path, scans: list[travelling.Travelled]) -> list[
     method = None if name == TRUTH else bundle.load(work / 'models' / name / 'model')
     found = []
     for item in scans:
-        scan = on_model_grid(replace(item.corrected, site=item.scanner), 2.0 if method is None else method.grid_mm)
+        scan = on_model_grid(
+            replace(item.corrected, site=item.scanner), 2.0 if method is None else method.grid_mm
+        )
         head = resample(item.canonical, item.scan.affine, scan.data.shape, scan.affine, order=1)
         after = head
         if method is not None:
@@ -111,7 +126,13 @@ def main() -> None:
     names = dict.fromkeys(key for row in rows for key in row)
     rows = [{key: row.get(key) for key in names} for row in rows]
     how = f'{PEOPLE} people, scanners {" and ".join(SCANNERS)}: means over {len(scans)} scans.'
-    common.save('guard', title='What the guard takes back', text=common.body(__doc__, how, rows), data={'rows': rows}, seed=1)
+    common.save(
+        'guard',
+        title='What the guard takes back',
+        text=common.body(__doc__, how, rows),
+        data={'rows': rows},
+        seed=1,
+    )
 
 
 if __name__ == '__main__':

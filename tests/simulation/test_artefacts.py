@@ -195,7 +195,9 @@ def test_transmit_field_has_mean_one_and_the_deviation_asked_for(deviation, seed
     assert field.min() >= 0
     assert float(inside.mean()) == pytest.approx(1, abs=1e-5)
     assert float((inside - 1).abs().max()) == pytest.approx(deviation, rel=1e-4)
-    assert curvature(field) < 0.15
+    assert curvature(field) < (
+        0.15 if field.min() > 0 else 0.25
+    )  # cut off at 0 in the air of corners, it has a kink
     assert field[tuple(size // 2 for size in SHAPE)] > inside.mean()  # the centre is bright
 
 
