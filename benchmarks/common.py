@@ -181,6 +181,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def filled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows that all have the columns of any of them; None where one has no such value."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in columns} for row in rows]
+
+
 def p_text(p: float | None) -> str:
     """Return a p for a table; nothing where there is none."""
     return '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'

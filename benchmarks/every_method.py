@@ -137,8 +137,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     through = sum(row.get('exit') == 0 and row.get('report') == 'yes' for row in rows)
     how = f'{through} of {len(rows)} methods: exit code 0 and a report that names method, paper and fidelity. {args.steps} steps of training each.'
-    columns = dict.fromkeys(key for row in rows for key in row)
-    rows = [{key: row.get(key) for key in columns} for row in rows]
+    rows = common.filled(rows)
     text = common.body(__doc__, how, rows)
     common.save(args.name, title='Every method through the app', text=text, data={'rows': rows}, seed=0)
 

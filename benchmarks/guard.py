@@ -91,7 +91,6 @@ def measure(scan: Any, after: Any, head: Any) -> list[dict[str, Any]]:
 def images_of(name: str, work: Path, scans: list[travelling.Travelled]) -> list[tuple[Any, Any, Any]]:
     """Return scans on the grid of a method, what it made of them, and the heads."""
     from bidsharm.harmonizers import bundle
-    from bidsharm.harmonizers.contract import Canonical, Site
     from bidsharm.harmonizers.native import on_model_grid
     from bidsharm.imaging.grids import resample
 
@@ -104,8 +103,7 @@ def images_of(name: str, work: Path, scans: list[travelling.Travelled]) -> list[
         head = resample(item.canonical, item.scan.affine, scan.data.shape, scan.affine, order=1)
         after = head
         if method is not None:
-            target: Any = Site(travelling.TARGET) if 'site' in method.card.targets else Canonical()
-            after = method.harmonize(scan, target).image
+            after = method.harmonize(scan, travelling.aim_of(method, travelling.TARGET)).image
         found.append((scan, np.where(scan.data != 0, after, 0).astype(np.float32), head))
     return found
 
@@ -123,8 +121,7 @@ def main() -> None:
         for ways in zip(*measured, strict=True):
             means = {key: float(np.mean([row[key] for row in ways])) for key in ways[0] if key != 'way'}
             rows.append({'method': name, 'way': ways[0]['way'], **means})
-    names = dict.fromkeys(key for row in rows for key in row)
-    rows = [{key: row.get(key) for key in names} for row in rows]
+    rows = common.filled(rows)
     how = f'{PEOPLE} people, scanners {" and ".join(SCANNERS)}: means over {len(scans)} scans.'
     common.save(
         'guard',

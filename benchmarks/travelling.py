@@ -124,6 +124,13 @@ def harmonize(
             write(item, found.image, folder, time.perf_counter() - started)
 
 
+def aim_of(method: Any, scanner: str) -> Any:
+    """Return the scanner as a target, for methods that aim at sites; the canonical contrast for others."""
+    from bidsharm.harmonizers.contract import Canonical, Site
+
+    return Site(scanner) if 'site' in method.card.targets else Canonical()
+
+
 def example(item: Travelled, aim: str, n4: bool) -> Any:
     """Return what methods learn their target from."""
     if not aim:

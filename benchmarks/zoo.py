@@ -79,12 +79,12 @@ def train(name: str, args: Any) -> dict[str, float]:
 def apply(name: str, scans: list[travelling.Travelled], args: Any) -> dict[str, float]:
     """Write what a method makes of every scan, unless it is written; return its number of weights, and the memory it took."""
     from bidsharm.harmonizers import bundle, registry
-    from bidsharm.harmonizers.contract import Canonical, Cohort, Site
+    from bidsharm.harmonizers.contract import Canonical, Cohort
     from bidsharm.harmonizers.native import harmonize_scan
 
     classical = name in CLASSICAL
     method = registry.get(name)() if classical else bundle.load(args.work / 'models' / name / 'model')
-    target: Any = Site(args.target) if 'site' in method.card.targets else Canonical()
+    target = travelling.aim_of(method, args.target)
     kept = args.work / 'models' / name / 'applied.json'
     kept.parent.mkdir(parents=True, exist_ok=True)
     forget_peak()
@@ -178,8 +178,7 @@ def rows_of(
         }
         row |= {'detail': list(common.mean_interval(list(details[method].values()), seed=2026))}
         rows.append(row | {key: value for key, value in about[method].items() if key != 'family'})
-    names = dict.fromkeys(name for row in rows for name in row)  # methods without a training lack some
-    return sorted(({name: row.get(name) for name in names} for row in rows), key=lambda row: row['rank'])
+    return sorted(common.filled(rows), key=lambda row: row['rank'])  # methods without a training lack some
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:

@@ -546,13 +546,14 @@ def notes_of(plan: ScanPlan, options: Options) -> dict[str, Any]:
     from bidsharm.interfaces.ants import ants_version
 
     bias = f'taken from {plan.precomputed.source}' if plan.precomputed.preproc else f'N4 ({ants_version()})'
-    way = f'rigid to {plan.anchor.name}' if plan.follows else options.registration
-    ready = plan.precomputed.to_template and not plan.follows
-    if ready:
-        way = f'taken from {plan.precomputed.source}'
+    if plan.precomputed.to_template and not plan.follows:
+        registration = f'taken from {plan.precomputed.source}'
+    else:
+        way = f'rigid to {plan.anchor.name}' if plan.follows else options.registration
+        registration = f'{way} ({ants_version()})'
     return {
         'bias_correction': bias,
-        'registration': way if ready else f'{way} ({ants_version()})',
+        'registration': registration,
         'follows': plan.anchor.name if plan.follows else None,
         'precomputed': plan.reused.uris,
     }

@@ -10,7 +10,7 @@ from typing import Any
 from bidsharm.workflows.events import Plan, ScanLeftOut
 from bidsharm.workflows.logs import Journal, keep_journal
 from bidsharm.workflows.progress import counted
-from bidsharm.workflows.reporting import records_of, report_group
+from bidsharm.workflows.reporting import page_name, records_of, report_group
 from bidsharm.workflows.summary import Outcome, concerns_of, write_summary
 from rich.console import Console
 
@@ -212,7 +212,7 @@ def missing_scans(settings: Settings, records: Sequence[Mapping[str, Any]]) -> l
     return [
         ErrorEntry(
             scan=scan.name, what='There is no harmonized image of it: it failed, was left out, or has not been run.',
-            where=scan.relative, fix=f'See sub-{scan.subject}.html, or run the participant level again.', details='',
+            where=scan.relative, fix=f'See {page_name(scan.subject)}, or run the participant level again.', details='',
         )
         for scan in scans
         if scan.name not in done

@@ -45,7 +45,7 @@ from bidsharm.workflows.planning import (
     unfinished,
 )
 from bidsharm.workflows.progress import Progress, counted
-from bidsharm.workflows.reporting import records_of, report_subject
+from bidsharm.workflows.reporting import page_name, records_of, report_subject
 from bidsharm.workflows.scratch import sweeping, working_folder
 from bidsharm.workflows.steps import StepRecorder
 from bidsharm.workflows.summary import (
@@ -413,7 +413,7 @@ def _run_batch(run: Run, todo: Mapping[str, set[str]]) -> None:
         if scan.name in todo[scan.subject]:
             retire(settings.output_dir / OutputNames(scan).qc, settings.output_dir, plan.options.digest)
     for subject in todo:  # the page speaks for them, too, and is written when the batch is over
-        (settings.output_dir / f'sub-{subject}.html').unlink(missing_ok=True)
+        (settings.output_dir / page_name(subject)).unlink(missing_ok=True)
     failed: set[str] = set()
     while todo:
         crashes = set(run.log_dir.glob('crash-*'))

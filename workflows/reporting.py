@@ -54,6 +54,11 @@ def _is_trusted(record: Mapping[str, Any], root: Path) -> bool:
     return all(lies_in(root, name) for name in (*figures.values(), *outputs))
 
 
+def page_name(subject: str) -> str:
+    """Return the name of a subject's page in the folder of the derivatives."""
+    return f'sub-{subject}.html'
+
+
 def report_subject(
     root: Path,
     subject: str,
@@ -62,7 +67,7 @@ def report_subject(
     errors: Sequence[ErrorEntry] = (),
     left_out: Sequence[ScanError] = (),
 ) -> Path:
-    """Write ``sub-XX.html`` from everything that is on disk for a subject.
+    """Write the page of a subject (:func:`page_name`) from everything that is on disk for a subject.
 
     Parameters
     ----------
@@ -86,7 +91,7 @@ def report_subject(
         entries.append(ScanEntry(qc=record, figures=figures, outputs=tuple(record.get('outputs', {}))))
     told = methods_of(records) if records else methods
     return write_subject_report(
-        root / f'sub-{subject}.html',
+        root / page_name(subject),
         subject=subject,
         scans=entries,
         skipped=[SkippedEntry(scan=item.where, reason=item.what) for item in left_out],
@@ -152,7 +157,7 @@ def report_group(
             (root / f'{table.stem}_desc-harmonized.{ending}').unlink(missing_ok=True)
         if harmonize is not None:
             features.append(harmonize(table, contrast))
-    links = {str(record['subject']): f'sub-{record["subject"]}.html' for record in records}
+    links = {str(record['subject']): page_name(str(record['subject'])) for record in records}
     links = {subject: name for subject, name in links.items() if (root / name).is_file()}
     page = write_group_report(
         root / 'group.html', scans=records, failed=list(failed), title=title,

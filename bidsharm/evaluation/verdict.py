@@ -345,8 +345,11 @@ def assess(
 
 def counts_against(check: Mapping[str, Any]) -> bool:
     """Say whether a check keeps a scan from passing: it found something, or could not be computed though it had to be."""
-    verdict = check.get('verdict')
-    return verdict != PASS and (verdict in VERDICTS or str(check.get('name')) not in OPTIONAL)
+    return check.get('verdict') != PASS and _counts(check)
+
+
+def _counts(check: Mapping[str, Any]) -> bool:
+    return check.get('verdict') in VERDICTS or str(check.get('name')) not in OPTIONAL
 
 
 def meaning_of(name: str) -> str:
@@ -367,7 +370,7 @@ def overall(checks: Iterable[Mapping[str, Any]]) -> str:
     ranks = [
         VERDICTS.index(check['verdict']) if check['verdict'] in VERDICTS else VERDICTS.index(WARN)
         for check in checks
-        if check['verdict'] in VERDICTS or check['name'] not in OPTIONAL
+        if _counts(check)
     ]
     return VERDICTS[max(ranks)] if ranks else WARN
 

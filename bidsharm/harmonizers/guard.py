@@ -87,7 +87,7 @@ def inspect(
     Finding
         Its score is the height that the absolute map reaches in a connected volume of :data:`VOLUME_ML`, over the 0.5 to 99.5 % range of the image.
     """
-    structure = _averaged(np.where(mask, after - curves.apply(before, affine), 0), mask, affine)
+    structure = _averaged(after - curves.apply(before, affine), mask, affine)
     low, high = np.percentile(after[mask], [0.5, 99.5])
     span = max(float(high - low), float(np.finfo(np.float32).tiny))
     voxels = VOLUME_ML * 1000 / float(np.prod(voxel_sizes(affine)))
@@ -98,9 +98,8 @@ def _averaged(values: NDArray, mask: NDArray[np.bool_], affine: Affine) -> Float
     """Return values averaged over :data:`STRUCTURE_MM` inside the brain."""
     sigma = STRUCTURE_MM / voxel_sizes(affine)
     norm = np.maximum(ndimage.gaussian_filter(mask.astype(np.float32), sigma), 1e-4)
-    return np.where(
-        mask, ndimage.gaussian_filter((values * mask).astype(np.float32), sigma) / norm, 0
-    ).astype(np.float32)
+    inside = np.where(mask, values, 0).astype(np.float32)
+    return np.where(mask, ndimage.gaussian_filter(inside, sigma) / norm, 0).astype(np.float32)
 
 
 def _height(values: NDArray, voxels: float) -> float:
@@ -135,7 +134,7 @@ def restrained(
     data, mask, affine
         The scan on its own grid.
     """
-    explained = np.where(mask, curves.apply(data, affine), 0)
+    explained = curves.apply(data, affine)
     departure = image - explained
     height = np.abs(_averaged(departure, mask, affine)) / span
     share = np.minimum(1, (ALLOWED / np.maximum(height, 1e-6)) ** 3)

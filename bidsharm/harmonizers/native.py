@@ -37,9 +37,7 @@ def harmonize_scan(method: Harmonizer, scan: Scan, target: Target) -> Harmonized
     warnings = (*result.warnings, *warnings_of(finding, mode, scan.name))
     image = carry_change(scan.data, scan.mask, scan.affine, change, unexplained=mode == 'report')
     if mode != 'report':
-        image = restrained(
-            image, curves, finding.span, scan.data, np.asarray(scan.mask).astype(bool), scan.affine
-        )
+        image = restrained(image, curves, finding.span, scan.data, scan.mask, scan.affine)
 
     def here(values: Volume) -> Volume:
         return np.where(scan.mask, resample(values, on_grid.affine, scan.data.shape, scan.affine), 0).astype(

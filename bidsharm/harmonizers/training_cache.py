@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,8 +182,8 @@ def _prepared(
     scan, world = source.read(), source.world
     if world is None:
         world = align(scan, None if anchor is None else anchor.pair())
-    _write(stem, in_common_frame(scan, world, settings), world, on)
-    return _read(stem, source), scan
+    about = _write(stem, in_common_frame(scan, world, settings), world, on)
+    return _read(stem, source, about), scan
 
 
 def world_of(source: Source, settings: NetworkSettings, folder: Path) -> NDArray[np.float64]:
@@ -198,24 +198,31 @@ def _stem(source: Source, settings: NetworkSettings, folder: Path) -> Path:
 
 def _world(stem: Path) -> NDArray[np.float64]:
     """Return the transform by which a kept volume was laid on the common grid."""
-    return np.array(json.loads(stem.with_suffix('.json').read_text())['world'], float).reshape(4, 4)
+    return _world_in(_about(stem))
+
+
+def _about(stem: Path) -> dict[str, Any]:
+    return dict(json.loads(stem.with_suffix('.json').read_text()))
+
+
+def _world_in(about: Mapping[str, Any]) -> NDArray[np.float64]:
+    return np.array(about['world'], float).reshape(4, 4)
 
 
 def _kept(stem: Path, source: Source, on: str) -> TrainingVolume | None:
     """Return a volume that was prepared before and laid on that scan; None where there is none, or it cannot be used any more."""
     try:
-        _world(stem)
-        if json.loads(stem.with_suffix('.json').read_text())['on'] != on:
-            return None
-        return _read(stem, source)
+        about = _about(stem)
+        _world_in(about)
+        return _read(stem, source, about) if about['on'] == on else None
     except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
         if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
             raise  # the file is as it should be
         return None
 
 
-def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64], on: str) -> None:
-    """Write a volume, and on which scan it was laid; the small file that says it is whole comes last."""
+def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64], on: str) -> dict[str, Any]:
+    """Write a volume, and on which scan it was laid; the small file that says it is whole comes last, and is returned."""
     arrays = {'values': volume.values, 'mask': volume.mask}
     if volume.tissue is not None:
         arrays['tissue'] = volume.tissue
@@ -225,12 +232,12 @@ def _write(stem: Path, volume: TrainingVolume, world: NDArray[np.float64], on: s
     about = {'unit': volume.unit, 'world': world.tolist(), 'arrays': sorted(arrays), 'on': on}
     with atomic_path(stem.with_suffix('.json')) as partial:
         partial.write_text(json.dumps(about))
+    return about
 
 
-def _read(stem: Path, source: Source) -> TrainingVolume:
+def _read(stem: Path, source: Source, about: Mapping[str, Any]) -> TrainingVolume:
     from bidsharm.training.volumes import TrainingVolume
 
-    about = json.loads(stem.with_suffix('.json').read_text())
     parts = {name: np.load(stem.with_suffix(f'.{name}.npy'), mmap_mode='r') for name in about['arrays']}
     return TrainingVolume(
         values=parts['values'], mask=parts['mask'], name=source.name, person=source.person, session=source.session,

@@ -144,9 +144,8 @@ class Polynomials:
         low, high = np.percentile((values - centre) / spread, [0.5, 99.5])
         plain = cls(centre, spread, (float(low), float(high)), np.eye(3))
         terms = plain.of(values).astype(np.float64)
-        products = terms @ terms.T / terms.shape[1] + 1e-6 * np.eye(
-            3
-        )  # a brain of one intensity has no second term
+        # A brain of one intensity has no second term.
+        products = terms @ terms.T / terms.shape[1] + 1e-6 * np.eye(3)
         return cls(centre, spread, plain.ends, np.linalg.inv(np.linalg.cholesky(products)))
 
     def of(self, data: NDArray) -> Floats:

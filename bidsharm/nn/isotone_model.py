@@ -136,17 +136,15 @@ class Reader:
         The network that looks at cells.
     unet
         The network that draws the canonical image; without it the gain and the curve are those of the first.
-    device
-        Where they are.
     """
 
-    def __init__(self, net: parts.IsotoneNet, unet: CanonicalUNet | None = None, device: str = 'cpu') -> None:
-        self.net = net.eval().requires_grad_(False).to(device)
+    def __init__(self, net: parts.IsotoneNet, unet: CanonicalUNet | None = None) -> None:
+        self.net = net.eval().requires_grad_(False)
         self.unet = None
         if unet is not None:
-            self.unet = unet.eval().requires_grad_(False).to(device)
+            self.unet = unet.eval().requires_grad_(False)
             convert_conv3d_weight_memory_format(self.unet, torch.channels_last_3d)
-        self.device = device
+        self.device = 'cpu'
 
     def to(self, device: str) -> None:
         """Move the networks to a device."""
@@ -217,7 +215,7 @@ class Model:
 
     def __init__(self, reader: Reader, judge: parts.Judge) -> None:
         self.reader = reader
-        self.judge = judge.eval().requires_grad_(False).to(reader.device)
+        self.judge = judge.eval().requires_grad_(False)
 
     def to(self, device: str) -> Self:
         """Move the networks to a device; return this model."""
@@ -236,7 +234,7 @@ class Model:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], device: str = 'cpu') -> Model:
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Model:
         """Take back what :meth:`arrays` returned.
 
         Raises
@@ -245,7 +243,7 @@ class Model:
             If arrays are missing or of other shapes.
         """
         unet = CanonicalUNet() if any(name.startswith('unet/') for name in arrays) else None
-        reader = Reader(parts.IsotoneNet(), unet, device)
+        reader = Reader(parts.IsotoneNet(), unet)
         hidden = arrays.get('judge/layers.1.weight', ())  # judges differ in width
         judge = parts.Judge(reader.features, len(hidden) or parts.JUDGE_WIDTH)
         for kind, module in (('net', reader.net), ('judge', judge), ('unet', unet)):

@@ -223,7 +223,7 @@ def checks_of(qc: Mapping[str, Any]) -> list[dict[str, Any]]:
         relation, word = ('below', 'at least') if least else ('above', 'at most')
         limits = {name: with_unit(check.get(name), unit, limit=True) for name in ('warn', 'fail')}
         crossed = f'{relation} {limits[level]}' if limits.get(level) else ''
-        missing = level == 'unknown' and counts_against(check)
+        concern = counts_against(check)
         views.append(
             {
                 'name': check.get('name', ''),
@@ -231,9 +231,9 @@ def checks_of(qc: Mapping[str, Any]) -> list[dict[str, Any]]:
                 'value': with_unit(check.get('value'), unit),
                 'passes': f'{word} {limits["warn"]}',
                 'fails': f'{relation} {limits["fail"]}',
-                'crossed': 'could not be computed' if missing else crossed,
+                'crossed': 'could not be computed' if concern and level == 'unknown' else crossed,
                 'level': level,
-                'concern': missing or level in ('warn', 'fail'),
+                'concern': concern,
                 'words': words_of(level),
                 'meaning': check.get('meaning') or '',
                 'bullet': plots.bullet_svg(check),
