@@ -166,6 +166,8 @@ def _train(args: argparse.Namespace) -> ExitCode:
     files = _simulated(args, method) if args.derivatives is None else _found(args)
     target = _target(args, method, files)
     running = _running(args, method)
+    if running.patience:
+        method.check_patience()  # before scans are prepared
     first = _is_first()
     if (args.out / MODEL).exists():
         if first:

@@ -365,19 +365,26 @@ class TrainedHarmonizer(Harmonizer):
         found = self.sampler(rest)
         return found if found.suffices else None
 
+    def check_patience(self) -> None:
+        """Refuse to wait for a number that this method does not have.
+
+        Raises
+        ------
+        UsageError
+            If it has none, or none in its last stage.
+        """
+        if type(self).validation is TrainedHarmonizer.validation:
+            raise _impatient(f'{self.card.name} has no number that tells how good it is')
+        if not self.stages[-1].validates:
+            raise _impatient(
+                f'The last stage of {self.card.name} ("{self.stages[-1].name}") has no number that tells how good it is'
+            )
+
     def _check_patience(self, checks: Sampler | None) -> None:
         """Refuse to wait for a number that nobody will see."""
-        if type(self).validation is TrainedHarmonizer.validation:
-            why = f'{self.card.name} has no number that tells how good it is'
-        elif not self.stages[-1].validates:
-            why = f'The last stage of {self.card.name} ("{self.stages[-1].name}") has no number that tells how good it is'
-        elif checks is None:
-            why = 'Nobody is held out from this training'
-        else:
-            return
-        raise UsageError(
-            f'{why}, so nothing can be waited for.', where='--patience', fix='Leave it away; --budget ends the training.'
-        )  # fmt: skip
+        self.check_patience()
+        if checks is None:
+            raise _impatient('Nobody is held out from this training')
 
     def _about(self, data: TrainingSet, target: Target, seed: int) -> dict[str, str]:
         """Return what a checkpoint must agree with; how long a training lasts is no part of it."""
@@ -638,6 +645,12 @@ class TrainedHarmonizer(Harmonizer):
             str(name): float(value) for name, value in settings.get('acquisition_target', {}).items()
         }
         self._trained = True
+
+
+def _impatient(why: str) -> UsageError:
+    return UsageError(
+        f'{why}, so nothing can be waited for.', where='--patience', fix='Leave it away; --budget ends the training.'
+    )  # fmt: skip
 
 
 def _digest(value: Any) -> str:
