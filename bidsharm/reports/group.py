@@ -137,7 +137,7 @@ def write_group_report(
     scans
         What was measured on each scan, and its verdict.
     failed
-        What could not be processed.
+        Scans that have no harmonized image, and why.
     title
         Heading of the page.
     provenance
@@ -154,7 +154,8 @@ def write_group_report(
     """
     done = {str(qc.get('scan')) for qc in scans}
     lost = len({error.scan for error in failed if error.scan} - done)
-    level, sentence = overall([str(qc.get('verdict')) for qc in scans], lost)
+    why = f'{"has" if lost == 1 else "have"} no harmonized image'  # it may not have been run yet
+    level, sentence = overall([str(qc.get('verdict')) for qc in scans], lost, why)
     ordered = sorted(scans, key=concern)
     rows = [_row(qc, report_links or {}) for qc in ordered]
     counts = Counter(str(qc.get('contrast') or 'unknown contrast') for qc in scans)

@@ -234,18 +234,33 @@ def p90_of(qc: Mapping[str, Any], which: str) -> float | None:
 def target_distance(qc: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return the Wasserstein distance to the target before and after, in units of the target's range.
 
-    The range is the 1st to the 99th percentile. The scan before is first multiplied so that its 90th percentile
-    is the harmonized one, because a scanner's units are arbitrary. None where a part is missing.
+    The range is the 1st to the 99th percentile. The scan before is first brought to the harmonized scale
+    (:func:`harmonized_units`). None where a part is missing.
     """
     before, after, target = (quantiles_of(qc, which) for which in ('before', 'after', 'target'))
-    gains = p90_of(qc, 'before'), p90_of(qc, 'after')
-    if before is None or after is None or target is None or gains[0] is None or gains[1] is None:
+    units = harmonized_units(qc)
+    if before is None or after is None or target is None or units is None:
         return None
     spread = target[99] - target[1]
     if spread <= 0:
         return None
-    scaled = before * gains[1] / gains[0]
+    scaled = units[0] * before + units[1]
     return float(np.abs(scaled - target).mean() / spread), float(np.abs(after - target).mean() / spread)
+
+
+def harmonized_units(qc: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the gain and the offset that bring a scan before to the harmonized scale, or None where they are not known.
+
+    A scanner's units are arbitrary, so the 90th percentile becomes the harmonized one. A method whose tenth percentile lies below 0
+    has moved the zero, too, and the tenth becomes the harmonized one as well; else the offset is 0.
+    """
+    before, after = (quantiles_of(qc, which) for which in ('before', 'after'))
+    if before is not None and after is not None and after[10] < 0:
+        width = before[90] - before[10]
+        gain = float((after[90] - after[10]) / width) if width > 0 else 0.0
+        return (gain, float(after[90] - gain * before[90])) if gain > 0 else None
+    high, level = p90_of(qc, 'before'), p90_of(qc, 'after')
+    return None if high is None or level is None else (level / high, 0.0)
 
 
 def histogram_message(qc: Mapping[str, Any]) -> str:
@@ -279,12 +294,9 @@ def histogram_svg(qc: Mapping[str, Any]) -> Markup:
         The SVG element; empty when there is no histogram.
     """
     curves = {which: density_of(qc, which) for which in ('before', 'after', 'target')}
-    gains = p90_of(qc, 'before'), p90_of(qc, 'after')
-    before = curves['before']
+    before, units = curves['before'], harmonized_units(qc)
     if before is not None:
-        usable = gains[0] is not None and gains[1] is not None
-        gain = gains[1] / gains[0] if gains[0] is not None and gains[1] is not None else 1.0
-        curves['before'] = (before[0] * gain, before[1] / gain) if usable else None
+        curves['before'] = units and (units[0] * before[0] + units[1], before[1] / units[0])
     drawn = {which: curve for which, curve in curves.items() if curve is not None}
     if not drawn:
         return Markup('')

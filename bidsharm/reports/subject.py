@@ -154,7 +154,7 @@ def lost_scans(scans: Sequence[ScanEntry], errors: Sequence[ErrorEntry]) -> int:
     return len({error.scan for error in errors if error.scan} - done)
 
 
-def overall(verdicts: Sequence[str], lost: int) -> tuple[str, str]:
+def overall(verdicts: Sequence[str], lost: int, why: str = 'could not be processed') -> tuple[str, str]:
     """Return the worst level and the verdict over several scans in plain words.
 
     Parameters
@@ -162,7 +162,9 @@ def overall(verdicts: Sequence[str], lost: int) -> tuple[str, str]:
     verdicts
         ``pass``, ``warn`` or ``fail``, per scan.
     lost
-        Scans that could not be processed.
+        Scans without a result.
+    why
+        What is said of those.
     """
     count = {name: sum(verdict == name for verdict in verdicts) for name in VERDICTS}
     unknown = len(verdicts) - sum(count.values())
@@ -175,7 +177,7 @@ def overall(verdicts: Sequence[str], lost: int) -> tuple[str, str]:
     if unknown:
         notes.append(f'{unknown} could not be judged')
     if lost:
-        notes.append(f'{lost} could not be processed')
+        notes.append(f'{lost} {why}')
     level = 'fail' if count['fail'] or lost else 'warn' if count['warn'] or unknown else 'pass'
     if total == 0:
         return 'unknown', 'No scan was harmonized'
@@ -277,6 +279,7 @@ def _scan_view(entry: ScanEntry, anchor: str) -> dict[str, Any]:
         'figures': {name: data_uri(entry.figures.get(name)) for name in FIGURES},
         'histogram': plots.histogram_svg(qc),
         'histogram_message': plots.histogram_message(qc),
+        'zero_moved': (plots.harmonized_units(qc) or (0, 0))[1] != 0,
         'change_message': change_message(qc),
         'measures': _measures_view(qc),
         'outputs': list(entry.outputs),

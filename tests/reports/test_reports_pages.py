@@ -383,7 +383,9 @@ def test_the_group_page_shows_each_contrast(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     assert_inert(page)
-    assert '10 of 11 scans passed; 1 could not be processed.' in page.words
+    assert '10 of 11 scans passed; 1 has no harmonized image.' in page.words
+    assert '1 scan has no harmonized image. ' in page.words
+    assert 'during processing' not in page.words
     for text in (
         'All sites', 'Intensities by site', 'Distances between scans', 'Scans by likeness', 'Tissue volumes by site',
         'divided by its own 90th percentile, because raw units are arbitrary', 'All scans come from one site',

@@ -55,6 +55,24 @@ def test_distance_to_the_target_does_not_depend_on_the_scanners_gain() -> None:
     assert one[0] > 0.005
 
 
+def test_a_method_that_moves_the_zero_is_compared_with_the_scan_moved_as_well() -> None:
+    moved = scan()
+    for which in ('after', 'target'):
+        moved['quantiles'][which] = [3 * value - 1 for value in moved['quantiles'][which]]
+    moved['measures']['after']['p90'] = moved['quantiles']['after'][90]
+    before = np.array(moved['quantiles']['before'])
+    gain, offset = plots.harmonized_units(moved)
+    assert gain * before[[10, 90]] + offset == pytest.approx(np.array(moved['quantiles']['after'])[[10, 90]])
+    assert plots.harmonized_units(scan(gain=500))[1] == 0
+    distances = plots.target_distance(moved)
+    assert distances[1] == 0
+    assert (
+        0.005 < distances[0] < 0.05
+    )  # by a scale alone 0.2: the zero of the scanner would lie at that of the method
+    moved['quantiles']['before'] = [5.0] * 101
+    assert plots.harmonized_units(moved) is None
+
+
 def test_histogram_says_its_message_in_numbers() -> None:
     root = ElementTree.fromstring(plots.histogram_svg(scan()))
     distances = plots.target_distance(scan())
