@@ -152,10 +152,8 @@ def load_labels(path: Path, *, head: bool = True) -> Anatomy:
     centre = np.array(ndimage.center_of_mass(solid))
     (tissue, solid, ventricles), low = _cut(tissue, (solid, ventricles), centre, affine)
     affine[:3, 3] = np.array(BRAIN_CENTRE) - affine[:3, :3] @ (centre - low)
-    coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
     filled = solid | ventricles  # however wide they are
-    rough = _closed(filled[::coarse, ::coarse, ::coarse], spacing * coarse)
-    closed = np.kron(rough, np.ones((coarse, coarse, coarse), dtype=bool))[tuple(map(slice, solid.shape))]
+    closed = _hull(filled, spacing) <= 0
     fluid = np.isin(tissue, [TISSUES.index('CSF'), -1])
     inner = (closed | filled) & fluid
     outer = ~closed & ~filled & (tissue == TISSUES.index('CSF'))
@@ -194,9 +192,28 @@ def _in_cubes(
     return codes, np.full(3, side)
 
 
-def _closed(mask: NDArray[np.bool_], spacing: float) -> NDArray[np.bool_]:
-    """Return a mask with sulci and ventricles filled (morphological closing by :data:`_CLOSING_MM`)."""
-    return signed_distance(signed_distance(mask, spacing) <= _CLOSING_MM, spacing) <= -_CLOSING_MM
+def _hull(mask: NDArray[np.bool_], spacing: float, smoothing: float = 0.0) -> Float32:
+    """Return the distance to the surface of a mask with sulci and ventricles filled (mm), negative inside.
+
+    Filled by morphological closing of :data:`_CLOSING_MM`. The surface is smooth, so 2 mm are enough for it, and much faster.
+    """
+    coarse = max(1, round(2 / spacing))
+    size = spacing * coarse
+    # Voxels are taken whole: a distance to their middles is half a voxel less inside and more outside.
+    wide = _to_border(mask[::coarse, ::coarse, ::coarse], size) <= _CLOSING_MM
+    distance = _to_border(_to_border(wide, size) <= -_CLOSING_MM, size)
+    if smoothing:
+        distance = ndimage.gaussian_filter(distance, smoothing / size)
+    if coarse > 1:
+        points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij')
+        distance = ndimage.map_coordinates(distance, points, order=1, mode='nearest', output=np.float32)
+    return distance
+
+
+def _to_border(mask: NDArray[np.bool_], spacing: float) -> Float32:
+    """Return the signed distance to the faces of a mask's voxels, half a voxel from the middles of the next (mm)."""
+    distance = signed_distance(mask, spacing)
+    return distance - np.sign(distance) * np.float32(spacing / 2)
 
 
 def _tissues_of(codes: NDArray[np.int32], name: str) -> NDArray[np.int8]:
@@ -272,13 +289,7 @@ def _cut(
 def _shell(brain: Float32, spacing: float) -> Float32:
     """Return meninges, skull and scalp around a brain (fraction per voxel), shape (3, X, Y, Z)."""
     mask = brain >= 0.5
-    coarse = max(1, round(2 / spacing))  # the surface is smooth, so 2 mm is enough and much faster
-    size = spacing * coarse
-    closed = _closed(mask[::coarse, ::coarse, ::coarse], size)
-    distance = ndimage.gaussian_filter(signed_distance(closed, size), 3 / size)
-    if coarse > 1:
-        points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij')
-        distance = ndimage.map_coordinates(distance, points, order=1, mode='nearest', output=np.float32)
+    distance = _hull(mask, spacing, smoothing=3.0)
     filled = brain
     layers = []
     for border in SHELL_BORDERS.values():

@@ -8,7 +8,7 @@ import numpy as np
 
 from bidsharm.simulation.anatomy import HEAD_CENTRE, TISSUES, Anatomy, Float64
 from bidsharm.simulation.pathology import add_lesions, add_mass, add_texture, widen_sulci
-from bidsharm.simulation.warps import Warp, push, random_warp
+from bidsharm.simulation.warps import Warp, push, radius_before, random_warp
 
 #: Linear size of heads relative to the anatomy, by sex (brains of men are a tenth larger in volume), and its spread.
 SIZE, SIZE_SPREAD = {'F': 0.983, 'M': 1.017}, 0.02
@@ -18,8 +18,8 @@ VENTRICLES_MM, CORTEX_MM = 1.5, 0.4
 VENTRICLES_SPREAD, CORTEX_SPREAD = 0.3, 0.1
 #: Relative spread between people of T1 and of proton density; every tissue has a draw of its own.
 RELAXATION_SPREAD = (0.03, 0.01)
-#: How far a mass pushes its surroundings, over its radius.
-PUSH = 0.5
+#: Over the radius of a mass: how fast it pushes its surroundings, how far away that is fastest, and how far its oedema reaches.
+PUSH, PUSH_REACH, OEDEMA = 0.5, 2.0, 1.6
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,13 @@ def draw_person(
     velocity = ventricles * walls
     head = add_lesions(widen_sulci(anatomy, cortex), lesions, rng)
     if mass_mm > 0:
-        head, centre = add_mass(head, mass_mm, rng)
-        velocity = velocity + push(centre, PUSH * mass_mm, 2 * mass_mm)
+        radius = (
+            mass_mm / size
+        )  # the head is scaled afterwards, and the push makes room for what is painted smaller
+        how = PUSH * radius, PUSH_REACH * radius
+        painted = [radius_before(part * radius, *how) for part in (1, OEDEMA)]
+        head, centre = add_mass(head, painted[0], painted[1], rng)
+        velocity = velocity + push(centre, *how)
     if texture:
         head = add_texture(head, rng)
     return Person(

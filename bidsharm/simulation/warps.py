@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import integrate, ndimage
 
 from bidsharm.errors import UsageError
 from bidsharm.simulation.anatomy import (
@@ -155,3 +155,20 @@ def push(centre: Float64, millimetres: float, reach: float) -> Float64:
     offset = world_of(affine, shape) - np.reshape(centre, (3, 1, 1, 1))
     relative = np.sqrt((offset**2).sum(axis=0)) / reach
     return -offset / reach * millimetres * np.exp((1 - relative**2) / 2)
+
+
+def radius_before(radius: float, millimetres: float, reach: float) -> float:
+    """Return the radius that a ball has before :func:`push` moves its surface to a radius (mm).
+
+    Parameters
+    ----------
+    radius
+        Radius of the ball after the push (mm).
+    millimetres, reach
+        As of the push, whose centre is that of the ball.
+    """
+
+    def inwards(_time: float, r: Float64) -> Float64:
+        return -r / reach * millimetres * np.exp((1 - (r / reach) ** 2) / 2)
+
+    return float(integrate.solve_ivp(inwards, (0, 1), [radius], rtol=1e-6).y[0, -1])

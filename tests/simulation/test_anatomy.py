@@ -12,7 +12,7 @@ from bidsharm.simulation.anatomy import DSEG_LABELS, HEAD_CENTRE, SEGMENTED, TIS
 from bidsharm.simulation.heads import load_template
 from bidsharm.simulation.people import draw_person, random_pose
 from bidsharm.simulation.rendering import render, scan_grid, smooth_to
-from bidsharm.simulation.warps import VENTRICLES, random_warp, ventricle_walls
+from bidsharm.simulation.warps import VENTRICLES, push, radius_before, random_warp, ventricle_walls
 
 
 @pytest.fixture(scope='module')
@@ -215,6 +215,29 @@ def test_a_mass_pushes_its_surroundings_away(template: Anatomy, walls: np.ndarra
     assert ((ill.warp(ring) - ring) * inwards).sum(axis=0).mean() > 3
     assert abs(((well.warp(ring) - ring) * inwards).sum(axis=0).mean()) < 3
     assert ill.warp.jacobian.min() > 0
+
+
+def test_a_push_moves_a_ball_to_the_radius_that_was_asked_for():
+    centre = np.array([30.0, -20.0, 20.0])
+    warp = random_warp(np.random.default_rng(0), amount=0, velocity=push(centre, 7.5, 30.0))
+    directions = np.random.default_rng(1).standard_normal((3, 300))
+    directions /= np.linalg.norm(directions, axis=0)
+    for radius in (15.0, 24.0):
+        surface = centre[:, None] + radius * directions
+        came_from = np.linalg.norm(warp(surface) - centre[:, None], axis=0)
+        assert came_from == pytest.approx(radius_before(radius, 7.5, 30.0), abs=0.5)
+        assert came_from.mean() < radius - 3
+
+
+def test_a_mass_of_a_person_is_as_large_as_asked_for(template: Anatomy, walls: np.ndarray):
+    volumes = []
+    for seed in range(4):
+        person = draw_person(np.random.default_rng(seed), '01', template, walls, mass_mm=14)
+        shape, affine = scan_grid(2.0)
+        seen = render(person.head, shape=shape, affine=affine, pose=person.place(np.eye(4)), warp=person.warp)
+        volumes.append(float(seen.part('mass').sum()) * 8)
+    # Its surface is uneven and fluid within it is spared.
+    assert np.mean(volumes) == pytest.approx(4 / 3 * np.pi * 14**3, rel=0.15)
 
 
 def test_the_old_have_wider_ventricles_than_the_young(template: Anatomy, walls: np.ndarray):

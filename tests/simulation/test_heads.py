@@ -15,6 +15,7 @@ from bidsharm.simulation.heads import (
     BRAIN_CENTRE,
     LABELS,
     PARCELS,
+    _hull,
     _tissues_of,
     load_labels,
     load_template,
@@ -37,6 +38,28 @@ def edited(path: Path, out: Path, change) -> Path:
 
 def test_the_template_lies_where_all_heads_are_put():
     np.testing.assert_allclose(centre(load_template(head=False)), BRAIN_CENTRE, atol=1)
+
+
+@pytest.mark.parametrize('spacing', [0.7, 1.0, 3.0])
+def test_the_hull_of_a_ball_is_the_ball_on_all_sides(spacing):
+    size = round(110 / spacing)
+    offsets = (np.indices((size, size, size)) - size // 2) * spacing
+    away = np.sqrt((offsets**2).sum(axis=0))
+    ball = (away <= 40) & ~(
+        (np.abs(offsets[0] - 15) < 4) & (offsets[1] > 0)
+    )  # with a fissure, which is filled
+    distance = _hull(ball, spacing)
+    for axis in range(3):
+        along = np.moveaxis(distance, axis, 0)[:, size // 2, size // 2]
+        inside = np.flatnonzero(along <= 0)
+        ends = [
+            k + along[k] / (along[k] - along[k + step]) * step
+            for k, step in ((inside[0], -1), (inside[-1], 1))
+        ]
+        low, high = (np.array(ends) - size // 2) * spacing
+        assert low == pytest.approx(-high, abs=0.1), axis
+        assert high == pytest.approx(40, abs=max(1.2, spacing / 2)), axis  # voxels of the surface have 2 mm
+    assert (distance <= 0).sum() * spacing**3 == pytest.approx(4 / 3 * np.pi * 40**3, rel=0.03)
 
 
 def test_a_label_map_becomes_the_head_it_was_made_of(label_map, small_head):
