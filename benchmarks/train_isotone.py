@@ -24,6 +24,8 @@ import common
 INTERVAL = 200
 #: Scans that the network is tried on at a time.
 TRIES = 3000
+#: What gain and curve are fitted to in a contrast, if not to the usual mean: arguments of :class:`bidsharm.nn.isotone_model.Aim`.
+AIMS: dict[str, Any] = {'FLAIR': (1.0, (0.9, 0.97))}
 #: Anatomies that are kept for testing, and people from each of the others.
 HELD_OUT, PEOPLE = ['head-07', 'head-08', 'brain-04', 'brain-05'], 40
 
@@ -141,11 +143,13 @@ def reader_of(work: Path, contrast: str, unet: Path | None) -> Any:
     from train_unet import load
 
     from bidsharm.nn.isotone import IsotoneNet
-    from bidsharm.nn.isotone_model import Reader
+    from bidsharm.nn.isotone_model import Aim, Reader
 
     net = IsotoneNet()
     net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
-    return Reader(net, None if unet is None else load(unet))
+    return Reader(
+        net, None if unet is None else load(unet), Aim(*AIMS[contrast]) if contrast in AIMS else None
+    )
 
 
 def network_of(folder: Path) -> Any:
@@ -154,6 +158,16 @@ def network_of(folder: Path) -> Any:
     from bidsharm.nn.isotone_model import Model
 
     return Model.from_arrays(read_arrays(folder)).reader.net.train().requires_grad_(True)
+
+
+def take_network(folder: Path, args: argparse.Namespace) -> None:
+    """Take the network of a bundle as a trained one, and what its card says of its training."""
+    from bidsharm.harmonizers.bundle import read_card
+
+    settings = read_card(folder)['settings']
+    keep(network_of(folder).state_dict(), args.work / f'net_{args.contrast}.pt')
+    (args.work / f'scans_{args.contrast}').write_text(str(settings['scans']))
+    args.seconds = settings['seconds']
 
 
 def resumed(trainer: Any, file: Path) -> tuple[float, int]:
@@ -187,6 +201,11 @@ def main() -> None:
         '--from', dest='first', type=Path, help='bundle of another contrast whose network is the start'
     )
     arguments.add_argument(
+        '--network',
+        type=Path,
+        help='bundle of the contrast whose network is taken as it is; only a judge is trained, for which --people 4 is enough',
+    )
+    arguments.add_argument(
         '--unet', type=Path, help='weights of train_unet.py; gain and curve are fitted to what it draws'
     )
     arguments.add_argument('--people', type=int, default=PEOPLE, help='from each anatomy')
@@ -213,7 +232,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     trained = args.work / f'net_{args.contrast}.pt'
     draw(args.work, labels, args.hold_out, args.people, args.seed)
-    if not trained.exists():
+    if args.network:
+        take_network(args.network, args)
+    elif not trained.exists():
         train(args)
     verdicts = tried(args.work, args.contrast, args.tries, args.seed + 2, args.unet)
     model = Model(reader_of(args.work, args.contrast, args.unet), train_judge(verdicts, seed=args.seed))

@@ -114,7 +114,9 @@ class Isotone(StandardHarmonizer):
             If the numbers are neither.
         """
         network = {
-            name: array for name, array in arrays.items() if name.startswith(('net/', 'judge/', 'unet/'))
+            name: array
+            for name, array in arrays.items()
+            if name.startswith(('net/', 'judge/', 'unet/', 'aim/'))
         }
         if len(network) < len(arrays) or not network:
             super().restore({name: array for name, array in arrays.items() if name not in network}, settings)

@@ -26,8 +26,7 @@ _ANCHORS = {'T2w': (50.0, 0.476)}
 _ANCHOR = (90.0, 1.0)
 #: Intensity, in units of the 90th percentile of a scan without its gain, at the knots of a curve.
 KNOTS = np.linspace(0, parts.TOP, parts.KNOTS)
-#: Share of the drawing in what the gain and the curve are fitted to; the rest is what the network for cells says by itself.
-DRAWN = 0.6
+_AIM = 'aim/shares'  # where they are kept among the weights
 #: Features that tell how far the fit is from the drawing and from the network for cells.
 AGREEMENT = 2
 
@@ -95,6 +94,49 @@ def increasing(
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What the gain and the curve are fitted to: a mean of the drawing and of what the network for cells says by itself.
+
+    Parameters
+    ----------
+    drawn
+        Share of the drawing.
+    spared
+        Between these quantiles of the brain, as the network for cells shows it, the share of the drawing falls to 0. What is brighter than
+        most tissue, as lesions are in FLAIR, is rare, and a drawing dims what is rare. (1, 1) spares nothing.
+    """
+
+    drawn: float = 0.6
+    spared: tuple[float, float] = (1.0, 1.0)
+
+    def of(self, drawing: Tensor, seen: Tensor) -> Tensor:
+        """Return the mean of a drawing and of what the network for cells makes of the same voxels, shape (V,)."""
+        share: float | Tensor = self.drawn
+        if self.spared[0] < 1:
+            low, high = (torch.quantile(parts.some_of(seen), quantile) for quantile in self.spared)
+            share = self.drawn * ((high - seen) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+        return seen + share * (drawing - seen)
+
+    def array(self) -> NDArray[np.float32]:
+        """Return the numbers as they are kept among the weights, shape (3,)."""
+        return np.array([self.drawn, *self.spared], dtype=np.float32)
+
+    @classmethod
+    def from_array(cls, array: NDArray[Any]) -> Self:
+        """Take back what :meth:`array` returned.
+
+        Raises
+        ------
+        RuntimeError
+            If these are no shares.
+        """
+        if array.shape != (3,) or not ((array >= 0) & (array <= 1)).all() or array[1] > array[2]:
+            raise RuntimeError('aim: a share and two increasing quantiles are needed')
+        drawn, low, high = (float(value) for value in array)
+        return cls(drawn, (low, high))
+
+
+@dataclass(frozen=True)
 class _Look:
     """What one pass of the network gives."""
 
@@ -136,10 +178,15 @@ class Reader:
         The network that looks at cells.
     unet
         The network that draws the canonical image; without it the gain and the curve are those of the first.
+    aim
+        What they are fitted to, where there is a drawing.
     """
 
-    def __init__(self, net: parts.IsotoneNet, unet: CanonicalUNet | None = None) -> None:
+    def __init__(
+        self, net: parts.IsotoneNet, unet: CanonicalUNet | None = None, aim: Aim | None = None
+    ) -> None:
         self.net = net.eval().requires_grad_(False)
+        self.aim = aim or Aim()
         self.unet = None
         if unet is not None:
             self.unet = unet.eval().requires_grad_(False)
@@ -178,8 +225,7 @@ class Reader:
         if self.unet is not None:
             drawn = draw(self.unet, values, voxels)
             before = parts.apply_curve((plain / anchor)[None], start, slopes)[0]
-            aim = DRAWN * drawn + (1 - DRAWN) * before
-            fit = fit_style(values - offset, voxels, seen.shape, aim, gain)
+            fit = fit_style(values - offset, voxels, seen.shape, self.aim.of(drawn, before), gain)
             agreement = [float((fit.fitted - other).abs().mean()) for other in (drawn, before)]
             features = torch.cat([features, torch.tensor([agreement], device=self.device).log()], dim=1)
             gain, scale, heights = fit.log_gain, fit.scale, fit.heights
@@ -226,12 +272,13 @@ class Model:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all weights by name, in half precision."""
         modules = {'net': self.reader.net, 'judge': self.judge, 'unet': self.reader.unet}
-        return {
+        weights = {
             f'{kind}/{name}': value.cpu().half().contiguous().numpy()
             for kind, module in modules.items()
             if module is not None
             for name, value in module.state_dict().items()
         }
+        return weights if self.reader.unet is None else {**weights, _AIM: self.reader.aim.array()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Model:
@@ -243,7 +290,8 @@ class Model:
             If arrays are missing or of other shapes.
         """
         unet = CanonicalUNet() if any(name.startswith('unet/') for name in arrays) else None
-        reader = Reader(parts.IsotoneNet(), unet)
+        aim = Aim.from_array(np.asarray(arrays[_AIM])) if _AIM in arrays else Aim()
+        reader = Reader(parts.IsotoneNet(), unet, aim)
         hidden = arrays.get('judge/layers.1.weight', ())  # judges differ in width
         judge = parts.Judge(reader.features, len(hidden) or parts.JUDGE_WIDTH)
         for kind, module in (('net', reader.net), ('judge', judge), ('unet', unet)):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bidsharm.imaging.lowres import LowResolution
 from bidsharm.nn import isotone as parts
-from bidsharm.nn.isotone_model import DRAWN, KNOTS, Model, Reader, field_at, increasing
+from bidsharm.nn.isotone_model import KNOTS, Aim, Model, Reader, field_at, increasing
 from bidsharm.nn.isotone_unet import CanonicalUNet
 
 
@@ -155,16 +155,15 @@ def test_left_and_right_are_alike():
     np.testing.assert_allclose(second.heights, first.heights, atol=1e-4)
 
 
-def default_model(*, drawing: bool = False) -> Model:
+def default_model(*, drawing: bool = False, aim: Aim | None = None) -> Model:
     torch.manual_seed(0)
-    reader = Reader(parts.IsotoneNet(), CanonicalUNet() if drawing else None)
+    reader = Reader(parts.IsotoneNet(), CanonicalUNet() if drawing else None, aim)
     return Model(reader, parts.Judge(reader.features))
 
 
-@pytest.mark.parametrize('share', [1.0, DRAWN])
-def test_the_gain_and_the_curve_are_fitted_to_drawing_and_network(share, monkeypatch):
-    monkeypatch.setattr('bidsharm.nn.isotone_model.DRAWN', share)
-    seen, flat = brain(), default_model(drawing=True)
+@pytest.mark.parametrize('share', [1.0, Aim().drawn])
+def test_the_gain_and_the_curve_are_fitted_to_drawing_and_network(share):
+    seen, flat = brain(), default_model(drawing=True, aim=Aim(share))
     for layer in flat.reader.unet.last[-1].parameters():
         torch.nn.init.zeros_(layer)  # draws what it sees, in units of the scan
     read = flat.reader.read(seen)
@@ -183,10 +182,30 @@ def test_the_gain_and_the_curve_are_fitted_to_drawing_and_network(share, monkeyp
     assert distances[0] < (0.05 if share == 1 else distances[1])
 
 
+def test_the_aim_leaves_bright_voxels_to_the_network():
+    seen = torch.linspace(0, 1, 1001)
+    drawing = 0.5 * seen + 1
+    torch.testing.assert_close(Aim(0.6).of(drawing, seen), 0.6 * drawing + 0.4 * seen)
+    spared = Aim(0.8, (0.7, 0.9)).of(drawing, seen)
+    torch.testing.assert_close(spared[:700], (0.8 * drawing + 0.2 * seen)[:700])
+    torch.testing.assert_close(spared[900:], seen[900:])
+    torch.testing.assert_close(spared[800], 0.4 * drawing[800] + 0.6 * seen[800])
+
+
+@pytest.mark.parametrize('wrong', [[0.6], [0.6, 0.9, 0.7], [1.2, 1, 1], [0.6, -0.1, 1], [float('nan'), 1, 1]])
+def test_an_aim_is_a_share_and_two_quantiles(wrong):
+    with pytest.raises(RuntimeError, match='two increasing quantiles'):
+        Aim.from_array(np.array(wrong))
+
+
 @pytest.mark.parametrize('drawing', [False, True])
 def test_a_model_survives_its_arrays(drawing):
-    first = Model.from_arrays(default_model(drawing=drawing).arrays())  # half precision is what is kept
+    aim = Aim(0.75, (0.5, 0.875))
+    first = Model.from_arrays(
+        default_model(drawing=drawing, aim=aim).arrays()
+    )  # half precision is what is kept
     again = Model.from_arrays(first.arrays())
+    assert again.reader.aim == (aim if drawing else Aim())
     one, two = first.understand(brain()), again.understand(brain())
     np.testing.assert_array_equal(one.log_gain, two.log_gain)
     np.testing.assert_array_equal(one.heights, two.heights)
