@@ -7,7 +7,7 @@ steps teach nothing: this asks whether a user gets through, not how good a metho
 - report: the page of the subject has the name of the method, its paper and how faithful it is to it.
 - background: all voxels outside the brain mask are 0. grid: the image has shape and affine of the scan. changed: some voxel of the brain changed.
 - verdict: that of quality control, which may well fail a method that has learnt nothing; "refused" where the scan was, with exit code 1.
-- training, run: seconds. Runs share a work folder, so that the first pays for the preprocessing of all.
+- training, run: seconds. Runs reuse the masks, bias correction and registrations of OUT.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def train(name: str, args: Any) -> tuple[float, str]:
     return used.wall_s, f'training: exit code {used.code}' if used.code else ''
 
 
-def harmonize(name: str, model: Path | None, out: Path, work: Path) -> dict[str, Any]:
+def harmonize(name: str, model: Path | None, out: Path, prepared: Path) -> dict[str, Any]:
     """Run the app on one scan and look at what it wrote."""
     from bidsharm.harmonizers import registry
 
@@ -61,7 +61,7 @@ def harmonize(name: str, model: Path | None, out: Path, work: Path) -> dict[str,
     aim = ['--target', TARGET] if 'site' in registry.card(name).targets else []
     command = [
         PROGRAM, common.real_data(), out, 'participant', '--participant-label', SUBJECT, '--session-label', VISIT, TARGET,
-        '--contrasts', 'T1w', '--site', 'session', '--harmonizer', name, *aim, '--skip-bids-validation', '-w', work,
+        '--contrasts', 'T1w', '--site', 'session', '--harmonizer', name, *aim, '--skip-bids-validation', '-d', f'prepared={prepared}',
         *(['--model', model] if model else []),
     ]  # fmt: skip
     with (out.parent / f'{name}.log').open('w') as log:
@@ -133,7 +133,7 @@ def main() -> None:
                 rows.append(row | {'exit': problem})
                 continue
             model, cost = args.work / 'models' / name / 'model', {'training': seconds}
-        rows.append(row | harmonize(name, model, args.work / name, args.work / 'shared') | cost)
+        rows.append(row | harmonize(name, model, args.work / name, args.out) | cost)
         print(rows[-1], flush=True)
     through = sum(row.get('exit') == 0 and row.get('report') == 'yes' for row in rows)
     how = f'{through} of {len(rows)} methods: exit code 0 and a report that names method, paper and fidelity. {args.steps} steps of training each.'

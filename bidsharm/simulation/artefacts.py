@@ -893,5 +893,6 @@ def store(
     if clipped > 0:
         values = image.clamp_max(torch.topk(image.flatten(), clipped + 1).values[-1])
     if scale is None:
-        scale = top / max(float(values.max()), torch.finfo(torch.float32).tiny)
+        highest = float(values.max())
+        scale = top / highest if highest > 0 else 1.0
     return (values * scale).round().clamp(0, top).cpu().numpy().astype(dtype)

@@ -213,7 +213,8 @@ def _hull(mask: NDArray[np.bool_], spacing: float, smoothing: float = 0.0) -> Fl
 def _to_border(mask: NDArray[np.bool_], spacing: float) -> Float32:
     """Return the signed distance to the faces of a mask's voxels, half a voxel from the middles of the next (mm)."""
     distance = signed_distance(mask, spacing)
-    return distance - np.sign(distance) * np.float32(spacing / 2)
+    distance -= np.copysign(np.float32(spacing / 2), distance)
+    return distance
 
 
 def _tissues_of(codes: NDArray[np.int32], name: str) -> NDArray[np.int8]:

@@ -421,6 +421,23 @@ def test_a_network_of_ones_own_can_aim_at_a_site(method, scan, anatomy, tmp_path
     )
 
 
+def test_what_a_network_is_fitted_to_stays_with_it(anatomy, tmp_path):
+    scan = scan_of(anatomy, TARGETS['T1w'])
+    arrays, made = shipped('T1w')
+    aim = np.array([0.0, 1, 1], dtype=np.float32)  # nothing of the drawing
+    bundle.write(Isotone.card, {**arrays, 'aim/shares': aim}, made, tmp_path / 'undrawn')
+    own, usual = bundle.load(tmp_path / 'undrawn'), bundle.load(room.WEIGHTS / 'T1w')
+    own.fit(Cohort([scan_of(anatomy, TARGETS['T1w'], site='A')]), target=Site('A'))
+    bundle.save(own, tmp_path / 'fitted')
+    image = own.harmonize(scan, Canonical()).image
+    assert np.abs(image - usual.harmonize(scan, Canonical()).image).max() > 0.01
+    again = bundle.load(tmp_path / 'fitted').harmonize(scan, Canonical()).image
+    np.testing.assert_allclose(again, image, atol=1e-4)
+    bundle.write(Isotone.card, {**arrays, 'aim/shares': -aim - 1}, made, tmp_path / 'wrong')
+    with pytest.raises(ConfigurationError, match='two increasing quantiles'):
+        bundle.load(tmp_path / 'wrong')
+
+
 def test_other_weights_have_another_digest(monkeypatch, tmp_path):
     shutil.copytree(room.WEIGHTS, tmp_path / 'weights')
     ours = Isotone.weights_digest()
