@@ -147,9 +147,7 @@ def reader_of(work: Path, contrast: str, unet: Path | None) -> Any:
 
     net = IsotoneNet()
     net.load_state_dict(torch.load(work / f'net_{contrast}.pt', map_location='cpu', weights_only=True))
-    return Reader(
-        net, None if unet is None else load(unet), Aim(*AIMS[contrast]) if contrast in AIMS else None
-    )
+    return Reader(net, None if unet is None else load(unet), Aim(*AIMS.get(contrast, ())))
 
 
 def network_of(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,13 +54,13 @@ class StyleMethod(TrainedHarmonizer):
     Preset: ClassVar[type[NetworkSettings]] = StyleSettings
     look: ClassVar[tuple[str, ...]] = ('mean',)
 
+    @abstractmethod
     def encode_style(self, x: Tensor, site: Tensor | None) -> Tensor:
         """Return the codes of slices, shape (B, code), that come from sites, shape (B,); None for an unknown site."""
-        raise NotImplementedError
 
+    @abstractmethod
     def render(self, x: Tensor, style: Tensor, given: Given) -> Tensor:
         """Return slices in styles, shape (B, code)."""
-        raise NotImplementedError
 
     def view(self) -> Slices:
         """Return slices."""

@@ -174,22 +174,22 @@ class TrainedSurface(SurfaceHarmonizer):
 
     # --- What a method says ---
 
+    @abstractmethod
     def build(self) -> dict[str, nn.Module]:
         """Return the networks of a hemisphere by name; ``self.sites`` is known."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def players(self) -> Mapping[str, Player]:
         """The optimizers, and which networks each of them moves."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield each player with its losses in turn; between two of them the first one has moved."""
-        raise NotImplementedError
 
+    @abstractmethod
     def translate(self, x: Tensor, site: int) -> Tensor:
         """Return harmonized maps, shape (B, 1, N); the site is -1 where it is not known."""
-        raise NotImplementedError
 
     # --- For the training loop ---
 

@@ -210,18 +210,18 @@ class TrainedTask(TaskMethod):
 
     # --- What a method says ---
 
+    @abstractmethod
     def build(self) -> dict[str, nn.Module]:
         """Return the networks by name; ``self.task`` and ``self.sites`` are known."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def players(self) -> Mapping[str, Player]:
         """The optimizers, and which networks each of them moves."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield each player with its losses in turn; between two of them the first one has moved."""
-        raise NotImplementedError
 
     def before(self, image: Tensor, site: str) -> Tensor:
         """Return a whole scan, shape (1, 1, X, Y, Z), as the networks shall read it; as it is by default."""

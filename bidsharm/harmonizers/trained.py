@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,22 +96,22 @@ class TrainedHarmonizer(Harmonizer):
 
     # --- What a method says ---
 
+    @abstractmethod
     def view(self) -> View:
         """Return how the networks see a volume."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sampler(self, data: TrainingSet) -> Sampler:
         """Return what draws batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> dict[str, nn.Module]:
         """Return the networks by name; ``self.sites`` and ``self.contrasts`` are known."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def players(self) -> Mapping[str, Player]:
         """The optimizers, and which networks each of them moves."""
-        raise NotImplementedError
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -128,18 +129,18 @@ class TrainedHarmonizer(Harmonizer):
         """Prepare for a stage; methods with frozen parts freeze them here."""
         del stage
 
+    @abstractmethod
     def losses(self, batch: Batch, stage: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """Yield each player with its losses in turn; between two of them the first one has moved."""
-        raise NotImplementedError
 
     def validation(self, batch: Batch) -> Tensor | None:
         """Return how bad the method does on a batch of people who are not trained on; None: it has no such number."""
         del batch
         return None
 
+    @abstractmethod
     def translate(self, x: Tensor, given: Given) -> Tensor:
         """Return a harmonized batch, shape (B, 1, ...), for a batch of one scan, shape (B, C, ...)."""
-        raise NotImplementedError
 
     def prepare(
         self, volume: NDArray[np.float32], given: Given, batch: int

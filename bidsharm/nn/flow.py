@@ -6,6 +6,7 @@ Every layer returns its output and the logarithm of the absolute determinant of 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,16 +18,16 @@ from bidsharm.nn.blocks import conv
 from bidsharm.nn.spline import rational_quadratic
 
 
-class Invertible(nn.Module):
+class Invertible(nn.Module, ABC):
     """A layer that can be run backwards."""
 
+    @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the output for images, shape (B, C, ...), and the log-determinants, shape (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Return what :meth:`forward` was given."""
-        raise NotImplementedError
 
 
 class Squeeze(Invertible):

@@ -26,9 +26,10 @@ _ANCHORS = {'T2w': (50.0, 0.476)}
 _ANCHOR = (90.0, 1.0)
 #: Intensity, in units of the 90th percentile of a scan without its gain, at the knots of a curve.
 KNOTS = np.linspace(0, parts.TOP, parts.KNOTS)
-_AIM = 'aim/shares'  # where they are kept among the weights
 #: Features that tell how far the fit is from the drawing and from the network for cells.
 AGREEMENT = 2
+
+_AIM = 'aim/shares'  # among the weights: what an Aim has of numbers
 
 
 def anchor(contrast: str) -> tuple[float, float]:

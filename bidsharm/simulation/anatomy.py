@@ -95,7 +95,12 @@ def world_of(affine: Float64, shape: tuple[int, ...]) -> Float64:
 
 
 def signed_distance(mask: NDArray[np.bool_], spacing: float) -> Float32:
-    """Return the distance to the surface of a mask in mm, negative inside."""
+    """Return the distance to the surface of a mask in mm, negative inside.
+
+    The surface runs between voxels, half a voxel from the middles of those on either side.
+    """
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
-    return (outside - inside).astype(np.float32)
+    distance = (outside - inside).astype(np.float32)
+    distance -= np.copysign(np.float32(spacing / 2), distance)
+    return distance

@@ -199,21 +199,13 @@ def _hull(mask: NDArray[np.bool_], spacing: float, smoothing: float = 0.0) -> Fl
     """
     coarse = max(1, round(2 / spacing))
     size = spacing * coarse
-    # Voxels are taken whole: a distance to their middles is half a voxel less inside and more outside.
-    wide = _to_border(mask[::coarse, ::coarse, ::coarse], size) <= _CLOSING_MM
-    distance = _to_border(_to_border(wide, size) <= -_CLOSING_MM, size)
+    wide = signed_distance(mask[::coarse, ::coarse, ::coarse], size) <= _CLOSING_MM
+    distance = signed_distance(signed_distance(wide, size) <= -_CLOSING_MM, size)
     if smoothing:
         distance = ndimage.gaussian_filter(distance, smoothing / size)
     if coarse > 1:
         points = np.meshgrid(*(np.arange(n) / coarse for n in mask.shape), indexing='ij')
         distance = ndimage.map_coordinates(distance, points, order=1, mode='nearest', output=np.float32)
-    return distance
-
-
-def _to_border(mask: NDArray[np.bool_], spacing: float) -> Float32:
-    """Return the signed distance to the faces of a mask's voxels, half a voxel from the middles of the next (mm)."""
-    distance = signed_distance(mask, spacing)
-    distance -= np.copysign(np.float32(spacing / 2), distance)
     return distance
 
 

@@ -114,12 +114,11 @@ def draw_person(
     velocity = ventricles * walls
     head = add_lesions(widen_sulci(anatomy, cortex), lesions, rng)
     if mass_mm > 0:
-        radius = (
-            mass_mm / size
-        )  # the head is scaled afterwards, and the push makes room for what is painted smaller
+        # The head is scaled afterwards, and the push makes room for what is painted smaller.
+        radius = mass_mm / size
         how = PUSH * radius, PUSH_REACH * radius
-        painted = [radius_before(part * radius, *how) for part in (1, OEDEMA)]
-        head, centre = add_mass(head, painted[0], painted[1], rng)
+        painted, rim = (radius_before(part * radius, *how) for part in (1, OEDEMA))
+        head, centre = add_mass(head, painted, rim, rng)
         velocity = velocity + push(centre, *how)
     if texture:
         head = add_texture(head, rng)

@@ -153,8 +153,12 @@ def push(centre: Float64, millimetres: float, reach: float) -> Float64:
     """
     affine, shape = warp_grid()
     offset = world_of(affine, shape) - np.reshape(centre, (3, 1, 1, 1))
-    relative = np.sqrt((offset**2).sum(axis=0)) / reach
-    return -offset / reach * millimetres * np.exp((1 - relative**2) / 2)
+    return _inwards(offset, np.sqrt((offset**2).sum(axis=0)), millimetres, reach)
+
+
+def _inwards(offset: Float64, distance: Float64, millimetres: float, reach: float) -> Float64:
+    """Return the velocity of a push at an offset from its centre, and at that distance (mm)."""
+    return -offset / reach * millimetres * np.exp((1 - (distance / reach) ** 2) / 2)
 
 
 def radius_before(radius: float, millimetres: float, reach: float) -> float:
@@ -168,7 +172,7 @@ def radius_before(radius: float, millimetres: float, reach: float) -> float:
         As of the push, whose centre is that of the ball.
     """
 
-    def inwards(_time: float, r: Float64) -> Float64:
-        return -r / reach * millimetres * np.exp((1 - (r / reach) ** 2) / 2)
+    def speed(_time: float, distance: Float64) -> Float64:
+        return _inwards(distance, distance, millimetres, reach)
 
-    return float(integrate.solve_ivp(inwards, (0, 1), [radius], rtol=1e-6).y[0, -1])
+    return float(integrate.solve_ivp(speed, (0, 1), [radius], rtol=1e-6).y[0, -1])

@@ -66,9 +66,8 @@ def test_a_method_that_moves_the_zero_is_compared_with_the_scan_moved_as_well() 
     assert plots.harmonized_units(scan(gain=500))[1] == 0
     distances = plots.target_distance(moved)
     assert distances[1] == 0
-    assert (
-        0.005 < distances[0] < 0.05
-    )  # by a scale alone 0.2: the zero of the scanner would lie at that of the method
+    # By a scale alone 0.2: the zero of the scanner would lie at that of the method.
+    assert 0.005 < distances[0] < 0.05
     moved['quantiles']['before'] = [5.0] * 101
     assert plots.harmonized_units(moved) is None
 

@@ -45,9 +45,8 @@ def test_the_hull_of_a_ball_is_the_ball_on_all_sides(spacing):
     size = round(110 / spacing)
     offsets = (np.indices((size, size, size)) - size // 2) * spacing
     away = np.sqrt((offsets**2).sum(axis=0))
-    ball = (away <= 40) & ~(
-        (np.abs(offsets[0] - 15) < 4) & (offsets[1] > 0)
-    )  # with a fissure, which is filled
+    fissure = (np.abs(offsets[0] - 15) < 4) & (offsets[1] > 0)  # is filled
+    ball = (away <= 40) & ~fissure
     distance = _hull(ball, spacing)
     for axis in range(3):
         along = np.moveaxis(distance, axis, 0)[:, size // 2, size // 2]

@@ -28,8 +28,10 @@ def test_sulci_widen_by_what_is_asked_for(millimetres, spacing):
     before = head.fractions.copy()
     worn = widen_sulci(head, millimetres)
     column = worn.fractions[:, 10, 10] * spacing
-    assert column[TISSUES.index('GM')].sum() == pytest.approx(3 - millimetres, abs=0.02 * millimetres)
-    assert column[TISSUES.index('CSF')].sum() == pytest.approx(10 + millimetres, abs=0.02 * millimetres)
+    # Where most of the cortex goes, some of the front has reached white matter, which stays.
+    error = 1e-5 if millimetres <= 1 else 0.02 * millimetres
+    assert column[TISSUES.index('GM')].sum() == pytest.approx(3 - millimetres, abs=error)
+    assert column[TISSUES.index('CSF')].sum() == pytest.approx(10 + millimetres, abs=error)
     assert column[TISSUES.index('WM')].sum() == pytest.approx(27, abs=1e-5)
     np.testing.assert_array_equal(head.fractions, before)
     np.testing.assert_allclose(worn.fractions.sum(axis=0), head.fractions.sum(axis=0), atol=1e-6)
