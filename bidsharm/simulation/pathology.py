@@ -167,9 +167,7 @@ def add_mass(
     side = np.abs(np.arange(depth.shape[0]) - depth.shape[0] / 2) * spacing[0] > radius + 8
     room = np.flatnonzero((depth > 1.2 * radius) & (head.part('WM') > 0.9) & side[:, None, None])
     if not room.size:
-        raise UsageError(
-            'There is no room for the mass.', where=f'radius {radius:g} mm', fix='Use a smaller one.'
-        )
+        raise UsageError('There is no room for the mass.', where='mass', fix='Use a smaller one.')
     place = np.unravel_index(room[int(rng.integers(room.size))], depth.shape)
     core, oedema = np.zeros(depth.shape, dtype=np.float32), np.zeros(depth.shape, dtype=np.float32)
     _paint_blob(core, place, radius, spacing, rng)
