@@ -119,6 +119,7 @@ benchmark: $(VENV)/.test
 	  $(BIN)/python benchmarks/travelling.py $(HELD)-$$contrast $(HELD)-$$contrast-work --contrast $$contrast --name travelling_$$contrast || exit 1; done
 	$(BIN)/python benchmarks/ceiling.py
 	$(BIN)/python benchmarks/doubts.py
+	$(BIN)/python benchmarks/real_doubts.py $(REAL_OUT)
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/tables.py --long
 	$(BIN)/bidsharm-simulate $(HYBRID) --scanners southB ultraX lowfieldW --resolution 2 --subjects 16 --brain-only --seed 2027 --force \

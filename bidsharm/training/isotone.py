@@ -286,20 +286,38 @@ def _tried(reader: Reader, source: ScanSource, *, strange: bool) -> tuple[Tensor
     )  # fmt: skip
 
 
-def train_judge(verdicts: Verdicts, *, seed: int, steps: int = 8000) -> Judge:
-    """Teach a judge what the verdicts say: expected errors (L1 of logarithms) and strangeness (cross-entropy)."""
+def train_judge(verdicts: Verdicts, *, seed: int, steps: int = 8000, jitter: float = 1.5) -> Judge:
+    """Teach a judge what the verdicts say: expected errors (L1 of logarithms) and strangeness (cross-entropy).
+
+    Parameters
+    ----------
+    verdicts
+        How the networks did.
+    seed
+        Of the first weights, the order, and the noise.
+    steps
+        Of 128 scans each.
+    jitter
+        What the judge goes by is jittered while it learns what is strange, by Gaussian noise of so many standard deviations of each number over all scans: real
+        scans differ from simulated ones by little in many numbers at once, and that is no reason to doubt them. Errors are learnt without.
+    """
     torch.manual_seed(seed)
     judge = Judge(verdicts.features.shape[1])
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     usual = ~verdicts.strange
     errors = torch.log(torch.stack([verdicts.own, verdicts.robust], dim=1).clamp_min(1e-4))
+    inputs = verdicts.features, verdicts.histograms
+    noise = [jitter * part.std(dim=0) for part in inputs]
     for _ in range(steps):
         chosen = torch.randint(len(usual), (128,))
-        said = judge(verdicts.features[chosen], verdicts.histograms[chosen])
+        clean = [part[chosen] for part in inputs]
         known = usual[chosen]
-        loss = functional.binary_cross_entropy_with_logits(said[:, 2], verdicts.strange[chosen].float())
-        loss = loss + (said[known, :2] - errors[chosen][known]).abs().mean()
+        strange = judge(
+            *(part + size * torch.randn_like(part) for part, size in zip(clean, noise, strict=True))
+        )[:, 2]
+        loss = functional.binary_cross_entropy_with_logits(strange, verdicts.strange[chosen].float())
+        loss = loss + (judge(*clean)[known, :2] - errors[chosen][known]).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -12,7 +12,16 @@ import torch
 from bidsharm.imaging.lowres import SHAPE, SIZE_MM
 from bidsharm.simulation.relaxation import relaxation
 from bidsharm.training.brains import KINDS, Brain, draw_brains
-from bidsharm.training.isotone import POINTS, Trainer, losses, make_example, stream, train_judge, try_out
+from bidsharm.training.isotone import (
+    POINTS,
+    Trainer,
+    Verdicts,
+    losses,
+    make_example,
+    stream,
+    train_judge,
+    try_out,
+)
 from bidsharm.training.scans import ScanSource, canonical_signals, draw_signals
 
 
@@ -250,3 +259,20 @@ def test_strange_scans_are_strange_and_a_judge_learns_it(brains):
     assert right > 0.85
     errors = torch.log(verdicts.robust[usual])
     assert np.corrcoef(said[usual, 1].detach(), errors)[0, 1] > 0.5
+
+
+def test_jitter_blurs_what_is_strange_and_not_how_large_errors_are():
+    from bidsharm.nn.isotone import GLOBAL_BINS, HISTOGRAMS
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 6, generator=generator)
+    strange = features[:, 0] > 0
+    own = torch.exp(0.3 * features[:, 1] - 3)
+    verdicts = Verdicts(features, torch.zeros(400, HISTOGRAMS * GLOBAL_BINS), own, own * 2, strange)
+    clear, blurred = (train_judge(verdicts, seed=0, steps=300, jitter=size) for size in (0.0, 30.0))
+    with torch.inference_mode():
+        said = [judge(verdicts.features, verdicts.histograms) for judge in (clear, blurred)]
+    doubt = [torch.nn.functional.binary_cross_entropy_with_logits(one[:, 2], strange.float()) for one in said]
+    assert doubt[0] < 0.1 < 0.4 < doubt[1]
+    for one in said:
+        assert np.corrcoef(one[~strange, 0], own[~strange].log())[0, 1] > 0.95
