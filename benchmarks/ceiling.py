@@ -89,6 +89,13 @@ def model_of(contrast: str) -> Any:
     return Model.from_arrays(read_arrays(folder)) if folder.is_dir() else None
 
 
+def shipped() -> list[str]:
+    """Return the contrasts that a model ships for."""
+    from bidsharm.harmonizers.isotone import WEIGHTS
+
+    return sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
+
+
 def main() -> None:
     arguments = common.parser(__doc__)
     common.add_labels(arguments)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import common
-from ceiling import model_of, strangers
+from ceiling import model_of, shipped, strangers
 
 LIMITS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -50,11 +50,8 @@ def main() -> None:
     arguments.add_argument('--scans', type=int, default=1000, help='of each contrast, half of them strange')
     arguments.add_argument('--seed', type=int, default=2026)
     args = arguments.parse_args()
-    from bidsharm.harmonizers.isotone import WEIGHTS
-
     people = strangers(common.labels_of(args), args.people, args.seed)
-    contrasts = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
-    rows = [row for contrast in contrasts for row in rows_of(contrast, people, args.scans, args.seed)]
+    rows = [row for contrast in shipped() for row in rows_of(contrast, people, args.scans, args.seed)]
     how = f'{len(people)} people, {args.scans} scans of each contrast, half of them strange.'
     common.save(
         'doubts',

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import common
-from classical_real import load_scan
+from ceiling import shipped
+from classical_real import load_scan, subject
 
 
 def row_of(method: Any, scans: list[Any], name: str) -> dict[str, Any]:
@@ -40,21 +41,21 @@ def row_of(method: Any, scans: list[Any], name: str) -> dict[str, Any]:
 
 def main() -> None:
     from bidsharm.harmonizers import registry
-    from bidsharm.harmonizers.isotone import WEIGHTS
 
     arguments = common.parser(__doc__)
     arguments.add_argument('derivatives', type=Path)
     root = arguments.parse_args().derivatives.absolute()
     method = registry.get('isotone')()
-    contrasts = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
-    rows = []
-    for contrast in contrasts:
-        scans = [load_scan(qc) for qc in sorted(root.rglob(f'*_desc-{contrast}_qc.json'))]
-        rows += [row_of(method, scans, name) for name in contrasts]
+    scans = {
+        contrast: [load_scan(qc) for qc in sorted(root.rglob(f'*_desc-{contrast}_qc.json'))]
+        for contrast in shipped()
+    }
+    rows = [row_of(method, some, name) for some in scans.values() for name in scans]
+    people = {subject(scan) for some in scans.values() for scan in some}
     common.save(
         'real_doubts',
         title='Which real scans isotone follows',
-        text=common.body(__doc__, 'The preprocessed scans of six people.', rows),
+        text=common.body(__doc__, f'The preprocessed scans of {len(people)} people.', rows),
         data={'rows': rows},
         seed=0,
     )

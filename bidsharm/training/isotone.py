@@ -298,8 +298,8 @@ def train_judge(verdicts: Verdicts, *, seed: int, steps: int = 8000, jitter: flo
     steps
         Of 128 scans each.
     jitter
-        What the judge goes by is jittered while it learns what is strange, by Gaussian noise of so many standard deviations of each number over all scans: real
-        scans differ from simulated ones by little in many numbers at once, and that is no reason to doubt them. Errors are learnt without.
+        What the judge goes by is jittered while it learns what is strange, by Gaussian noise of so many standard deviations of each number over all scans. It
+        keeps real scans from looking strange (docs/decisions.md), and lets more simulated strangers through. Errors are learnt without.
     """
     torch.manual_seed(seed)
     judge = Judge(verdicts.features.shape[1])
